@@ -1,0 +1,31 @@
+# Each target makes the virtual environment first when it is missing. See README.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e '.[demo,dev]'
+	touch $@
+
+demo: $(VENV)/installed  ## train a small SIM on synthetic speech
+	$(BIN)/accelerate launch -m simdist.train
+
+test: $(VENV)/installed  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

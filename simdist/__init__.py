@@ -1,0 +1,20 @@
+"""Distributed training of self-supervised speech encoders: Smooth InfoMax, Greedy InfoMax, CPC."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simdist.loading import load_encoder
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when an encoder is asked for: the launcher and `--help` do without."""
+    if name == "load_encoder":
+        from simdist.loading import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module 'simdist' has no attribute {name!r}")

@@ -1,0 +1,29 @@
+"""`simdist COMMAND …` is `python -m simdist.COMMAND …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from simdist.cli import fail, run
+
+COMMANDS = {
+    "pack": "a corpus becomes WebDataset shards",
+    "train": "train the greedy modules of an encoder",
+    "import_upstream": "begin a run from a checkpoint of the authors' code",
+}
+
+
+def main() -> None:
+    """Hand the rest of the command line to the command's own module."""
+    listing = "\n".join(f"  {name:16} {what}" for name, what in COMMANDS.items())
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(f"usage: simdist COMMAND [--help] …\n\n{listing}")
+        return
+    if sys.argv[1] not in COMMANDS:
+        fail(f"unknown command {sys.argv[1]!r}; the commands are {', '.join(COMMANDS)}")
+    run(importlib.import_module(f"simdist.{sys.argv[1]}").main, sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What every command line of simdist shares: the parser, one-line errors, and exit codes. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from simdist.config import Config
+from simdist.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+
+HIDDEN = ("help", "print_config", "print_shtab")
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """An argument parser whose errors are one line: what was wrong, what is valid, and where to read more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, **kwargs)
+        self._prefix: str | None = None
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if self._prefix is not None:
+            raise InputError(self._prefix + self._explain(message)) from ex
+        fail(f"{self._explain(message)} (all options: {self.prog} --help)")
+
+    @contextlib.contextmanager
+    def raising(self, prefix: str) -> Iterator[None]:
+        """Within this block an error is an `InputError` that begins with `prefix`, not the end of the program."""
+        self._prefix = prefix
+        try:
+            yield
+        finally:
+            self._prefix = None
+
+    def _keys(self) -> list[str]:
+        actions = [action for action in self._actions if action.dest not in HIDDEN]
+        names = {action.option_strings[-1].lstrip("-") if action.option_strings else action.dest for action in actions}
+        return sorted(name for name in names if not name.endswith(".help"))
+
+    def _explain(self, message: str) -> str:
+        message = re.sub(r"\s*\n\s*", " ", message).strip()
+        unknown = re.search(
+            r"unrecognized arguments: --(?P<flag>[\w.-]+)"
+            r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.-]+)'"
+            r"|Option '(?P<key>[\w.-]+)' is not accepted",
+            message,
+        )
+        if not unknown:
+            message = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", message)
+            return re.sub(r"<class '(\w+)'>|typing\.(Literal\[.*?\])", lambda m: m[1] or m[2], message)
+        key = unknown["flag"] or unknown["key"] or f"{unknown['group']}.{unknown['option']}"
+        keys = self._keys()
+        section = key.rpartition(".")[0]
+        siblings = [k for k in keys if k.startswith(section + ".")] if section else []
+        siblings = siblings or [k for k in keys if "." not in k]
+        near = difflib.get_close_matches(key, keys, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key {key!r}: {hint}valid ones here are {', '.join(siblings)}"
+
+
+class HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Help as wide as the terminal, up to 120 columns, that keeps the line breaks of examples."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=34, width=min(int(os.environ.get("COLUMNS", 120)), 120))
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        """A line: the options of an experiment are too many to list twice."""
+        listed = list(actions)
+        if sum(bool(action.option_strings) for action in listed) > 20 and usage is None:
+            positional = " ".join(a.metavar or a.dest for a in listed if not a.option_strings)
+            usage = f"%(prog)s [--config FILE ...] [--KEY VALUE ...] {positional}".rstrip()
+        super().add_usage(usage, listed, groups, prefix)
+
+    def _expand_help(self, action: Any) -> str:
+        if action.dest == "model.modules":
+            return f"{action.help} (a list of layers, gru, prediction_steps; default: the four of SIM)"
+        text = super()._expand_help(action)
+        return re.sub(r"type: Literal\[[^]]*\], ", "", text)
+
+    def add_argument(self, action: Any) -> None:
+        if action.help != "Path to a configuration file.":  # `--data FILE` and the like: `--config` does it
+            super().add_argument(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
+    """Print `error: message` to stderr and exit with `code`; of several ranks that all fail alike, the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(code)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(code)
+
+
+def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
+    """Call a command's `main` and exit with its code; an `InputError` is printed as one line, without a traceback."""
+    try:
+        code = main(argv)
+    except InputError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", EXIT_INTERRUPTED)
+    sys.exit(code)
+
+
+CLONE_CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = CLONE_CONFIGS if CLONE_CONFIGS.is_dir() else Path(__file__).parent / "configs"  # the latter in a wheel
+
+
+def experiment_parser(prog: str, description: str) -> Parser:
+    """A parser with `--config FILE…` and one option for every field of `Config`."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="YAML file with what differs; several allowed, later wins.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse_experiment(
+    parser: Parser, argv: Sequence[str] | None, default: Path | None = None
+) -> tuple[Config, jsonargparse.Namespace]:
+    """Parse a command line into its `Config` and everything else; without `--config` it reads `default`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    named = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    named += [file for word, file in itertools.pairwise(argv) if word == "--config"]
+    for file in named:
+        _check_yaml(file)
+    if default is not None and not named:
+        argv = [f"--config={default}", *argv]
+    parsed = parser.parse_args(argv)
+    return config_from(parser, parsed), parsed
+
+
+def _check_yaml(file: str) -> None:
+    """jsonargparse does not say which of several files is broken."""
+    if not Path(file).is_file():
+        presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+        raise InputError(f"config file {file} does not exist; the presets in {CONFIGS} are {presets}")
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise InputError(f"{file} holds {type(content).__name__}, not keys and values such as `optim: {{lr: 1e-4}}`")
+
+
+def config_from(parser: Parser, parsed: jsonargparse.Namespace) -> Config:
+    """The `Config` in what `parser` parsed; an impossible value ends the program with one line."""
+    keys = {item.name for item in dataclasses.fields(Config)}
+    try:
+        values = parser.instantiate(parsed)
+        return Config(**{key: values[key] for key in keys})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def read_config(*files: str | Path) -> Config:
+    """The defaults with these YAML files on top, later wins.
+
+    Raises:
+        InputError: a file is missing, is not YAML, or has a wrong key or value; named with the valid ones.
+    """
+    for file in files:
+        _check_yaml(str(file))
+    parser = experiment_parser("config", "")
+    names = ", ".join(str(file) for file in files)
+    with parser.raising(prefix=f"{names}: "):
+        return config_from(parser, parser.parse_args([f"--config={file}" for file in files]))
