@@ -1,0 +1,1 @@
+"""Corpora, shards, the order of samples, crops and loaders. Never calls torch.distributed and knows no model."""

@@ -1,0 +1,142 @@
+"""What a packed split looks like on disk, and how to open one.
+
+A split is a folder:
+
+    shard-000000.tar …   ordinary WebDataset tars: KEY.flac or KEY.wav (PCM16), KEY.json, KEY.phones.npy
+    index.npz            one row a sample, in shard order (see `Index`); numpy arrays, never pickled
+    manifest.json        written last, so that a folder with a manifest is complete (see `Manifest`)
+
+The index says at which byte of which tar a sample's audio lies, so that a crop is read without walking the tar.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from simdist.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "index.npz"
+PHONE_HOP = 160  # samples between two phone labels: 10 ms at 16 kHz
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The description of a split, as `manifest.json` holds it."""
+
+    format_version: int
+    corpus: str
+    split: str
+    encoding: Literal["flac", "wav"]
+    sample_rate: int
+    num_samples: int
+    """Utterances in the split."""
+    num_seconds: float
+    shards: list[dict[str, Any]]
+    """For each tar, in order: `name`, `sha256`, `bytes`, `num_samples`, `num_seconds`."""
+    labels: dict[str, list[str]]
+    """Class names: `speaker`, `syllable`, `vowel` are one an utterance, `phone` one each 10 ms."""
+    fingerprint: str
+    """sha256 over the shards' sha256: two splits with equal fingerprints hold equal data."""
+    packed_with: dict[str, Any] = field(default_factory=dict)
+    """What the split was packed from and how, by which a later packing sees whether it is the same."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """One row a sample. All arrays have the length (num_samples,)."""
+
+    key: npt.NDArray[np.str_]
+    shard: npt.NDArray[np.int32]
+    """Row of the tar in `Manifest.shards`."""
+    offset: npt.NDArray[np.int64]
+    """Byte of the tar at which the audio member's content begins."""
+    size: npt.NDArray[np.int64]
+    """Bytes of the audio member."""
+    num_samples: npt.NDArray[np.int64]
+    """Audio samples at 16 kHz."""
+    phones_offset: npt.NDArray[np.int64]
+    """Byte of the tar at which the KEY.phones.npy member begins; -1 where there is none."""
+    phones_size: npt.NDArray[np.int64]
+    labels: dict[str, npt.NDArray[np.int32]]
+    """Class of each utterance for each utterance-level label; -1 where it has none. Stored as `label_NAME`."""
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def save(self, path: Path) -> None:
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "labels"}
+        arrays |= {f"label_{name}": values for name, values in self.labels.items()}
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    @staticmethod
+    def load(path: Path) -> Index:
+        with np.load(path, allow_pickle=False) as stored:
+            plain = {f.name: stored[f.name] for f in dataclasses.fields(Index) if f.name != "labels"}
+            labels = {name.removeprefix("label_"): stored[name] for name in stored if name.startswith("label_")}
+        return Index(**plain, labels=labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A packed split that was opened: folder, manifest and index."""
+
+    folder: Path
+    manifest: Manifest
+    index: Index
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / self.manifest.shards[shard]["name"]
+
+
+def open_split(root: str | Path, name: str) -> Split:
+    """Open split `name` below `root`.
+
+    Raises:
+        InputError: the folder is missing, empty, unfinished, damaged or of another format version.
+    """
+    folder = Path(root) / name
+    how = f"python -m simdist.pack CORPUS SOURCE {root}"
+    if not folder.is_dir():
+        if not Path(root).is_dir():
+            raise InputError(f"data folder {root} does not exist; pack a corpus with `{how}`, or set --data.root")
+        found = sorted(p.parent.name for p in Path(root).glob(f"*/{MANIFEST}"))
+        there = f"it has {', '.join(found)}" if found else "it holds no packed split at all"
+        raise InputError(f"data folder {root} has no split {name!r}: {there}; pack a corpus with `{how}`")
+    if not (folder / MANIFEST).is_file():
+        state = "packing was not finished" if any(folder.iterdir()) else "the folder is empty"
+        raise InputError(f"{folder} has no {MANIFEST}: {state}; run `{how}` (it continues where it stopped)")
+    manifest = _read_manifest(folder / MANIFEST)
+    try:
+        index = Index.load(folder / INDEX)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder / INDEX} cannot be read ({error}); pack again with --overwrite") from error
+    if len(index) != manifest.num_samples:
+        raise InputError(
+            f"{folder / INDEX} has {len(index)} samples and {MANIFEST} {manifest.num_samples}; "
+            "pack again with --overwrite"
+        )
+    return Split(folder, manifest, index)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        stored = json.loads(path.read_text())
+        version = stored["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest of simdist ({error}); pack again with --overwrite") from error
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this simdist reads {FORMAT_VERSION}; "
+            "pack again with --overwrite, or use the simdist that packed it"
+        )
+    return Manifest(**{f.name: stored[f.name] for f in dataclasses.fields(Manifest)})

@@ -1,0 +1,54 @@
+"""Where the tests find what cannot live in the repository, and data that several of them share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simdist.cli import CONFIGS, read_config
+from simdist.config import Config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden outputs and real speech: $SIMDIST_SHARED, else ../shared."""
+    folder = Path(os.environ.get("SIMDIST_SHARED", ROOT.parent / "shared")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}; set SIMDIST_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed synthetic speech of 4 speakers, 2 minutes: splits `train` and `test`, FLAC."""
+    from simdist.data.synthetic import ensure
+
+    folder = tmp_path_factory.mktemp("speech")
+    ensure(folder / "source", folder / "shards", speakers=4, minutes=2, seed=0, progress=False)
+    return folder / "shards"
+
+
+@pytest.fixture
+def tiny(speech: Path) -> Config:
+    """A SIM with every kind of module that trains in a second: 40 steps of 4 clips of a third of a second."""
+    config = read_config(CONFIGS / "sim_librispeech.yaml", CONFIGS / "debug.yaml")
+    data = replace(config.data, root=str(speech), crop=5120)
+    loss = replace(config.loss, prediction_steps=4, num_negatives=5)
+    train = replace(config.train, max_steps=40, checkpoint_every=100, validate_every=0.5, precision="no")
+    return replace(config, data=data, loss=loss, train=train)
+
+
+@pytest.fixture
+def fresh_process() -> Iterator[None]:
+    """Accelerate's singletons as a new process has them, afterwards."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
