@@ -1,0 +1,46 @@
+"""Begin a run from a checkpoint of the authors' code: `python -m simdist.import_upstream CKPT --config … --run RUN`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from simdist.cli import experiment_parser, parse_experiment, run
+from simdist.errors import EXIT_OK, InputError
+
+DESCRIPTION = """\
+Make a run folder out of a checkpoint of the authors' code (model_N.ckpt), as a starting point for training.
+
+The weights become the checkpoint of step 0; optimizer states are not in upstream's file and begin anew. Widths and
+prediction steps are read off the tensors, everything else comes from --config.
+
+Example:
+  python -m simdist.import_upstream model_99.ckpt --config configs/sim_librispeech.yaml --run runs/imported
+  accelerate launch -m simdist.train --config runs/imported/config.yaml --run runs/imported
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = experiment_parser("python -m simdist.import_upstream", DESCRIPTION)
+    parser.add_argument("checkpoint", type=Path, help="model_N.ckpt of the authors' code.")
+    parser.add_argument("--run", type=Path, required=True, help="Run folder to create.")
+    config, parsed = parse_experiment(parser, argv)
+    if parsed.run.exists():
+        raise InputError(f"{parsed.run} exists already; name a new run folder with --run")
+    from simdist.engine.checkpoint import Checkpoint, save_checkpoint
+    from simdist.engine.run import Run
+    from simdist.models.upstream import load_upstream
+
+    encoder, config = load_upstream(parsed.checkpoint, config)
+    imported = Run(parsed.run, config)
+    imported.write()
+    save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), keep_last=1)
+    imported.event("imported", source=str(parsed.checkpoint))
+    print(f"{parsed.checkpoint} is now step 0 of {parsed.run}; go on with")
+    print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run {parsed.run}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    run(main)

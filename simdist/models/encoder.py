@@ -1,0 +1,89 @@
+"""The stack of greedy modules, and how a user encodes audio with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from simdist.config import LossConfig, ModelConfig
+from simdist.errors import InputError
+from simdist.models.module import GreedyModule
+
+
+class GreedyEncoder(nn.Module):
+    """Greedy modules from the audio upwards; module m sees the latent of module m-1 without its gradient.
+
+    Args:
+        model: the stack.
+        loss: the objective; it decides the predictors' shapes.
+        seed: decides the weights; each module has its own, whatever stands below or above it.
+    """
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.greedy = nn.ModuleList()
+        channels = 1
+        for m, config in enumerate(model.modules):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed * 1000 + m)
+                module = GreedyModule(config, model, loss, channels)
+            self.greedy.append(module)
+            channels = module.latent_channels
+
+    @property
+    def stack(self) -> list[GreedyModule]:
+        """The modules, in order."""
+        return [module for module in self.greedy if isinstance(module, GreedyModule)]
+
+    @torch.no_grad()
+    def encode(
+        self,
+        audio: Tensor,
+        module: int = -1,
+        deterministic: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Representation of raw speech by one module.
+
+        Args:
+            audio: (B, 1, T) float32 in [-1, 1] at 16 kHz.
+            module: which one, from 0; negative ones count from the top, -1 is the last.
+            deterministic: take the mean; otherwise sample each variational latent on the way up.
+            generator: source of that noise, on the audio's device.
+
+        Returns:
+            (B, frames, channels); for a module with a GRU, its context.
+
+        Raises:
+            InputError: no such module, or audio of another shape, or too short for the module.
+        """
+        modules = self.stack
+        if not -len(modules) <= module < len(modules):
+            raise InputError(f"module {module} does not exist; this encoder has modules 0 to {len(modules) - 1}")
+        if audio.dim() != 3 or audio.shape[1] != 1:
+            raise InputError(f"audio has the shape {tuple(audio.shape)}; it must be (B, 1, T): mono speech at 16 kHz")
+        latent, context = audio.transpose(1, 2), audio  # (B, 1, T) -> (B, T, 1)
+        for greedy in modules[: module % len(modules) + 1]:
+            _check_length(greedy, latent.shape[1], audio.shape[2])
+            encoding = greedy.encode(latent) if deterministic else greedy.sample(latent, generator)
+            latent, context = encoding.latent, encoding.context
+        return context
+
+
+def check_fit(encoder: GreedyEncoder, state: dict[str, Tensor], source: str) -> None:
+    """Raise an InputError that names the first tensor of `state` that differs from the encoder's in name or shape."""
+    ours = encoder.state_dict()
+    for name in [*ours, *sorted(state.keys() - ours.keys())]:
+        theirs = tuple(state[name].shape) if name in state else "missing"
+        wanted = tuple(ours[name].shape) if name in ours else "missing"
+        if theirs != wanted:
+            raise InputError(
+                f"{source} is of another architecture: {name} is {theirs} there and {wanted} in this config"
+            )
+
+
+def _check_length(module: GreedyModule, frames: int, num_samples: int) -> None:
+    for layer in module.config.layers:
+        frames = layer.output_frames(frames)
+        if frames < 1:
+            raise InputError(f"audio of {num_samples} samples is too short for this module; give it a longer clip")

@@ -1,0 +1,204 @@
+"""One greedy module: layers, heads, optional GRU, and its own loss.
+
+Legend: B clips, L frames, C channels of the latent. Convolutions work on (B, C, L); everything public is (B, L, C).
+
+All randomness comes in as `Draws`, made from a generator seeded by (seed, step, rank, module): a resumed run needs no
+saved generator state, and a test can replay upstream's draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simdist.config import LayerConfig, LossConfig, ModelConfig, ModuleConfig
+from simdist.models.infonce import draw_negatives, info_nce
+
+LOG_VAR_RANGE = (-30.0, 20.0)  # exp of either end, and sums of it over a batch, are finite in float32
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one training forward of one module."""
+
+    start: int
+    """First frame of the window that is scored."""
+    negatives: Tensor
+    """(B, A, N) or (B, A, K, N) int64, see `info_nce`."""
+    context_noise: Tensor | None = None
+    """(B, L, C) standard normal; None without variational heads."""
+    latent_noise: Tensor | None = None
+    """(B, L, C) standard normal, independent of the former."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a module makes of its input."""
+
+    latent: Tensor
+    """(B, L, C) target of its loss and input of the next module."""
+    context: Tensor
+    """(B, L, C) or (B, L, context_width): what predicts; the module's representation."""
+    mu: Tensor
+    """(B, L, C) mean of the latent (the latent itself without heads)."""
+    log_var: Tensor | None
+    """(B, L, C) log-variance of the latent, float32; None unless variational."""
+
+
+@dataclass(frozen=True)
+class ModuleLoss:
+    """A training forward of one module. All scalars are float32."""
+
+    loss: Tensor
+    """InfoNCE + beta * KL, with gradient."""
+    nce: Tensor
+    kl: Tensor
+    accuracy: Tensor
+    latent: Tensor
+    """(B, L, C) detached: the next module's input."""
+    mu: Tensor
+    """(B, L, C) detached."""
+
+
+class ConvLayer(nn.Module):
+    """Convolution, BatchNorm if asked for, ReLU: (B, C_in, L_in) -> (B, C, L)."""
+
+    def __init__(self, config: LayerConfig, in_channels: int, width: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, width, config.kernel, config.stride, config.padding)
+        self.norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+def kl_to_standard_normal(mu: Tensor, log_var: Tensor, reduction: str) -> Tensor:
+    """KL(N(mu, exp(log_var)) || N(0, I)) of (B, L, C) latents, in float32.
+
+    Args:
+        reduction: `upstream` sums over the L frames and averages the rest (arXiv 2408.12936); `mean` averages all.
+    """
+    mu, log_var = mu.float(), log_var.float()
+    divergence = -0.5 * (1 + log_var - mu.square() - log_var.exp())
+    return divergence.sum(dim=1).mean() if reduction == "upstream" else divergence.mean()
+
+
+class GreedyModule(nn.Module):
+    """A module of SIM, GIM or CPC that trains on its own loss.
+
+    Args:
+        config: its layers and whether it has a GRU.
+        model: width, heads, BatchNorm.
+        loss: InfoNCE and KL.
+        in_channels: channels of its input: 1 for audio.
+    """
+
+    def __init__(self, config: ModuleConfig, model: ModelConfig, loss: LossConfig, in_channels: int) -> None:
+        super().__init__()
+        self.config, self.loss_config = config, loss
+        self.steps = config.prediction_steps or loss.prediction_steps
+        self.layers = nn.ModuleList()
+        for layer in config.layers:
+            if layer.kind == "conv":
+                self.layers.append(ConvLayer(layer, in_channels, model.width, model.batch_norm))
+                in_channels = model.width
+            else:
+                self.layers.append(nn.MaxPool1d(layer.kernel, layer.stride, layer.padding))
+        has_head = bool(config.layers) and model.head != "none"
+        self.mu = _head(in_channels, model) if has_head else None
+        self.log_var = _head(in_channels, model) if has_head and model.head == "variational" else None
+        self.gru = nn.GRU(in_channels, model.context_width, batch_first=True) if config.gru else None
+        self.latent_channels = in_channels
+        self.context_channels = model.context_width if config.gru else in_channels
+        self.predictor = nn.Linear(self.context_channels, self.steps * in_channels, bias=False)
+
+    def distribution(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and float32 log-variance of the latent, both (B, L, C), of an input (B, L_in, C_in)."""
+        hidden = x.transpose(1, 2)  # (B, L_in, C_in) -> (B, C_in, L_in)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        mu = (self.mu(hidden) if self.mu is not None else hidden).transpose(1, 2)
+        if self.log_var is None:
+            return mu, None
+        with torch.autocast(x.device.type, enabled=False):
+            log_var = self.log_var(hidden.float()).clamp(*LOG_VAR_RANGE)
+        return mu, log_var.transpose(1, 2)
+
+    def encode(self, x: Tensor, context_noise: Tensor | None = None, latent_noise: Tensor | None = None) -> Encoding:
+        """Encode (B, L_in, C_in); without noise, latent and context are the mean (`deterministic`)."""
+        return self._encoding(*self.distribution(x), context_noise, latent_noise)
+
+    def sample(self, x: Tensor, generator: torch.Generator | None) -> Encoding:
+        """Encode (B, L_in, C_in) with one draw of the latent, which is the context as well."""
+        mu, log_var = self.distribution(x)
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device) if log_var is not None else None
+        return self._encoding(mu, log_var, noise, noise)
+
+    def _encoding(
+        self, mu: Tensor, log_var: Tensor | None, for_context: Tensor | None, for_latent: Tensor | None
+    ) -> Encoding:
+        latent = _sample(mu, log_var, for_latent)
+        context = self.gru(latent)[0] if self.gru is not None else _sample(mu, log_var, for_context)
+        return Encoding(latent, context, mu, log_var)
+
+    def window(self, frames: int) -> int:
+        """Frames that are scored of a latent with so many."""
+        return min(frames, self.loss_config.window or frames)
+
+    def draw(self, batch: int, frames: int, generator: torch.Generator, host: torch.Generator) -> Draws:
+        """Draw what one training forward needs.
+
+        Args:
+            batch, frames: B and L of this module's latent.
+            generator: on the module's device, for noise and negatives.
+            host: on the CPU, equal on all ranks, for the window: "the same for the whole batch".
+        """
+        window, loss = self.window(frames), self.loss_config
+        start = int(torch.randint(frames - window + 1, (), generator=host))
+        noise = [
+            torch.randn(batch, frames, self.latent_channels, generator=generator, device=generator.device)
+            for _ in range(2 if self.log_var is not None else 0)
+        ]
+        negatives = draw_negatives(
+            batch,
+            frames,
+            start,
+            window - 1,
+            self.steps,
+            loss.num_negatives,
+            source=loss.negatives,
+            exclude_positive=loss.exclude_positive,
+            generator=generator,
+        )
+        return Draws(start, negatives, *noise)
+
+    def forward(self, x: Tensor, draws: Draws, beta: float) -> ModuleLoss:
+        """Loss of one batch (B, L_in, C_in); the latent that it returns carries no gradient."""
+        encoding = self.encode(x, draws.context_noise, draws.latent_noise)
+        nce, accuracy = info_nce(
+            encoding.context,
+            encoding.latent,
+            self.predictor.weight,
+            draws.negatives,
+            start=draws.start,
+            window=self.window(encoding.latent.shape[1]),
+            steps=self.steps,
+        )
+        kl = torch.zeros_like(nce)
+        if encoding.log_var is not None:
+            kl = kl_to_standard_normal(encoding.mu, encoding.log_var, self.loss_config.kl_reduction)
+        return ModuleLoss(
+            nce + beta * kl, nce.detach(), kl.detach(), accuracy, encoding.latent.detach(), encoding.mu.detach()
+        )
+
+
+def _head(channels: int, model: ModelConfig) -> nn.Conv1d:
+    return nn.Conv1d(channels, model.width, model.head_kernel, padding=model.head_kernel // 2)
+
+
+def _sample(mu: Tensor, log_var: Tensor | None, noise: Tensor | None) -> Tensor:
+    """mu + exp(log_var / 2) * noise (reparameterisation), or mu where either is missing."""
+    return mu if log_var is None or noise is None else mu.float() + (log_var / 2).exp() * noise

@@ -1,0 +1,97 @@
+"""InfoNCE against a definition written out in loops, and its negatives against the distribution they should have."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from simdist.models.infonce import draw_negatives, info_nce
+
+B, L, C, C_CONTEXT, K, N = 3, 14, 5, 4, 3, 6
+
+
+@pytest.fixture
+def tensors() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((B, L, C_CONTEXT), (B, L, C), (K * C, C_CONTEXT))
+    context, latent, predictor = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes
+    )
+    return context, latent, predictor
+
+
+def written_out(
+    context: Tensor, latent: Tensor, predictor: Tensor, negatives: Tensor, start: int, window: int
+) -> tuple[Tensor, float]:
+    """Equation 4 of arXiv 1807.03748, one anchor and one step at a time."""
+    flat = latent.reshape(-1, C)
+    losses, correct = [], []
+    for k in range(1, K + 1):
+        of_step, hits = [], []
+        for b in range(B):
+            for a in range(window - k):
+                prediction = predictor[(k - 1) * C : k * C] @ context[b, start + a]
+                rows = negatives[b, a] if negatives.dim() == 3 else negatives[b, a, k - 1]
+                positive = prediction @ latent[b, start + a + k]
+                negative = torch.stack([prediction @ flat[row] for row in rows])
+                of_step.append(-torch.log_softmax(torch.cat([positive[None], negative]), 0)[0])
+                hits.append(float(positive > negative.max()))
+        losses.append(torch.stack(of_step).mean())
+        correct.append(sum(hits) / len(hits))
+    return torch.stack(losses).mean(), sum(correct) / K
+
+
+@pytest.mark.parametrize(("start", "window"), [(0, L), (3, 8), (L - 5, 5)])
+@pytest.mark.parametrize("per_step", [False, True])
+def test_loss_and_gradients_equal_the_definition(
+    tensors: tuple[Tensor, Tensor, Tensor], start: int, window: int, per_step: bool
+) -> None:
+    shape = (B, window - 1, K, N) if per_step else (B, window - 1, N)
+    negatives = torch.randint(B * L, shape, generator=torch.Generator().manual_seed(1))
+    expected, expected_accuracy = written_out(*tensors, negatives, start, window)
+    wanted = torch.autograd.grad(expected, tensors)
+    loss, accuracy = info_nce(*tensors, negatives, start=start, window=window, steps=K)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # scores pass through float32
+    assert accuracy.item() == pytest.approx(expected_accuracy)
+    for ours, theirs in zip(torch.autograd.grad(loss, tensors), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_guess_costs_ln_of_the_candidates(tensors: tuple[Tensor, Tensor, Tensor]) -> None:
+    context, latent, predictor = tensors
+    negatives = torch.zeros(B, L - 1, N, dtype=torch.int64)
+    loss, accuracy = info_nce(context, latent, 0 * predictor, negatives, start=0, window=L, steps=K)
+    assert loss.item() == pytest.approx(math.log(N + 1))
+    assert accuracy.item() == 0  # a tie is not a hit: a collapsed module knows nothing
+
+
+def negatives(source: Literal["batch", "sequence"], exclude_positive: bool, draws: int = 4000) -> Tensor:
+    return draw_negatives(
+        B, L, 2, 9, K, draws, source=source, exclude_positive=exclude_positive, generator=torch.Generator()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("exclude_positive", [False, True])
+@pytest.mark.parametrize("source", ["batch", "sequence"])
+def test_negatives_are_uniform_over_what_is_allowed(
+    source: Literal["batch", "sequence"], exclude_positive: bool
+) -> None:
+    drawn = negatives(source, exclude_positive)
+    assert drawn.shape == (B, 9, 4000)
+    for b in range(B):
+        for a in range(9):
+            allowed = set(range(B * L) if source == "batch" else range(b * L, (b + 1) * L))
+            if exclude_positive:
+                allowed -= {b * L + 2 + a + k for k in range(1, K + 1) if 2 + a + k < L}
+            counts = torch.bincount(drawn[b, a], minlength=B * L)
+            assert set(torch.nonzero(counts).flatten().tolist()) == allowed
+            mean = 4000 / len(allowed)
+            assert (counts[sorted(allowed)] - mean).abs().max() < 6 * math.sqrt(mean)
+
+
+def test_negatives_repeat_with_their_generator() -> None:
+    assert torch.equal(negatives("batch", False, 10), negatives("batch", False, 10))

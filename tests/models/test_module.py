@@ -1,0 +1,144 @@
+"""Greedy modules: shapes of every preset, isolation of gradients, heads, KL, precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from simdist.cli import CONFIGS, read_config
+from simdist.config import LossConfig, ModelConfig
+from simdist.errors import InputError
+from simdist.models.encoder import GreedyEncoder
+from simdist.models.module import ModuleLoss, kl_to_standard_normal
+
+FRAMES = {  # of REFERENCE: arXiv 2408.12936, 1905.11786, 1807.03748 and the thesis
+    "sim_librispeech": [1023, 257, 128, 128],
+    "gim_librispeech": [1023, 257, 128, 128],
+    "gim_lowe_librispeech": [4095, 1023, 512, 257, 128, 128],
+    "cpc_librispeech": [128],
+    "sim_artificial_speech": [511, 129, 64, 64],
+    "gim_artificial_speech": [511, 129, 64, 64],
+    "vgim_thesis": [52, 13],
+    "gim_thesis": [52, 13],
+}
+
+
+def forward_all(encoder: GreedyEncoder, audio: Tensor, frames: list[int], beta: float = 0.01) -> list[ModuleLoss]:
+    x, outcomes = audio.transpose(1, 2), []
+    for module, length in zip(encoder.stack, frames, strict=True):
+        draws = module.draw(len(audio), length, torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
+        outcomes.append(module(x, draws, beta))
+        x = outcomes[-1].latent
+    return outcomes
+
+
+@pytest.mark.parametrize("preset", FRAMES)
+def test_presets_have_the_published_frames_and_train(preset: str) -> None:
+    config = read_config(CONFIGS / f"{preset}.yaml", CONFIGS / "debug.yaml")
+    assert config.model.num_frames(config.data.crop) == FRAMES[preset]
+    encoder = GreedyEncoder(config.model, config.loss, config.seed)
+    outcomes = forward_all(encoder, torch.randn(2, 1, config.data.crop) * 0.1, FRAMES[preset])
+    for module, outcome, frames in zip(encoder.stack, outcomes, FRAMES[preset], strict=True):
+        assert outcome.latent.shape == (2, frames, module.latent_channels)
+        outcome.loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    contexts = [
+        encoder.eval().encode(torch.zeros(1, 1, config.data.crop), module=m) for m in range(len(FRAMES[preset]))
+    ]
+    assert [c.shape[1] for c in contexts] == FRAMES[preset]
+
+
+def test_published_widths() -> None:
+    encoder = GreedyEncoder(ModelConfig(), LossConfig())
+    assert [m.latent_channels for m in encoder.stack] == [512] * 4
+    assert [m.context_channels for m in encoder.stack] == [512, 512, 512, 256]
+    assert read_config(CONFIGS / "vgim_thesis.yaml").model.width == 32
+    assert [m.steps for m in GreedyEncoder(*thesis()).stack] == [12, 4]
+
+
+def thesis() -> tuple[ModelConfig, LossConfig]:
+    config = read_config(CONFIGS / "vgim_thesis.yaml")
+    return config.model, config.loss
+
+
+def test_no_gradient_crosses_a_module_boundary() -> None:
+    config = read_config(CONFIGS / "sim_librispeech.yaml", CONFIGS / "debug.yaml")
+    encoder = GreedyEncoder(config.model, config.loss)
+    outcomes = forward_all(encoder, torch.randn(2, 1, 20_480), FRAMES["sim_librispeech"])
+    outcomes[1].loss.backward()
+    touched = [any(p.grad is not None for p in module.parameters()) for module in encoder.stack]
+    assert touched == [False, True, False, False]
+
+
+def test_cpc_trains_its_convolutions_through_the_gru() -> None:
+    config = read_config(CONFIGS / "cpc_librispeech.yaml", CONFIGS / "debug.yaml")
+    encoder = GreedyEncoder(config.model, config.loss)
+    (outcome,) = forward_all(encoder, torch.randn(2, 1, 20_480), [128])
+    outcome.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters() if p.dim() > 1)
+
+
+def test_variational_latents_are_sampled_only_when_asked() -> None:
+    encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig()).eval()
+    audio = torch.randn(2, 1, 4000, generator=torch.Generator().manual_seed(0))
+    mean = encoder.encode(audio, module=0)
+    assert torch.equal(mean, encoder.encode(audio, module=0))
+    draws = torch.stack(
+        [
+            encoder.encode(audio, module=0, deterministic=False, generator=torch.Generator().manual_seed(s))
+            for s in range(400)
+        ]
+    )
+    with torch.no_grad():
+        log_var = encoder.stack[0].encode(audio.transpose(1, 2)).log_var
+    assert log_var is not None
+    error = (draws.mean(0) - mean) / (log_var / 2).exp() * 20  # standard errors of a mean of 400
+    assert error.abs().max() < 6
+    assert (draws.var(0) / log_var.exp()).mean() == pytest.approx(1, abs=0.02)
+
+
+def test_kl_equals_torch_distributions() -> None:
+    mu, log_var = torch.randn(2, 7, 3), torch.randn(2, 7, 3)
+    normal = torch.distributions.Normal(mu, (log_var / 2).exp())
+    each = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+    assert kl_to_standard_normal(mu, log_var, "mean").item() == pytest.approx(each.mean().item(), rel=1e-5)
+    assert kl_to_standard_normal(mu, log_var, "upstream").item() == pytest.approx(each.mean().item() * 7, rel=1e-5)
+
+
+def test_log_var_stays_finite_in_float32_under_autocast() -> None:
+    encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig())
+    module = encoder.stack[0]
+    assert module.log_var is not None
+    torch.nn.init.constant_(module.log_var.bias, 1000.0)  # pyright: ignore[reportArgumentType]
+    with torch.autocast("cpu", torch.bfloat16):
+        encoding = module.encode(torch.randn(2, 4000, 1), *torch.randn(2, 2, 199, 8))
+    assert encoding.log_var is not None
+    assert encoding.log_var.dtype == torch.float32
+    assert encoding.latent.isfinite().all()
+    assert kl_to_standard_normal(encoding.mu, encoding.log_var, "upstream").isfinite()
+
+
+def test_a_modules_weights_do_not_depend_on_its_neighbours() -> None:
+    whole = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig(), seed=3)
+    part = GreedyEncoder(ModelConfig(width=8, modules=ModelConfig().modules[:2]), LossConfig(), seed=3)
+    for name, tensor in part.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name])
+    assert not torch.equal(
+        whole.stack[0].predictor.weight, GreedyEncoder(ModelConfig(width=8), LossConfig(), 4).stack[0].predictor.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "module", "words"),
+    [
+        ((2, 1, 4000), 4, "modules 0 to 3"),
+        ((2, 4000), 0, "(B, 1, T)"),
+        ((2, 2, 4000), 0, "mono"),
+        ((2, 1, 30), -1, "too short"),
+    ],
+)
+def test_encode_says_what_is_wrong(shape: tuple[int, ...], module: int, words: str) -> None:
+    encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig())
+    with pytest.raises(InputError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        encoder.encode(torch.zeros(*shape), module=module)
