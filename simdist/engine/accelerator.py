@@ -1,0 +1,55 @@
+"""The one place that builds an Accelerator."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from simdist.errors import InputError
+
+
+def resolve_precision(wanted: str) -> str:
+    """`no`, `bf16` or `fp16`: what the config says, and for `auto` what `accelerate launch --mixed_precision` said.
+
+    Raises:
+        InputError: the launcher asks for a precision that simdist does not train in.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = launched if wanted == "auto" else wanted
+    if precision not in ("no", "bf16", "fp16"):
+        raise InputError(f"accelerate was launched with mixed precision {precision!r}; simdist has no, bf16 and fp16")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("train.precision is 'fp16', which needs a GPU; on a CPU take bf16 or no")
+    return precision
+
+
+def build_accelerator(precision: str) -> Accelerator:
+    """An Accelerator on the GPUs there are, or on the CPU with gloo between processes.
+
+    DDP does not look for unused parameters: every parameter of a greedy module takes part in its loss.
+    """
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+
+
+class HostGroup:
+    """Agreement between ranks over host memory (gloo), so that no step waits for the GPU to hear of a signal."""
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+
+    def maximum(self, value: int) -> int:
+        """The largest of all ranks' values, on every rank."""
+        if self._group is None:
+            return value
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return int(tensor)

@@ -1,0 +1,139 @@
+"""A run is a folder: its config, its environment, its events, its metrics, its checkpoints.
+
+config.yaml  environment.json  events.jsonl  metrics.jsonl  checkpoints/  DONE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simdist.cli import read_config
+from simdist.config import Config, differences, identity, to_dict
+from simdist.durable import append_json, write_text
+from simdist.errors import InputError
+
+CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
+    "config.yaml",
+    "environment.json",
+    "events.jsonl",
+    "metrics.jsonl",
+    "checkpoints",
+    "DONE",
+)
+PACKAGES = ("simdist", "torch", "accelerate", "deepspeed", "webdataset", "numpy", "safetensors", "soundfile", "wandb")
+
+
+def default_folder(config: Config) -> Path:
+    """`runs/NAME-HASH`: the same configuration always finds its run again."""
+    return Path("runs") / f"{config.name}-{identity(config)[:8]}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment's folder on disk."""
+
+    folder: Path
+    config: Config
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / METRICS
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / DONE).exists()
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Append to events.jsonl: start, resumed, stopped, finished, …"""
+        append_json(self.folder / EVENTS, {"event": name, "time": time.time(), "host": socket.gethostname(), **fields})
+
+    def write(self) -> None:
+        """Create the folder, or bring its config and environment up to date."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
+            write_text(self.folder / ENVIRONMENT, json.dumps(environment(), indent=1))
+        except OSError as error:
+            reason = f"run folder {self.folder} cannot be written ({error.strerror})"
+            raise InputError(f"{reason}; name another with --run") from error
+
+    def finish(self, step: int) -> None:
+        """Mark the run as complete."""
+        write_text(self.folder / DONE, json.dumps({"step": step, "time": time.time()}))
+
+
+def open_run(folder: Path, config: Config, force: bool = False) -> Run:
+    """The run in `folder`, which need not exist yet. Writes nothing.
+
+    Args:
+        force: go on with `config` although the folder's run was started with another one.
+
+    Raises:
+        InputError: the folder holds a run of another configuration, or no run at all.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--run {folder} is a file; name a folder")
+    if not (folder / CONFIG).exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} exists and is no run (it has no {CONFIG}); name another folder with --run")
+        return Run(folder, config)
+    saved = read_config(folder / CONFIG)
+    if saved.train.precision == "auto":  # never trained yet: a run that was imported
+        saved = replace(saved, train=replace(saved.train, precision=config.train.precision))
+    changed = differences(saved, config)
+    if changed and not force:
+        raise InputError(
+            f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
+            "name another folder with --run, or go on in this one with --force"
+        )
+    return Run(folder, config)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, code and machine, so that a number in a paper can be traced to what made it."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "time": time.time(),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_diff": _git("diff", "HEAD"),
+        "slurm": {
+            key: value
+            for key, value in os.environ.items()
+            if key.startswith("SLURM_JOB") or key == "SLURM_ARRAY_TASK_ID"
+        },
+    }
+
+
+def _git(*words: str) -> str | None:
+    """Output of git in the folder of the code, or None where there is no repository."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
