@@ -82,6 +82,7 @@ def train(config: Config, folder: Path | None = None, force: bool = False) -> in
         for line in summary(trainer.metrics.lines("train")):
             say(line)
         say(f"run folder: {run.folder}")
+        say(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
     accelerator.end_training()
     return EXIT_OK
 
