@@ -117,6 +117,8 @@ class ModelConfig:
     """Kernel of the heads, odd, padded to keep the number of frames (thesis: 3)."""
     batch_norm: bool = True
     """BatchNorm1d between each convolution and its ReLU."""
+    sync_batch_norm: bool = False
+    """BatchNorm over the batches of all ranks; otherwise each rank normalises by its own share of the batch."""
     modules: tuple[ModuleConfig, ...] = SIM_MODULES
     """The greedy modules from the audio upwards."""
 
@@ -147,8 +149,8 @@ class LossConfig:
     """K: a frame's context predicts the next 1..K latents, unless the module says otherwise."""
     num_negatives: int = 10
     """N: wrong candidates beside each right one."""
-    negatives: Literal["batch", "sequence"] = "batch"
-    """Negatives come from all latents of the rank's `batch`, or from the anchor's own `sequence`."""
+    negatives: Literal["batch", "sequence", "global"] = "batch"
+    """Negatives come from the latents of a rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`."""
     exclude_positive: bool = False
     """Never draw a latent that the anchor is to predict as a negative (upstream sometimes does)."""
     window: int = 128
@@ -202,6 +204,14 @@ class TrainConfig:
     """Passes over the training split; a fraction is allowed."""
     max_steps: int | None = None
     """End after so many steps, if that comes first."""
+    schedule: Literal["joint", "stagewise"] = "joint"
+    """All modules in every step, or one after the other: each to its end, then frozen; epochs and steps are each's."""
+    cache_latents: bool = False
+    """Stagewise: write a frozen module's latents to the run once, and train the next module from them."""
+    accumulate: int = 1
+    """Parts a rank's share of the batch is trained in before an update; negatives come from within a part."""
+    compress_gradients: bool = False
+    """Average gradients over ranks in bf16, half the bytes."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision; `auto` takes `accelerate launch --mixed_precision`, else none."""
     validate_every: float = 1.0
@@ -221,7 +231,9 @@ class TrainConfig:
         _require(self.validate_every >= 0, "train.validate_every", self.validate_every, "0 or more epochs")
         limit = self.validate_batches
         _require(limit is None or limit > 0, "train.validate_batches", limit, "positive or null")
-        for key in ("checkpoint_every", "keep_last", "log_every"):
+        if self.cache_latents and self.schedule != "stagewise":
+            raise ValueError("train.cache_latents is true; it needs train.schedule stagewise: joint latents never rest")
+        for key in ("checkpoint_every", "keep_last", "log_every", "accumulate"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
 
 

@@ -89,14 +89,15 @@ def train(config: Config, folder: Path | None = None, force: bool = False) -> in
 
 def summary(lines: list[dict]) -> list[str]:
     """How far each module's loss fell, from the first to the last recorded step."""
-    first, last = lines[0], lines[-1]
     rows = []
-    for m, (before, after) in enumerate(zip(first["modules"], last["modules"], strict=True)):
+    for m in sorted({module["module"] for line in lines for module in line["modules"]}):
+        of_module = [module for line in lines for module in line["modules"] if module["module"] == m]
+        before, after = of_module[0], of_module[-1]
         rows.append(
             f"module {m}: loss {before['loss']:.3f} -> {after['loss']:.3f}, "
             f"accuracy {before['accuracy']:.2f} -> {after['accuracy']:.2f}"
         )
-    return [f"finished: {last['step']} steps, {last['epoch']:.4g} epochs", *rows]
+    return [f"finished: {lines[-1]['step']} steps, {lines[-1]['epoch']:.4g} epochs", *rows]
 
 
 def _make_demo_data(root: Path) -> None:

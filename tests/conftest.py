@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from simdist.cli import CONFIGS, read_config
-from simdist.config import Config
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other on a busy machine cost most
+
+from simdist.cli import CONFIGS, read_config  # noqa: E402
+from simdist.config import Config  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 

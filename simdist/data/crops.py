@@ -1,7 +1,7 @@
 """Read a crop of an utterance straight out of its tar: as few bytes as the encoding allows.
 
 WAV members are canonical PCM16, so a crop is one `pread`. FLAC members are handed to libsndfile through a window on the
-tar; it seeks inside the FLAC and reads only the blocks around the crop.
+tar; it seeks inside the FLAC and reads only the blocks around the crop. Cached latents (NPY) are read like WAV.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from simdist.data.splits import Split
 from simdist.errors import InputError
 
 WAV_HEADER = 44  # bytes before the first sample of the WAV files that simdist.pack writes
+NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .npy
 
 
 class CorruptSampleError(InputError):
@@ -54,7 +55,7 @@ class _TarMember(io.RawIOBase):
 
 
 class CropReader:
-    """Reads int16 crops of one split; opens each tar once a process, and survives fork.
+    """Reads crops of one split; opens each tar once a process, and survives fork.
 
     Args:
         split: an opened split.
@@ -64,12 +65,13 @@ class CropReader:
         self._split = split
         self._files: dict[int, int] = {}
         self._owner = os.getpid()
+        self._decoders = {"wav": self._decode_wav, "flac": self._decode_flac, "npy": self._decode_npy}
 
-    def read(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
+    def read(self, row: int, start: int, count: int) -> npt.NDArray[Any]:
         """Samples [start, start + count) of the utterance in index row `row`, zero-padded at its end.
 
         Returns:
-            (count,) int16.
+            (count,) int16 audio, or (count, channels) float16 latents.
 
         Raises:
             CorruptSampleError: the member does not decode, or ends too early.
@@ -77,14 +79,15 @@ class CropReader:
         """
         index = self._split.index
         available = min(count, int(index.num_samples[row]) - start)
-        crop = np.zeros(count, dtype=np.int16)
-        decode = self._decode_wav if self._split.manifest.encoding == "wav" else self._decode_flac
         try:
-            decoded = decode(row, start, available)
+            decoded = self._decoders[self._split.manifest.encoding](row, start, available)
         except (OSError, RuntimeError, ValueError) as error:
             raise CorruptSampleError(self._describe(row, str(error))) from error
         if len(decoded) != available:
             raise CorruptSampleError(self._describe(row, f"it ends {available - len(decoded)} samples too early"))
+        if available == count:
+            return decoded
+        crop = np.zeros((count, *decoded.shape[1:]), dtype=decoded.dtype)
         crop[:available] = decoded
         return crop
 
@@ -95,6 +98,12 @@ class CropReader:
     def _decode_wav(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
         offset = int(self._split.index.offset[row]) + WAV_HEADER + 2 * start
         return np.frombuffer(os.pread(self._file(row), 2 * count, offset), dtype="<i2")
+
+    def _decode_npy(self, row: int, start: int, count: int) -> npt.NDArray[np.float16]:
+        index = self._split.index
+        frame = (int(index.size[row]) - NPY_HEADER) // int(index.num_samples[row])  # bytes
+        content = os.pread(self._file(row), count * frame, int(index.offset[row]) + NPY_HEADER + start * frame)
+        return np.frombuffer(content, dtype="<f2").reshape(-1, frame // 2)
 
     def _decode_flac(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
         index = self._split.index

@@ -26,8 +26,8 @@ from simdist.stopping import ignore_signals
 class Batch:
     """One rank's share of a global batch."""
 
-    audio: Tensor
-    """(B, 1, T) float32 in [-1, 1), on the rank's device."""
+    inputs: Tensor
+    """(B, T, 1) audio in [-1, 1), or (B, L, C) latents; float32, on the rank's device."""
     rows: Tensor
     """(B,) int64, rows of the split's index."""
     consumed: int
@@ -93,10 +93,10 @@ class CropDataset(Dataset[tuple[Tensor, Tensor] | InputError]):
     def __getitem__(self, first: int) -> tuple[Tensor, Tensor] | InputError:
         crops = self.locate(first)
         try:
-            audio = np.stack([self._read(row, start) for row, start in crops])
+            clips = np.stack([self._read(row, start) for row, start in crops])
         except InputError as error:  # a DataLoader worker would wrap it in a traceback
             return error
-        return torch.from_numpy(audio), torch.tensor([row for row, _ in crops])
+        return torch.from_numpy(clips), torch.tensor([row for row, _ in crops])
 
     def _read(self, row: int, start: int) -> np.ndarray:
         if self.memory is None:
@@ -117,7 +117,7 @@ class BatchLoader:
         seed: the experiment's seed.
         rank: this process.
         world_size: number of processes; must divide the global batch.
-        device: where `Batch.audio` lies.
+        device: where `Batch.inputs` lie.
 
     Raises:
         InputError: the batch does not divide, or the split is smaller than one global batch.
@@ -145,8 +145,8 @@ class BatchLoader:
         """Batches that begin at global sample number `first`, `first + G`, … below `last`."""
         requests = range(first, last, self._config.batch_size)
         loaded = self._from_device(requests) if self._device_cache is not None else self._from_workers(requests)
-        for begin, (audio, rows) in zip(requests, loaded, strict=True):
-            yield Batch(audio, rows, begin + self._config.batch_size)
+        for begin, (inputs, rows) in zip(requests, loaded, strict=True):
+            yield Batch(inputs, rows, begin + self._config.batch_size)
 
     def _from_workers(self, requests: range) -> Iterator[tuple[Tensor, Tensor]]:
         workers = self._config.num_workers if self._config.cache == "none" else 0
@@ -162,8 +162,9 @@ class BatchLoader:
         for item in loader:
             if isinstance(item, InputError):
                 raise item
-            audio, rows = item
-            yield audio.to(self._device, non_blocking=True).float().div_(32768).unsqueeze(1), rows
+            clips, rows = item
+            values = clips.to(self._device, non_blocking=True).float()
+            yield values if clips.is_floating_point() else values.div_(32768).unsqueeze(2), rows
 
     def _to_device(self) -> tuple[Tensor, Tensor, Tensor]:
         assert self._dataset.memory is not None
@@ -184,4 +185,4 @@ class BatchLoader:
             rows, first = where.to(self._device, non_blocking=True).unbind(1)
             place = first[:, None] + ramp  # (B, T) sample within the utterance
             audio = samples[starts[rows, None] + place].float().div_(32768)
-            yield (audio * (place < lengths[rows, None])).unsqueeze(1), where[:, 0]
+            yield (audio * (place < lengths[rows, None])).unsqueeze(2), where[:, 0]

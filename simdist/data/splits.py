@@ -35,7 +35,8 @@ class Manifest:
     format_version: int
     corpus: str
     split: str
-    encoding: Literal["flac", "wav"]
+    encoding: Literal["flac", "wav", "npy"]
+    """`npy` are latents that a stagewise run cached: (frames, channels) float16, and "samples" are frames."""
     sample_rate: int
     num_samples: int
     """Utterances in the split."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
 
 from simdist.errors import InputError
 
@@ -30,13 +32,22 @@ def resolve_precision(wanted: str) -> str:
 def build_accelerator(precision: str) -> Accelerator:
     """An Accelerator on the GPUs there are, or on the CPU with gloo between processes.
 
-    DDP does not look for unused parameters: every parameter of a greedy module takes part in its loss.
+    DDP does not look for unused parameters: every parameter of a greedy module takes part in its loss. It does not
+    broadcast BatchNorm's running statistics before each forward either, which would stand in the way of overlapping;
+    nothing reads them in training, and rank 0's are sent out before they are read.
     """
     return Accelerator(
         mixed_precision=precision,
         cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
+
+
+def under_ddp(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """The module with autocast, and under DDP where there are several processes."""
+    with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which Accelerate does not know yet
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return accelerator.prepare_model(module)
 
 
 class HostGroup:

@@ -1,7 +1,8 @@
 """Metrics: lines of `metrics.jsonl` are the truth; the terminal and wandb show them.
 
-A line is `{"kind": "train" | "validation", "step": …, "epoch": …, "modules": [{"loss": …, …}, …], …}`. When a run
-resumes at step s, lines after s are dropped first, so that no step appears twice.
+A line is `{"kind": "train" | "validation", "step": …, "epoch": …, "modules": [{"module": 0, "loss": …, …}, …], …}`; a
+stagewise run's lines hold the modules that learn in that stage. When a run resumes at step s, lines after s are dropped
+first, so that no step appears twice.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def describe(line: dict[str, Any], total_steps: int) -> str:
     modules = line["modules"]
     losses = " ".join(f"{module['loss']:.3f}" for module in modules)
     accuracy = " ".join(f"{module['accuracy']:.2f}" for module in modules)
-    text = f"{SHOWN[line['kind']]} step {line['step']}/{total_steps} epoch {line['epoch']:.2f} | "
+    stage = f"module {line['stage']} " if "stage" in line else ""
+    text = f"{SHOWN[line['kind']]} step {line['step']}/{total_steps} {stage}epoch {line['epoch']:.2f} | "
     text += f"loss {losses} | accuracy {accuracy}"
     if "samples_per_s" in line:
         text += f" | {line['samples_per_s']:.0f} clips/s, {line['data_wait']:.0%} waiting for data"
@@ -131,6 +133,7 @@ def flatten(line: dict[str, Any]) -> dict[str, float]:
     for key, value in line.items():
         if isinstance(value, int | float) and key != "step":
             plain[f"{line['kind']}/{key}"] = value
-    for m, module in enumerate(line["modules"]):
-        plain |= {f"{line['kind']}/module_{m}/{key}": value for key, value in module.items()}
+    for module in line["modules"]:
+        prefix = f"{line['kind']}/module_{module['module']}"
+        plain |= {f"{prefix}/{key}": value for key, value in module.items() if key != "module"}
     return plain

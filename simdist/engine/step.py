@@ -7,12 +7,15 @@ averaged over ranks by its own DDP wrapper while nothing above it waits for them
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from simdist.engine.reduction import OverlappedReduction
 from simdist.models.module import Draws, GreedyModule, ModuleLoss
 
 ACTIVE_VARIANCE = 0.01  # a latent dimension is active if its mean varies more than this (Burda et al. 2016)
@@ -38,17 +41,23 @@ class DrawSource:
         self._generator = torch.Generator(device)
         self._host = torch.Generator()
 
-    def draw(self, purpose: str, step: int, m: int, module: GreedyModule, batch: int, frames: int) -> Draws:
-        """The draws of module `m` in one step of training or validation (`purpose`)."""
-        self._generator.manual_seed(stream_seed(self._seed, purpose, step, m, self._rank))
-        self._host.manual_seed(stream_seed(self._seed, purpose, step, m))
-        return module.draw(batch, frames, self._generator, self._host)
+    def draw(self, purpose: str, step: int, trainer: ModuleTrainer, batch: int, frames: list[int]) -> Draws:
+        """The draws of one module in one step of training or validation (`purpose`)."""
+        self._host.manual_seed(stream_seed(self._seed, purpose, step, trainer.number))
+        generator = self.noise(purpose, step, trainer)
+        return trainer.module.draw(batch, frames[trainer.number], generator, self._host)
+
+    def noise(self, purpose: str, step: int, trainer: ModuleTrainer) -> torch.Generator:
+        """The rank's generator, set to where one module begins in one step."""
+        return self._generator.manual_seed(stream_seed(self._seed, purpose, step, trainer.number, self._rank))
 
 
 @dataclass
 class ModuleTrainer:
     """A greedy module with everything that trains it."""
 
+    number: int
+    """Which module of the encoder, from 0."""
     module: GreedyModule
     """The bare module."""
     wrapped: nn.Module
@@ -57,10 +66,17 @@ class ModuleTrainer:
     scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
     """Scales the loss in fp16; passes it through otherwise."""
     clip_grad_norm: float | None
+    reduction: OverlappedReduction | None = None
+    """Averages gradients over ranks; None in a single process."""
 
-    def update(self, loss: Tensor, lr: float, measure: bool) -> Tensor | None:
-        """Backward and one optimizer step; returns the gradient norm if it clips or is asked to `measure`."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to the module's, and begin to average them over ranks."""
         self.scaler.scale(loss).backward()
+
+    def update(self, lr: float, measure: bool) -> Tensor | None:
+        """One optimizer step with averaged gradients; returns their norm if it clips or is asked to `measure`."""
+        if self.reduction is not None:
+            self.reduction.wait()
         self.scaler.unscale_(self.optimizer)
         norm = None
         if measure or self.clip_grad_norm is not None:
@@ -84,51 +100,84 @@ class ModuleTrainer:
 
 def train_step(
     trainers: list[ModuleTrainer],
-    audio: Tensor,
+    inputs: Tensor,
     frames: list[int],
     step: int,
     draws: DrawSource,
     *,
     lr: float,
     beta: float,
+    accumulate: int = 1,
     measure: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Train every module on one batch, from the audio upwards.
 
+    A module is updated after the next one's forward, so that its gradients are averaged over ranks meanwhile. This
+    changes no number: the next module's input was computed before.
+
     Args:
-        trainers: the greedy modules in order.
-        audio: (B, 1, T).
-        frames: length of each module's latent for T samples.
+        trainers: the greedy modules that learn, in order.
+        inputs: (B, T, 1) audio, or the (B, L, C) latent of the module below the first of them.
+        frames: length of every module's latent for a crop.
         step: number of the step; decides the draws.
         draws: source of noise, negatives and windows.
         lr, beta: of this step.
-        measure: also return metrics.
+        accumulate: parts that the batch is trained in; gradients are averaged over them.
+        measure: also return metrics, those of the last part.
 
     Returns:
         Each module's metrics as scalar tensors, [] unless `measure`.
     """
-    x, measured = audio.transpose(1, 2), []  # (B, 1, T) -> (B, T, 1)
-    for m, trainer in enumerate(trainers):
-        drawn = draws.draw("train", step, m, trainer.module, len(audio), frames[m])
-        outcome: ModuleLoss = trainer.wrapped(x, drawn, beta)
-        norm = trainer.update(outcome.loss, lr, measure)
-        if measure:
-            measured.append(metrics_of(outcome) | ({} if norm is None else {"grad_norm": norm.float()}))
+    parts = inputs.chunk(accumulate)  # (B, L, C) -> accumulate x (B / accumulate, L, C)
+    measured: list[dict[str, Tensor]] = []
+    for number, x in enumerate(parts):
+        is_last = number == accumulate - 1
+        below: ModuleTrainer | None = None
+        for trainer in trainers:
+            drawn = draws.draw("train", step * accumulate + number, trainer, len(x), frames)
+            with nullcontext() if is_last else _unreduced(trainer.wrapped):
+                outcome: ModuleLoss = trainer.wrapped(x, drawn, beta)
+                if is_last and below is not None:
+                    _finish(below, measured, lr, measure)
+                trainer.backward(outcome.loss / accumulate)
+            if is_last and measure:
+                measured.append(metrics_of(outcome))
+            below, x = trainer, outcome.latent
+        if is_last and below is not None:
+            _finish(below, measured, lr, measure)
+    return measured
+
+
+def _finish(trainer: ModuleTrainer, measured: list[dict[str, Tensor]], lr: float, measure: bool) -> None:
+    norm = trainer.update(lr, measure)
+    if measure and norm is not None:
+        measured[-1]["grad_norm"] = norm.float()
+
+
+def _unreduced(module: nn.Module) -> AbstractContextManager[None]:
+    """DDP's `no_sync`: gradients stay on this rank and add up."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+@torch.no_grad()
+def validation_step(
+    trainers: list[ModuleTrainer], x: Tensor, frames: list[int], number: int, draws: DrawSource, beta: float
+) -> list[dict[str, Tensor]]:
+    """Metrics of modules on one batch (B, L, C); they are in eval mode, latents are sampled as in training."""
+    measured = []
+    for trainer in trainers:
+        outcome: ModuleLoss = trainer.module(x, draws.draw("validation", number, trainer, len(x), frames), beta)
+        measured.append(metrics_of(outcome))
         x = outcome.latent
     return measured
 
 
 @torch.no_grad()
-def validation_step(
-    modules: list[GreedyModule], audio: Tensor, frames: list[int], number: int, draws: DrawSource, beta: float
-) -> list[dict[str, Tensor]]:
-    """Metrics of every module on one batch; modules are in eval mode, latents are sampled as in training."""
-    x, measured = audio.transpose(1, 2), []
-    for m, module in enumerate(modules):
-        outcome: ModuleLoss = module(x, draws.draw("validation", number, m, module, len(audio), frames[m]), beta)
-        measured.append(metrics_of(outcome))
-        x = outcome.latent
-    return measured
+def frozen_latent(trainers: list[ModuleTrainer], x: Tensor, step: int, draws: DrawSource) -> Tensor:
+    """What frozen modules, in eval mode, make of (B, T, 1) audio: a sample of the last one's latent, (B, L, C)."""
+    for trainer in trainers:
+        x = trainer.module.sample(x, draws.noise("frozen", step, trainer)).latent
+    return x
 
 
 def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:

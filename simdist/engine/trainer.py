@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from simdist.config import Config
+from simdist.config import DataConfig
 from simdist.data.loader import BatchLoader, Clips, open_clips
-from simdist.engine.accelerator import HostGroup
+from simdist.engine.accelerator import HostGroup, under_ddp
 from simdist.engine.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from simdist.engine.latents import LatentCache, sampled
+from simdist.engine.meter import Meter
 from simdist.engine.metrics import MetricsLog
+from simdist.engine.reduction import OverlappedReduction
 from simdist.engine.run import Run
-from simdist.engine.step import DrawSource, ModuleTrainer, train_step, validation_step
+from simdist.engine.step import DrawSource, ModuleTrainer, frozen_latent, train_step, validation_step
 from simdist.engine.timetable import Timetable
 from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder, check_fit
+from simdist.models.module import GreedyModule
 from simdist.stopping import Stop
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where training inputs come from."""
+
+    loader: BatchLoader
+    first_module: int
+    """The module that takes these inputs: 0 for audio."""
+
+
 class Trainer:
-    """Trains the encoder of one run with the `joint` schedule: every module in every step.
+    """Trains the encoder of one run: all modules in every step (`joint`), or one after the other (`stagewise`).
 
     Args:
         run: the folder, with the resolved config.
@@ -38,14 +52,15 @@ class Trainer:
     def __init__(self, run: Run, accelerator: Accelerator, stop: Stop) -> None:
         config = run.config
         self.run, self.config, self._accelerator, self._stop = run, config, accelerator, stop
-        self._train_clips = open_clips(config.data, config.data.train_split)
-        self._loader = self._load(self._train_clips, config)
-        self._validation = self._open_validation()
+        self._clips = open_clips(config.data, config.data.train_split)
+        self._test_clips = self._open_validation()
+        self._loader = self._load(self._clips, config.data)
+        self._check_parts()
         self.encoder = GreedyEncoder(config.model, config.loss, config.seed).to(accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
-        self._trainers = [self._prepare(module) for module in self.encoder.stack]
+        self._trainers = [self._prepare(number, module) for number, module in enumerate(self.encoder.stack)]
         self._draws = DrawSource(config.seed, accelerator.process_index, accelerator.device)
-        self.timetable = Timetable(config, len(self._train_clips))
+        self.timetable = Timetable(config, len(self._clips))
         self.metrics = MetricsLog(run, self.timetable.total_steps, accelerator.is_main_process)
         self._hosts = HostGroup()
         self.step = 0
@@ -53,21 +68,63 @@ class Trainer:
 
     def fit(self) -> int:
         """Train to the end, or until a stop request; returns the signal that stopped it, 0 if it is finished."""
-        self.encoder.train()
         self.metrics.rewind(self.step)
-        self._meter.reset(self.step)
-        first, last = self.timetable.consumed(self.step), self.timetable.consumed(self.timetable.total_steps)
         with self.metrics.reporting(self.step):
             stopped = self._catch_up()
-            batches = self._meter.waiting(self._loader.batches(first, last))
             while not stopped and self.step < self.timetable.total_steps:
-                self._take_step(next(batches).audio)
-                stopped = self._hosts.maximum(self._stop.signal_number)
-                if not stopped and self.timetable.validates(self.step):
-                    stopped = self._validate()
-                if stopped or self.timetable.saves(self.step):
-                    self.save()
+                stopped = self._run_stage(self.timetable.stage(self.step))
         return stopped
+
+    def _run_stage(self, stage: int) -> int:
+        """Train one stage to its end, or until a stop request."""
+        source = self._source(stage)
+        if source is None:
+            return self._hosts.maximum(self._stop.signal_number)
+        end = (stage + 1) * self.timetable.stage_steps
+        first = self.timetable.consumed(self.step)
+        last = first + (end - self.step) * self.config.data.batch_size
+        self._set_modes(stage)
+        self._meter.reset(self.step)
+        batches = self._meter.waiting(source.loader.batches(first, last))
+        stopped = 0
+        while not stopped and self.step < end:
+            self._take_step(stage, source.first_module, next(batches).inputs)
+            stopped = self._hosts.maximum(self._stop.signal_number)
+            if not stopped and self.timetable.validates(self.step):
+                stopped = self._validate()
+            if stopped or self.timetable.saves(self.step):
+                self.save()
+        return stopped
+
+    def _learning(self, stage: int) -> list[ModuleTrainer]:
+        """The modules that learn in a stage."""
+        return self._trainers if self.timetable.stages == 1 else [self._trainers[stage]]
+
+    def _frozen(self, stage: int) -> list[ModuleTrainer]:
+        """The modules below them, which learn no more."""
+        return [] if self.timetable.stages == 1 else self._trainers[:stage]
+
+    def _set_modes(self, stage: int) -> None:
+        """Modules that learn are in train mode, frozen ones normalise by their running statistics."""
+        self.encoder.eval()
+        for trainer in self._learning(stage):
+            trainer.module.train()
+
+    def _source(self, stage: int) -> Source | None:
+        """Where a stage's inputs come from: audio, or cached latents; None if a stop request came while caching."""
+        frozen = self._frozen(stage)
+        if not (frozen and self.config.train.cache_latents):
+            return Source(self._loader, 0)
+        self._share_buffers()
+        self.encoder.eval()
+        folder = self.run.folder / "latents" / f"module_{frozen[-1].number}"
+        data = self.config.data
+        self.metrics.say(f"latents of module {frozen[-1].number}: {folder}")
+        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, self.config.seed)
+        if not cache.write(self._accelerator, self._hosts, self._stop):
+            return None
+        latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
+        return Source(self._load(open_clips(latents, data.train_split), latents), stage)
 
     def resume(self) -> int:
         """Go back to the newest complete checkpoint, if there is one; returns the step."""
@@ -85,7 +142,7 @@ class Trainer:
             checkpoint = Checkpoint(
                 step=self.step,
                 consumed=self.timetable.consumed(self.step),
-                fingerprint=self._train_clips.split.manifest.fingerprint,
+                fingerprint=self._clips.split.manifest.fingerprint,
                 model=self.encoder.state_dict(),
                 optimizer=[trainer.state() for trainer in self._trainers],
             )
@@ -95,7 +152,7 @@ class Trainer:
     def describe(self) -> list[str]:
         """What is about to happen, for the terminal."""
         config, accelerator = self.config, self._accelerator
-        clips, world = self._train_clips, accelerator.num_processes
+        clips, world = self._clips, accelerator.num_processes
         parameters = sum(p.numel() for p in self.encoder.parameters())
         manifest = clips.split.manifest
         short = f", {clips.num_short} shorter than a crop: {config.data.short_clips}" if clips.num_short else ""
@@ -104,45 +161,66 @@ class Trainer:
             f"world size {world} on {accelerator.device.type}{rest}, precision {accelerator.mixed_precision}",
             f"{manifest.corpus} {manifest.split}: {len(clips)} clips, {manifest.num_seconds / 3600:.2f} h{short}; "
             f"batch {config.data.batch_size} = {world} x {config.data.batch_size // world}",
-            f"{len(self._trainers)} greedy modules, {parameters / 1e6:.2f} M parameters, "
-            f"{self.timetable.total_steps} steps = {self.timetable.epoch(self.timetable.total_steps):.4g} epochs",
+            f"{len(self._trainers)} greedy modules, {parameters / 1e6:.2f} M parameters, {self._course()}",
         ]
 
-    def _load(self, clips: Clips, config: Config) -> BatchLoader:
-        accelerator = self._accelerator
-        rank, world = accelerator.process_index, accelerator.num_processes
-        return BatchLoader(clips, config.data, config.seed, rank, world, accelerator.device)
+    def _course(self) -> str:
+        """How long the run is."""
+        table = self.timetable
+        epochs = f"{table.epoch_after(table.total_steps):.4g} epochs"
+        if table.stages == 1:
+            return f"{table.total_steps} steps = {epochs}"
+        return f"{table.total_steps} steps: {table.stages} stages of {table.stage_steps} steps = {epochs}"
 
-    def _open_validation(self) -> tuple[BatchLoader, int] | None:
-        """The test split's loader and how many samples of it are looked at; a batch is never partly filled."""
-        config = self.config
+    def _load(self, clips: Clips, data: DataConfig) -> BatchLoader:
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        return BatchLoader(clips, data, self.config.seed, rank, world, self._accelerator.device)
+
+    def _check_parts(self) -> None:
+        parts, share = self.config.train.accumulate, self.config.data.batch_size // self._accelerator.num_processes
+        if share % parts:
+            raise InputError(
+                f"train.accumulate is {parts}, into which a rank's {share} clips of data.batch_size "
+                f"{self.config.data.batch_size} cannot be divided; take a divisor of {share}"
+            )
+
+    def _open_validation(self) -> Clips | None:
+        """The test split's clips; None where no validation is wanted."""
+        config, world = self.config, self._accelerator.num_processes
         if config.train.validate_every == 0:
             return None
         clips = open_clips(config.data, config.data.test_split)
-        world = self._accelerator.num_processes
-        size = min(config.data.batch_size, len(clips) // world * world)
-        if size == 0:
+        if len(clips) < world:
             raise InputError(
                 f"{clips.split.folder} has {len(clips)} clips for {world} ranks to validate on; "
                 "set --train.validate_every 0, or use fewer processes"
             )
-        batches = min(len(clips) // size, self.config.train.validate_batches or len(clips))
-        return self._load(clips, replace(config, data=replace(config.data, batch_size=size))), batches * size
+        return clips
 
-    def _prepare(self, module: Any) -> ModuleTrainer:
-        optim = self.config.optim
-        wrapped = self._accelerator.prepare_model(module)
+    def _prepare(self, number: int, module: GreedyModule) -> ModuleTrainer:
+        optim, accelerator = self.config.optim, self._accelerator
+        wrapped = under_ddp(accelerator, module)
         optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-        device = self._accelerator.device.type
-        scaler = torch.amp.GradScaler(device, enabled=self._accelerator.mixed_precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
-        return ModuleTrainer(module, wrapped, optimizer, scaler, optim.clip_grad_norm)
+        scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
+            accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
+        )
+        reduction = None
+        if isinstance(wrapped, DistributedDataParallel):
+            reduction = OverlappedReduction(wrapped, self.config.train.compress_gradients)
+        return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)
+
+    def _share_buffers(self) -> None:
+        """Send rank 0's BatchNorm statistics to all ranks, where they are about to be read."""
+        if self._accelerator.num_processes > 1:
+            for buffer in self.encoder.buffers():
+                broadcast(buffer)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         check_fit(self.encoder, checkpoint.model, f"the checkpoint of step {checkpoint.step} in {self.run.folder}")
-        fingerprint = self._train_clips.split.manifest.fingerprint
+        fingerprint = self._clips.split.manifest.fingerprint
         if checkpoint.fingerprint not in ("", fingerprint):
             raise InputError(
-                f"{self._train_clips.split.folder} holds other data than the run in {self.run.folder} was trained on "
+                f"{self._clips.split.folder} holds other data than the run in {self.run.folder} was trained on "
                 f"(fingerprint {fingerprint[:12]}, was {checkpoint.fingerprint[:12]}); restore it, or start a new --run"
             )
         self.encoder.load_state_dict(checkpoint.model)
@@ -150,17 +228,32 @@ class Trainer:
             for trainer, state in zip(self._trainers, checkpoint.optimizer, strict=True):
                 trainer.load_state(state)
 
-    def _take_step(self, audio: Tensor) -> None:
+    def _take_step(self, stage: int, first_module: int, inputs: Tensor) -> None:
         lr, beta, number = self.timetable.lr(self.step), self.timetable.beta(self.step), self.step + 1
         measure = self.timetable.logs(number)
         outcome = train_step(
-            self._trainers, audio, self._frames, self.step, self._draws, lr=lr, beta=beta, measure=measure
+            self._learning(stage),
+            self._through_frozen(stage, first_module, inputs),
+            self._frames,
+            self.step,
+            self._draws,
+            lr=lr,
+            beta=beta,
+            accumulate=self.config.train.accumulate,
+            measure=measure,
         )
         self.step = number
         if measure:
-            extra = {"lr": lr, "beta": beta, **self._meter.read(number)}
-            self._record("train", [outcome], extra)
+            self._record("train", [outcome], {"lr": lr, "beta": beta, **self._meter.read(number)})
         self.metrics.advance(number)
+
+    def _through_frozen(self, stage: int, first_module: int, inputs: Tensor) -> Tensor:
+        """The input of the lowest module that learns."""
+        if first_module:  # cached latents: only their noise is missing
+            below = self._trainers[first_module - 1]
+            return sampled(inputs, below, self._draws.noise("frozen", self.step, below))
+        with self._accelerator.autocast():
+            return frozen_latent(self._frozen(stage), inputs, self.step, self._draws)
 
     def _catch_up(self) -> int:
         """A run that was stopped during a validation does it first."""
@@ -170,19 +263,26 @@ class Trainer:
 
     def _validate(self) -> int:
         """Metrics on the test split; returns the signal that cut it short, 0 if it was completed."""
-        assert self._validation is not None
-        loader, num_samples = self._validation
+        clips = self._test_clips
+        assert clips is not None
+        world, data = self._accelerator.num_processes, self.config.data
+        size = min(data.batch_size, len(clips) // world * world)  # never a batch that is partly filled
+        batches = min(len(clips) // size, self.config.train.validate_batches or len(clips))
+        loader = self._load(clips, replace(data, batch_size=size))
+        stage, beta = self.timetable.stage(self.step - 1), self.timetable.beta(self.step - 1)
+        self._share_buffers()
         self.encoder.eval()
-        outcomes, stopped, beta = [], 0, self.timetable.beta(self.step)
-        for number, batch in enumerate(loader.batches(0, num_samples)):
-            outcome = validation_step(self.encoder.stack, batch.audio, self._frames, number, self._draws, beta)
-            outcomes.append(outcome)
+        outcomes, stopped = [], 0
+        for number, batch in enumerate(loader.batches(0, batches * size)):
+            with self._accelerator.autocast():
+                x = frozen_latent(self._frozen(stage), batch.inputs, number, self._draws)
+            outcomes.append(validation_step(self._learning(stage), x, self._frames, number, self._draws, beta))
             stopped = self._hosts.maximum(self._stop.signal_number)
             if stopped:
                 break
-        self.encoder.train()
+        self._set_modes(stage)
         if not stopped:
-            self._record("validation", outcomes, {"clips": num_samples})
+            self._record("validation", outcomes, {"clips": batches * size})
         self._meter.reset(self.step)
         return stopped
 
@@ -193,37 +293,12 @@ class Trainer:
             [torch.cat([torch.stack(list(module.values())) for module in batch]) for batch in outcomes]
         )
         means = iter(cast("Tensor", self._accelerator.reduce(values.mean(dim=0), "mean")).tolist())
-        modules = [{name: next(means) for name in module} for module in names]
-        epoch = self.timetable.epoch(self.step)
-        self.metrics.record({"kind": kind, "step": self.step, "epoch": epoch, "modules": modules, **extra})
-
-
-class Meter:
-    """Throughput since the last reading, and the share of that time spent waiting for data."""
-
-    def __init__(self, config: Config) -> None:
-        self._batch, self._seconds = config.data.batch_size, config.data.crop / 16_000
-        self._waited, self._since, self._step = 0.0, time.perf_counter(), 0
-
-    def waiting(self, batches: Any) -> Any:
-        """Pass `batches` on, measuring how long each took to arrive."""
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - start
-            yield batch
-
-    def reset(self, step: int) -> None:
-        """Begin a new measurement at `step`."""
-        self._waited, self._since, self._step = 0.0, time.perf_counter(), step
-
-    def read(self, step: int) -> dict[str, float]:
-        """Clips and seconds of audio per second of all ranks, share of time waiting; begins anew."""
-        elapsed = time.perf_counter() - self._since
-        rate = (step - self._step) * self._batch / elapsed
-        share = self._waited / elapsed
-        self.reset(step)
-        return {"samples_per_s": rate, "audio_s_per_s": rate * self._seconds, "data_wait": share}
+        stage = self.timetable.stage(self.step - 1)
+        learning = self._learning(stage)
+        modules = [
+            {"module": trainer.number, **{name: next(means) for name in module}}
+            for trainer, module in zip(learning, names, strict=True)
+        ]
+        where = {"stage": stage} if self.timetable.stages > 1 else {}
+        line = {"kind": kind, "step": self.step, "epoch": self.timetable.epoch_after(self.step), **where}
+        self.metrics.record({**line, "modules": modules, **extra})

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simdist.models.precision import wide
+
 
 def draw_negatives(
     batch: int,
@@ -24,9 +26,11 @@ def draw_negatives(
     steps: int,
     num_negatives: int,
     *,
-    source: Literal["batch", "sequence"],
+    source: Literal["batch", "sequence", "global"],
     exclude_positive: bool,
     generator: torch.Generator,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Tensor:
     """Uniform negatives for every anchor, as rows of the latents flattened to (B*L, C).
 
@@ -36,18 +40,21 @@ def draw_negatives(
         anchors: A, frames of the window that predict.
         steps: K; with `exclude_positive`, none of the K latents that follow an anchor is drawn for it.
         num_negatives: N.
-        source: all latents of the batch, or those of the anchor's own sequence (GIM, arXiv 1905.11786).
+        source: all latents of this rank's batch, those of all ranks (`global`), or those of the anchor's own sequence
+            (GIM, arXiv 1905.11786).
         exclude_positive: as above; otherwise a negative may rarely be the positive itself, as upstream.
         generator: source of randomness; its device is the result's.
+        rank, world_size: with `global`, rows count over the ranks' batches one after the other.
 
     Returns:
         (B, A, N) int64.
     """
     device = generator.device
-    clip = torch.arange(batch, device=device)[:, None, None]  # (B, 1, 1)
+    ranks = world_size if source == "global" else 1
+    clip = torch.arange(batch, device=device)[:, None, None] + (rank * batch if ranks > 1 else 0)  # (B, 1, 1)
     frame = torch.arange(start, start + anchors, device=device)[None, :, None]  # (1, A, 1)
     excluded = (frames - 1 - frame).clamp(max=steps) if exclude_positive else torch.zeros_like(frame)  # (1, A, 1)
-    population = frames if source == "sequence" else batch * frames
+    population = frames if source == "sequence" else ranks * batch * frames
     uniform = torch.rand(batch, anchors, num_negatives, generator=generator, device=device, dtype=torch.float64)
     drawn = (uniform * (population - excluded)).long()
     first_positive = frame + 1 + (0 if source == "sequence" else clip * frames)  # positives are consecutive rows
@@ -56,7 +63,16 @@ def draw_negatives(
 
 
 def info_nce(
-    context: Tensor, latent: Tensor, predictor: Tensor, negatives: Tensor, *, start: int, window: int, steps: int
+    context: Tensor,
+    latent: Tensor,
+    predictor: Tensor,
+    negatives: Tensor,
+    *,
+    start: int,
+    window: int,
+    steps: int,
+    candidates: Tensor | None = None,
+    first_clip: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Loss and accuracy of one module.
 
@@ -69,6 +85,8 @@ def info_nce(
         start: first frame of the window.
         window: W; anchors and positives come from frames [start, start + W).
         steps: K < W.
+        candidates: (B_all, L, C) latents of all ranks, in which `latent` begins at clip `first_clip`; negatives are
+            then rows of these.
 
     Returns:
         loss, scalar float32: mean over k of the mean over anchors with t + k in the window.
@@ -81,19 +99,19 @@ def info_nce(
     ahead = torch.arange(1, steps + 1, device=latent.device)  # (K,)
     target = torch.arange(anchors, device=latent.device)[:, None] + ahead  # (A, K) frame within the window
     inside = target < window
-    clip = torch.arange(batch, device=latent.device)[:, None, None] * frames
+    clip = (torch.arange(batch, device=latent.device)[:, None, None] + first_clip) * frames
     positives = clip + start + target.clamp(max=window - 1)  # (B, A, K) rows of the flattened latents
-    flat = latent.reshape(batch * frames, channels)  # (B, L, C) -> (B*L, C)
+    flat = (latent if candidates is None else candidates).reshape(-1, channels)  # (B_all, L, C) -> (B_all*L, C)
     if negatives.dim() == 3:
         rows = torch.cat([positives, negatives], dim=2).flatten(0, 1)  # (B*A, K+N)
-        scores = torch.bmm(predicted, F.embedding(rows, flat).transpose(1, 2)).float()  # (B*A, K, K+N)
+        scores = wide(torch.bmm(predicted, F.embedding(rows, flat).transpose(1, 2)))  # (B*A, K, K+N)
         positive = scores[:, :, :steps].diagonal(dim1=1, dim2=2)  # (B*A, K): step k's score of step k's latent
         negative = scores[:, :, steps:]  # (B*A, K, N)
     else:
-        positive = torch.einsum("akc,akc->ak", predicted, flat[positives.flatten(0, 1)]).float()
-        negative = torch.einsum("akc,aknc->akn", predicted, flat[negatives.flatten(0, 1)]).float()
+        positive = wide(torch.einsum("akc,akc->ak", predicted, flat[positives.flatten(0, 1)]))
+        negative = wide(torch.einsum("akc,aknc->akn", predicted, flat[negatives.flatten(0, 1)]))
     loss = torch.logsumexp(torch.cat([positive.unsqueeze(2), negative], dim=2), dim=2) - positive
     correct = (positive > negative.amax(dim=2)).float()
-    weight = inside / (inside.sum(dim=0) * steps * batch)  # (A, K): mean over anchors, then over steps
+    weight = inside.to(loss.dtype) / (inside.sum(dim=0) * steps * batch)  # (A, K): mean over anchors, then over steps
     weight = weight.repeat(batch, 1)  # (B*A, K)
     return (loss * weight).sum(), (correct * weight).sum()

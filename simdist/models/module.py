@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from simdist.config import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.models.infonce import draw_negatives, info_nce
+from simdist.models.precision import wide
+from simdist.models.ranks import SyncBatchNorm, gather_clips, world
 
 LOG_VAR_RANGE = (-30.0, 20.0)  # exp of either end, and sums of it over a batch, are finite in float32
 
@@ -66,10 +68,11 @@ class ModuleLoss:
 class ConvLayer(nn.Module):
     """Convolution, BatchNorm if asked for, ReLU: (B, C_in, L_in) -> (B, C, L)."""
 
-    def __init__(self, config: LayerConfig, in_channels: int, width: int, batch_norm: bool) -> None:
+    def __init__(self, config: LayerConfig, in_channels: int, model: ModelConfig) -> None:
         super().__init__()
+        width, norm = model.width, SyncBatchNorm if model.sync_batch_norm else nn.BatchNorm1d
         self.conv = nn.Conv1d(in_channels, width, config.kernel, config.stride, config.padding)
-        self.norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.norm = norm(width) if model.batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)))
@@ -81,7 +84,7 @@ def kl_to_standard_normal(mu: Tensor, log_var: Tensor, reduction: str) -> Tensor
     Args:
         reduction: `upstream` sums over the L frames and averages the rest (arXiv 2408.12936); `mean` averages all.
     """
-    mu, log_var = mu.float(), log_var.float()
+    mu, log_var = wide(mu), wide(log_var)
     divergence = -0.5 * (1 + log_var - mu.square() - log_var.exp())
     return divergence.sum(dim=1).mean() if reduction == "upstream" else divergence.mean()
 
@@ -103,7 +106,7 @@ class GreedyModule(nn.Module):
         self.layers = nn.ModuleList()
         for layer in config.layers:
             if layer.kind == "conv":
-                self.layers.append(ConvLayer(layer, in_channels, model.width, model.batch_norm))
+                self.layers.append(ConvLayer(layer, in_channels, model))
                 in_channels = model.width
             else:
                 self.layers.append(nn.MaxPool1d(layer.kernel, layer.stride, layer.padding))
@@ -124,7 +127,7 @@ class GreedyModule(nn.Module):
         if self.log_var is None:
             return mu, None
         with torch.autocast(x.device.type, enabled=False):
-            log_var = self.log_var(hidden.float()).clamp(*LOG_VAR_RANGE)
+            log_var = self.log_var(wide(hidden)).clamp(*LOG_VAR_RANGE)
         return mu, log_var.transpose(1, 2)
 
     def encode(self, x: Tensor, context_noise: Tensor | None = None, latent_noise: Tensor | None = None) -> Encoding:
@@ -172,12 +175,16 @@ class GreedyModule(nn.Module):
             source=loss.negatives,
             exclude_positive=loss.exclude_positive,
             generator=generator,
+            rank=world()[0],
+            world_size=world()[1],
         )
         return Draws(start, negatives, *noise)
 
     def forward(self, x: Tensor, draws: Draws, beta: float) -> ModuleLoss:
         """Loss of one batch (B, L_in, C_in); the latent that it returns carries no gradient."""
         encoding = self.encode(x, draws.context_noise, draws.latent_noise)
+        everywhere = self.loss_config.negatives == "global"
+        candidates, first_clip = gather_clips(encoding.latent) if everywhere else (None, 0)
         nce, accuracy = info_nce(
             encoding.context,
             encoding.latent,
@@ -186,6 +193,8 @@ class GreedyModule(nn.Module):
             start=draws.start,
             window=self.window(encoding.latent.shape[1]),
             steps=self.steps,
+            candidates=candidates,
+            first_clip=first_clip,
         )
         kl = torch.zeros_like(nce)
         if encoding.log_var is not None:
@@ -201,4 +210,4 @@ def _head(channels: int, model: ModelConfig) -> nn.Conv1d:
 
 def _sample(mu: Tensor, log_var: Tensor | None, noise: Tensor | None) -> Tensor:
     """mu + exp(log_var / 2) * noise (reparameterisation), or mu where either is missing."""
-    return mu if log_var is None or noise is None else mu.float() + (log_var / 2).exp() * noise
+    return mu if log_var is None or noise is None else wide(mu) + (log_var / 2).exp() * noise

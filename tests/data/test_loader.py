@@ -55,27 +55,27 @@ def test_an_epoch_over_ranks_and_workers_is_every_key_once(config: DataConfig, w
 
 def test_batches_do_not_depend_on_world_workers_or_cache(config: DataConfig) -> None:
     corpus = open_clips(config, "train")
-    reference = [b.audio for b in BatchLoader(corpus, config, 0, 0, 1, CPU).batches(0, 40)]
+    reference = [b.inputs for b in BatchLoader(corpus, config, 0, 0, 1, CPU).batches(0, 40)]
     for world, workers, cache in ((2, 0, "none"), (1, 2, "none"), (2, 0, "memory"), (1, 0, "device")):
         settings = replace(config, num_workers=workers, cache=cache)
         ranks = [BatchLoader(corpus, settings, 0, r, world, CPU).batches(0, 40) for r in range(world)]
         for whole, *parts in zip(reference, *ranks, strict=True):
-            assert torch.equal(whole, torch.cat([part.audio for part in parts]))
+            assert torch.equal(whole, torch.cat([part.inputs for part in parts]))
 
 
 def test_a_stream_entered_anywhere_continues(config: DataConfig) -> None:
     loader = BatchLoader(open_clips(config, "train"), config, 0, 0, 1, CPU)
     whole = list(loader.batches(0, 48))
     for entered, expected in zip(loader.batches(20, 48), whole[5:], strict=True):
-        assert torch.equal(entered.audio, expected.audio)
+        assert torch.equal(entered.inputs, expected.inputs)
         assert entered.consumed == expected.consumed
 
 
 def test_audio_is_mono_float_within_one(config: DataConfig) -> None:
     batch = next(BatchLoader(open_clips(config, "train"), config, 0, 0, 1, CPU).batches(0, 4))
-    assert batch.audio.shape == (4, 1, 8000)
-    assert batch.audio.dtype == torch.float32
-    assert 0.01 < batch.audio.abs().max() <= 1
+    assert batch.inputs.shape == (4, 8000, 1)
+    assert batch.inputs.dtype == torch.float32
+    assert 0.01 < batch.inputs.abs().max() <= 1
 
 
 @pytest.mark.parametrize("cache", ["none", "memory", "device"])
@@ -87,8 +87,8 @@ def test_short_clips_are_padded_or_skipped_and_counted(config: DataConfig, cache
     settings = replace(config, crop=crop, batch_size=1, cache=cache)
     for batch in BatchLoader(padded, settings, 0, 0, 1, CPU).batches(0, len(lengths)):
         length = int(lengths[batch.rows[0]])
-        assert not batch.audio[0, 0, length:].any()
-        assert batch.audio[0, 0, : min(length, crop)].any()
+        assert not batch.inputs[0, length:].any()
+        assert batch.inputs[0, : min(length, crop)].any()
     skipped = open_clips(replace(config, crop=crop, short_clips="skip"), "train")
     assert len(skipped) == 3
 

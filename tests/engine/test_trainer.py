@@ -10,60 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from training import lines, train, weights
 
 from simdist.config import Config
 from simdist.durable import read_json_lines
 from simdist.engine.accelerator import build_accelerator
-from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
-from simdist.engine.run import Run, open_run
+from simdist.engine.checkpoint import load_checkpoint
+from simdist.engine.run import open_run
 from simdist.engine.trainer import Trainer
 from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder
 from simdist.stopping import Stop
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
-
-
-class StopAt(Stop):
-    """A signal that arrives during one step, or during the validation after it."""
-
-    def __init__(self, step: int, run: Run, question: int = 1) -> None:
-        super().__init__()
-        self._step, self._question, self._asked = step, question, 0
-        self.trainer: Trainer | None = None
-
-    @property
-    def signal_number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        at_step = self.trainer is not None and self.trainer.step == self._step
-        self._asked += at_step
-        return 15 if at_step and self._asked >= self._question else 0
-
-    @signal_number.setter
-    def signal_number(self, value: int) -> None:
-        assert value == 0
-
-
-def train(config: Config, folder: Path, stop_at: int | None = None, question: int = 1) -> tuple[Trainer, int]:
-    run = open_run(folder, config)
-    stop = Stop() if stop_at is None else StopAt(stop_at, run, question)
-    trainer = Trainer(run, build_accelerator("no"), stop)
-    if isinstance(stop, StopAt):
-        stop.trainer = trainer
-    trainer.resume()
-    run.write()
-    return trainer, trainer.fit()
-
-
-def weights(folder: Path, step: int = 40) -> dict[str, Tensor]:
-    found = latest_checkpoint(folder / "checkpoints", pytest.fail)
-    assert found is not None
-    assert found.name == f"step_{step:08d}"
-    return {name: tensor.clone() for name, tensor in load_checkpoint(found).model.items()}  # not mapped from the file
-
-
-def lines(folder: Path) -> list[dict]:
-    timing = ("samples_per_s", "audio_s_per_s", "data_wait")
-    return [{k: v for k, v in line.items() if k not in timing} for line in read_json_lines(folder / "metrics.jsonl")]
 
 
 def test_every_module_learns(tiny: Config, tmp_path: Path) -> None:
@@ -183,10 +142,11 @@ def test_gradients_are_clipped_to_the_norm(tiny: Config, tmp_path: Path) -> None
                 ).norm()
             )
 
-    trainer = ModuleTrainer(module, module, Spy(module.parameters(), lr=1.0), scaler, clip_grad_norm=0.5)
+    trainer = ModuleTrainer(0, module, module, Spy(module.parameters(), lr=1.0), scaler, clip_grad_norm=0.5)
     loss = sum((p * 100).sum() for p in module.parameters())
     assert isinstance(loss, Tensor)
-    norm = trainer.update(loss, lr=1.0, measure=False)
+    trainer.backward(loss)
+    norm = trainer.update(lr=1.0, measure=False)
     assert norm is not None
     assert norm > 100
     assert seen[0].item() == pytest.approx(0.5, rel=1e-4)

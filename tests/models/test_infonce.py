@@ -55,10 +55,10 @@ def test_loss_and_gradients_equal_the_definition(
     expected, expected_accuracy = written_out(*tensors, negatives, start, window)
     wanted = torch.autograd.grad(expected, tensors)
     loss, accuracy = info_nce(*tensors, negatives, start=start, window=window, steps=K)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # scores pass through float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert accuracy.item() == pytest.approx(expected_accuracy)
     for ours, theirs in zip(torch.autograd.grad(loss, tensors), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_a_guess_costs_ln_of_the_candidates(tensors: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,0 +1,63 @@
+"""What a model computes over all ranks, with its gradient: latents to draw negatives from, statistics of BatchNorm.
+
+`accelerator.gather` carries no gradient. DDP averages gradients, so each rank's loss must depend on every latent that
+it uses, also on those of other ranks: `torch.distributed.nn` sends their gradients back.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as collective
+from torch import Tensor, nn
+
+from simdist.models.precision import wide
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) without processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def gather_clips(latent: Tensor) -> tuple[Tensor, int]:
+    """The latents of all ranks, in their order, and the first clip of this rank.
+
+    Args:
+        latent: (B, L, C), of one shape on all ranks.
+
+    Returns:
+        (world_size * B, L, C) with gradient, and rank * B.
+    """
+    rank, size = world()
+    if size == 1:
+        return latent, 0
+    return torch.cat(collective.all_gather(latent.contiguous())), rank * len(latent)
+
+
+class SyncBatchNorm(nn.BatchNorm1d):
+    """BatchNorm1d whose training statistics are those of all ranks' batches, which are equally large.
+
+    torch's own runs on GPUs only; this one runs on any backend, with statistics in float32 or wider.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, L) -> (B, C, L)."""
+        if not self.training or world()[1] == 1:
+            return super().forward(input)
+        values = wide(input)
+        variance, mean = torch.var_mean(values, dim=(0, 2), correction=0)  # (C,) of this rank
+        means, variances = torch.stack(collective.all_gather(torch.stack([mean, variance]))).unbind(1)  # (ranks, C)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        self._track(mean.detach(), variance.detach(), count=input.shape[0] * input.shape[2] * len(means))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (values * scale[:, None] + (self.bias - mean * scale)[:, None]).to(input.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)

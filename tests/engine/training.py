@@ -1,0 +1,58 @@
+"""Train in this process, stop at a step, and read back what came out: for the tests beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from simdist.config import Config
+from simdist.durable import read_json_lines
+from simdist.engine.accelerator import build_accelerator
+from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.engine.run import Run, open_run
+from simdist.engine.trainer import Trainer
+from simdist.stopping import Stop
+
+
+class StopAt(Stop):
+    """A signal that arrives during one step, or during the validation after it."""
+
+    def __init__(self, step: int, run: Run, question: int = 1) -> None:
+        super().__init__()
+        self._step, self._question, self._asked = step, question, 0
+        self.trainer: Trainer | None = None
+
+    @property
+    def signal_number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        at_step = self.trainer is not None and self.trainer.step == self._step
+        self._asked += at_step
+        return 15 if at_step and self._asked >= self._question else 0
+
+    @signal_number.setter
+    def signal_number(self, value: int) -> None:
+        assert value == 0
+
+
+def train(config: Config, folder: Path, stop_at: int | None = None, question: int = 1) -> tuple[Trainer, int]:
+    run = open_run(folder, config)
+    stop = Stop() if stop_at is None else StopAt(stop_at, run, question)
+    trainer = Trainer(run, build_accelerator("no"), stop)
+    if isinstance(stop, StopAt):
+        stop.trainer = trainer
+    trainer.resume()
+    run.write()
+    return trainer, trainer.fit()
+
+
+def weights(folder: Path, step: int = 40) -> dict[str, Tensor]:
+    found = latest_checkpoint(folder / "checkpoints", pytest.fail)
+    assert found is not None
+    assert found.name == f"step_{step:08d}"
+    return {name: tensor.clone() for name, tensor in load_checkpoint(found).model.items()}  # not mapped from the file
+
+
+def lines(folder: Path) -> list[dict]:
+    timing = ("samples_per_s", "audio_s_per_s", "data_wait")
+    return [{k: v for k, v in line.items() if k not in timing} for line in read_json_lines(folder / "metrics.jsonl")]
