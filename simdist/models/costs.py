@@ -1,0 +1,172 @@
+"""What a training step costs, counted from the config alone: parameters, FLOPs, bytes kept for the backward pass.
+
+Legend: B clips, L frames, C channels of a latent, H of a GRU, A anchors, K steps predicted, N negatives.
+
+A multiplication with its addition is two FLOPs. Counted are convolutions and matrix products, as torch's own counter
+does, for they are what a GPU's peak refers to; normalisation, sampling and the optimizer cost bandwidth, not FLOPs.
+A module's input is detached, so its first convolution (or its GRU, if that is all it has) computes no gradient for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from simdist.config import Config, LayerConfig, ModuleConfig
+
+PARTS = ("convs", "heads", "gru", "nce")
+FLOAT32, INT64 = 4, 8  # bytes
+GRU_KEPT = 5  # tensors (B, L, H) that cuDNN's GRU keeps for its backward pass: three gates, the candidate, the state
+
+
+@dataclass
+class Cost:
+    """Of one part of a module, in one training step."""
+
+    parameters: int = 0
+    forward_flops: int = 0
+    backward_flops: int = 0
+    kept_bytes: int = 0
+    """Kept from the forward for the backward pass, beside parameters."""
+
+    @property
+    def flops(self) -> int:
+        """Forward and backward."""
+        return self.forward_flops + self.backward_flops
+
+    def product(self, flops: int, *, left_grad: bool, right_grad: bool = True) -> None:
+        """Add a product whose forward takes `flops`; each operand that wants a gradient takes as many again."""
+        self.forward_flops += flops
+        self.backward_flops += flops * (left_grad + right_grad)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass
+class ModuleCost:
+    """Of one greedy module, in one training step of one rank."""
+
+    frames: int
+    """L of its latent."""
+    latent_bytes: int
+    """Its latents in float32: what a rank gives to all others under `negatives: global`."""
+    convs: Cost = field(default_factory=Cost)
+    """Convolutions, BatchNorms and poolings."""
+    heads: Cost = field(default_factory=Cost)
+    """mu and log_var, sampling and the KL."""
+    gru: Cost = field(default_factory=Cost)
+    nce: Cost = field(default_factory=Cost)
+    """The predictors W_k and the scores."""
+
+    @property
+    def total(self) -> Cost:
+        """Of all parts together."""
+        return self.convs + self.heads + self.gru + self.nce
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Float32 gradients that DDP averages over ranks."""
+        return FLOAT32 * self.total.parameters
+
+
+def module_costs(config: Config, clips: int, mixed: bool = True) -> list[ModuleCost]:
+    """Each greedy module's cost in a training step with `clips` clips of `config.data.crop` samples on one rank.
+
+    Args:
+        config: the experiment.
+        clips: B, a rank's share of the global batch.
+        mixed: bf16 or fp16 autocast: activations take two bytes, but what must be in float32 takes four.
+    """
+    costs, frames, channels = [], config.data.crop, 1
+    for module in config.model.modules:
+        cost, frames, channels = _module_cost(config, module, clips, frames, channels, 2 if mixed else FLOAT32)
+        costs.append(cost)
+    return costs
+
+
+def step_flops(config: Config, clips: int) -> int:
+    """FLOPs of one training step of all modules with `clips` clips, forward and backward."""
+    return sum(cost.total.flops for cost in module_costs(config, clips))
+
+
+def _module_cost(
+    config: Config, module: ModuleConfig, clips: int, frames: int, channels: int, size: int
+) -> tuple[ModuleCost, int, int]:
+    """Cost, frames and channels of a module whose input is (clips, channels, frames); activations of `size` bytes."""
+    convs, trained = Cost(), False
+    for layer in module.layers:
+        frames_in, frames = frames, layer.output_frames(frames)
+        if layer.kind == "maxpool":
+            convs.kept_bytes += (INT64 + size) * clips * channels * frames if trained else 0  # where and what each is
+            continue
+        convs.kept_bytes += 0 if trained else size * clips * channels * frames_in  # later inputs: kept by the ReLU
+        convs += _conv(config, layer, clips, frames, channels, size, trained)
+        channels, trained = config.model.width, True
+    heads = Cost()
+    if module.layers and config.model.head != "none":
+        heads = _heads(config, clips, frames, channels, size, trained)
+        channels, trained = config.model.width, True
+    cost = ModuleCost(frames, FLOAT32 * clips * channels * frames, convs, heads)
+    if module.gru:
+        cost.gru = _gru(config, clips, frames, channels, size, trained)
+    cost.nce = _nce(config, module, clips, frames, channels, size, trained)
+    return cost, frames, channels
+
+
+def _conv(config: Config, layer: LayerConfig, clips: int, frames: int, channels: int, size: int, trained: bool) -> Cost:
+    """A convolution, its BatchNorm (which keeps its input) and its ReLU (which keeps its output)."""
+    width, norm = config.model.width, config.model.batch_norm
+    weights = width * channels * layer.kernel
+    cost = Cost(parameters=weights + width + (2 * width if norm else 0))
+    cost.product(2 * clips * frames * weights, left_grad=trained)
+    cost.kept_bytes = size * clips * frames * width * (2 if norm else 1) + _cast(size, weights)
+    return cost
+
+
+def _heads(config: Config, clips: int, frames: int, channels: int, size: int, trained: bool) -> Cost:
+    """The 1x1 convolutions, two draws, and the KL: of log_var, the draws and the KL everything is float32."""
+    width, variational = config.model.width, config.model.head == "variational"
+    weights, latents = width * channels * config.model.head_kernel, clips * frames * width
+    cost = Cost(parameters=(weights + width) * (1 + variational))
+    cost.product(2 * clips * frames * weights * (1 + variational), left_grad=trained)
+    cost.kept_bytes = _cast(size, weights)
+    if variational:
+        # mu and exp(log_var) for the KL; log_var before its clamp; the noise and exp(log_var / 2) of each draw
+        cost.kept_bytes += FLOAT32 * latents * 7
+        cost.kept_bytes += FLOAT32 * clips * frames * channels if size != FLOAT32 else 0  # log_var's input in float32
+    return cost
+
+
+def _gru(config: Config, clips: int, frames: int, channels: int, size: int, trained: bool) -> Cost:
+    """One layer: three gates from the input, three from the state before. What is kept is an estimate of cuDNN's."""
+    hidden = config.model.context_width
+    cost = Cost(parameters=3 * hidden * (channels + hidden + 2))
+    cost.product(2 * clips * frames * 3 * hidden * channels, left_grad=trained)
+    recurrent = 2 * clips * 3 * hidden * hidden  # a frame
+    cost.product(recurrent * frames, left_grad=True)
+    cost.backward_flops -= recurrent  # the first state is zero and wants no gradient
+    cost.kept_bytes = size * clips * frames * (channels + (1 + GRU_KEPT) * hidden) + _cast(size, cost.parameters)
+    return cost
+
+
+def _nce(
+    config: Config, module: ModuleConfig, clips: int, frames: int, channels: int, size: int, trained: bool
+) -> Cost:
+    """Predictions (B*A, K, C) against their K positives and N negatives, gathered to (B*A, K + N, C)."""
+    steps, negatives = module.prediction_steps or config.loss.prediction_steps, config.loss.num_negatives
+    context = config.model.context_width if module.gru else channels
+    anchors = clips * (min(frames, config.loss.window or frames) - 1)  # B * A
+    cost = Cost(parameters=steps * channels * context)
+    cost.product(2 * anchors * cost.parameters, left_grad=trained or module.gru)
+    cost.product(2 * anchors * steps * (steps + negatives) * channels, left_grad=True, right_grad=trained)
+    candidates = anchors * (steps + negatives)
+    cost.kept_bytes = size * (anchors * context + anchors * steps * channels + candidates * channels)
+    cost.kept_bytes += INT64 * candidates * trained  # rows, for the gradient of gathering
+    cost.kept_bytes += FLOAT32 * anchors * steps * (negatives + 3)  # scores, their log-sum-exp, weights
+    cost.kept_bytes += _cast(size, cost.parameters)
+    return cost
+
+
+def _cast(size: int, weights: int) -> int:
+    """Bytes of the weights' copy in the autocast type."""
+    return size * weights if size != FLOAT32 else 0
