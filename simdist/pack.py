@@ -8,6 +8,7 @@ same command continues.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from simdist.cli import Parser, fail, run
-from simdist.data import packing, verifying
+from simdist.data import folders, packing, verifying
 from simdist.data.artificial_speech import artificial_speech
 from simdist.data.corpora import Corpus
 from simdist.data.librispeech import SplitLists, librispeech
@@ -53,6 +54,12 @@ and pack it into OUT. The same options give the same corpus, bit for bit.
   python -m simdist.pack synthetic data/made data/synthetic
   python -m simdist.pack synthetic data/large data/large_packed --speakers 40 --minutes 600"""
 
+_IN_SHORT = {
+    "librispeech": "LibriSpeech, or a corpus in its layout.",
+    "artificial-speech": "Bart de Boer's artificial speech: words and syllables.",
+    "synthetic": "Speech made by espeak-ng, with exact phone labels.",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, pack, and say what came out; returns the exit code."""
@@ -72,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 overwrite=arguments.overwrite,
                 verify=arguments.verify,
             )
+            folders.require_usable(Path(arguments.SOURCE), out)
             corpus = _planned(corpus_name, arguments, console, stop)
             stop.check()
             for note in corpus.notes:
@@ -99,12 +107,13 @@ def _parser() -> Parser:
         ("artificial-speech", _ARTIFICIAL, "Folder that the archive was unpacked into.", 8_000),
         ("synthetic", _SYNTHETIC, "Folder in which the corpus is made.", 20_480),
     ):
-        sub = Parser(prog=f"python -m simdist.pack {name}", description=about)
+        sub = Parser(description=about)
         sub.add_argument("SOURCE", type=str, help=source)
         sub.add_argument("OUT", type=str, help="Folder for the packed splits; give it as --data.root later.")
         _SPECIFIC[name](sub)
         _add_common(sub, min_samples)
-        commands.add_subcommand(name, sub, help=about.partition(".")[0].replace("\n", " ") + ".")
+        commands.add_subcommand(name, sub, help=_IN_SHORT[name])
+        sub.prog = f"{parser.prog} {name}"  # add_subcommand sets one with "[options]" in it
     return parser
 
 
@@ -112,9 +121,10 @@ def _add_librispeech(parser: Parser) -> None:
     add = parser.add_argument
     add(
         "--subsets",
-        type=str | None,
+        type=str,
+        nargs="+",
         default=None,
-        help="Subsets to pack, as test-clean,dev-clean; all of them if not given.",
+        help="Subsets to pack, such as dev-clean test-clean; all of them if not given.",
     )
     add("--train-split", type=str | None, default=None, help="File of the utterance ids to train on, one a line.")
     add("--test-split", type=str | None, default=None, help="File of the utterance ids to test on, one a line.")
@@ -165,7 +175,7 @@ def _planned(name: str, arguments: Any, console: Console, stop: Stop) -> Corpus:
     if not 0 <= arguments.test_fraction < 1:
         raise InputError(f"--test-fraction is {arguments.test_fraction:g}; it must be at least 0 and less than 1")
     lists = SplitLists(Path(arguments.train_split), Path(arguments.test_split)) if arguments.train_split else None
-    subsets = [s.strip() for s in (arguments.subsets or "").strip("[]").split(",") if s.strip()]
+    subsets = re.findall(r"[^\s,]+", " ".join(arguments.subsets or []))  # between words commas do as well
     phones = Path(arguments.phones) if arguments.phones else None
     return librispeech(source, subsets, lists, arguments.test_fraction, phones)
 

@@ -30,9 +30,10 @@ class SmallCorpus:
         return self.source / "small" / speaker / chapter / f"{key}.flac"
 
     def arguments(self, out: Path, *more: str) -> list[str]:
-        """A command line that packs the corpus with its lists and phones."""
+        """A command line that packs the corpus with its lists and phones, without other processes."""
         lists = ["--train-split", str(self.train_split), "--test-split", str(self.test_split)]
-        return ["librispeech", str(self.source), str(out), *lists, "--phones", str(self.phones), *more]
+        plain = ["librispeech", str(self.source), str(out), *lists, "--phones", str(self.phones), "--workers", "1"]
+        return [*plain, *more]
 
 
 def small_corpus(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ import soundfile
 from packing_cases import RATE, SmallCorpus, small_corpus
 
 from simdist.cli import run
+from simdist.data import parallel
 from simdist.data.splits import open_split
 from simdist.pack import main
+from simdist.stopping import Stop
 
 
 @pytest.fixture
@@ -168,11 +172,16 @@ def test_a_packing_that_was_stopped_continues_to_the_same_result(
     corpus, expected = undisturbed
     out = tmp_path / "out"
     command = [sys.executable, "-m", "simdist.pack", *corpus.arguments(out, *MANY_SHARDS, "--workers", "2")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 30
     while len(list(out.glob("*/shard-*.tar"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.001)
-    process.send_signal(signum)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)  # as Ctrl-C does: to the workers as well
+    else:
+        process.send_signal(signum)
     _, error = process.communicate(timeout=20)
     assert process.returncode == code
     assert said in error
@@ -188,16 +197,57 @@ def test_a_packing_that_was_stopped_continues_to_the_same_result(
     assert packed(out) == expected
 
 
-def test_shards_that_were_written_from_other_input_are_packed_again(corpus: SmallCorpus, tmp_path: Path):
-    out = tmp_path / "out"
+SMALL_SHARDS = ["--shard-samples", "2"]
+
+
+@pytest.fixture
+def half_packed(corpus: SmallCorpus, tmp_path: Path) -> Path:
+    """An OUT with shards of two utterances and no split complete: one file was bad, and now is not."""
     bad = corpus.path("12-7-0001")
     whole = bad.read_bytes()
     bad.write_bytes(whole[:100])
-    assert code_of(corpus.arguments(out, "--strict", "--shard-samples", "2")) == 2
+    assert code_of(corpus.arguments(tmp_path / "half", "--strict", *SMALL_SHARDS)) == 2
     bad.write_bytes(whole)
-    assert main(corpus.arguments(out, "--strict", "--shard-samples", "3")) == 0
-    main(corpus.arguments(tmp_path / "fresh", "--shard-samples", "3"))
-    assert packed(out) == packed(tmp_path / "fresh")
+    return tmp_path / "half"
+
+
+def test_shards_that_were_written_from_other_input_are_packed_again(
+    corpus: SmallCorpus, half_packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    capsys.readouterr()
+    assert main(corpus.arguments(half_packed, "--strict", *SMALL_SHARDS)) == 0
+    assert "continuing: 6 of 7 shards are finished already" in capsys.readouterr().out
+    main(corpus.arguments(tmp_path / "fresh", *SMALL_SHARDS))
+    assert packed(half_packed) == packed(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("more", "difference"),
+    [
+        (["--shard-samples", "3"], "shard-samples 2, not 3"),
+        (["--encoding", "wav"], "encoding flac, not wav"),
+        (["--min-samples", "100"], "min-samples 20480, not 100"),
+    ],
+)
+def test_half_a_packing_is_not_thrown_away_by_other_options(
+    corpus: SmallCorpus,
+    half_packed: Path,
+    tmp_path: Path,
+    more: list[str],
+    difference: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    before = packed(half_packed)
+    options = [*SMALL_SHARDS, *more]
+    assert code_of(corpus.arguments(half_packed, *options)) == 2
+    said = (
+        f"{half_packed / 'train'} is half packed, with {difference}; add --overwrite to replace it, or choose another"
+    )
+    assert said in capsys.readouterr().err
+    assert packed(half_packed) == before
+    assert main(corpus.arguments(half_packed, *options, "--overwrite")) == 0
+    main(corpus.arguments(tmp_path / "fresh", *options))
+    assert packed(half_packed) == packed(tmp_path / "fresh")
 
 
 def test_verify_finds_damage_in_a_complete_split(
@@ -221,13 +271,59 @@ def test_verify_finds_damage_in_a_complete_split(
 
 
 def test_tars_of_somebody_else_are_not_touched(corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    theirs = tmp_path / "out" / "train" / "shard-000000.tar"
-    theirs.parent.mkdir(parents=True)
+    out = tmp_path / "out"
+    main(["librispeech", str(corpus.source), str(out), "--test-fraction", "0"])
+    theirs = out / "test" / "shard-000000.tar"
+    theirs.parent.mkdir()
     theirs.write_bytes(b"precious")
-    for more in ([], ["--overwrite"]):
-        assert code_of(corpus.arguments(tmp_path / "out", *more)) == 2
-        assert "shard-000000.tar, not written by simdist.pack" in capsys.readouterr().err
-        assert theirs.read_bytes() == b"precious"
+    before = packed(out)
+    assert code_of(corpus.arguments(out, "--overwrite")) == 2
+    assert "shard-000000.tar, not written by simdist.pack" in capsys.readouterr().err
+    assert packed(out) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("source", "SOURCE .*/source and OUT .*/source are one folder; choose an OUT apart from the corpus"),
+        ("link", "are one folder"),
+        ("source/small/../packed", "lie one inside the other"),
+        (".", "lie one inside the other"),
+        (
+            "papers",
+            "OUT .*/papers holds drafts/, thesis.pdf, but no split packed by simdist.pack; choose a new or empty",
+        ),
+        ("tars", "OUT .*/tars holds train/, but no split packed"),
+        ("run", "OUT .*/run has a metrics.jsonl, as run folders do; choose a new or empty folder"),
+    ],
+)
+def test_no_folder_of_others_becomes_out(
+    corpus: SmallCorpus, tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "link").symlink_to("source")
+    for file in ("papers/thesis.pdf", "papers/drafts/1.tex", "tars/train/shard-000000.tar", "run/metrics.jsonl"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    for command in (corpus.arguments(tmp_path / out), ["synthetic", str(corpus.source), str(tmp_path / out)]):
+        assert code_of(command) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_source_that_was_not_generated_is_not_filled(
+    corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = sorted(tmp_path.rglob("*"))
+    assert code_of(["synthetic", str(corpus.source), str(tmp_path / "out")]) == 2
+    assert "holds small/, but no corpus that was generated; choose a new or empty folder" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_out_with_nothing_but_hidden_files_and_empty_folders_will_do(corpus: SmallCorpus, tmp_path: Path):
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / ".gitkeep").touch()
+    assert main(corpus.arguments(tmp_path / "out")) == 0
 
 
 @pytest.mark.parametrize(
@@ -236,6 +332,7 @@ def test_tars_of_somebody_else_are_not_touched(corpus: SmallCorpus, tmp_path: Pa
         (["--workers", "0"], "--workers is 0; it must be at least 1"),
         (["--shard-samples", "0"], "--shard-samples is 0; it must be at least 1"),
         (["--subsets", "nope"], "has no subset nope; it has small"),
+        (["--subsets", "small", "a", "b,c"], "has no subset a, b, c; it has small"),
         (["--encoding", "mp3"], "mp3"),
         (["--train-split", "nowhere.txt"], "split list nowhere.txt cannot be read: No such file"),
         (["--phones", "nowhere.txt"], "--phones nowhere.txt cannot be read: No such file"),
@@ -297,6 +394,30 @@ def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert f"python -m simdist.pack {command[0] if command else 'synthetic'}" in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_help_has_a_whole_line_for_each_corpus(capsys: pytest.CaptureFixture[str]):
+    assert code_of(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name in ("librispeech", "artificial-speech", "synthetic"):
+        assert re.search(rf"^ +{name} +[A-Z][^\n]+\w{{3}}\.$", said, re.MULTILINE)
+
+
+def test_errors_name_a_help_that_can_be_called(capsys: pytest.CaptureFixture[str]):
+    assert code_of(["librispeech", "a", "b", "c"]) == 2
+    assert "(all options: python -m simdist.pack librispeech --help)" in capsys.readouterr().err
+
+
+def blocked_signals(job: int, check_stop: Callable[[], None]) -> set[int]:
+    return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
+
+
+def test_workers_are_deaf_to_the_signals_of_the_group_from_their_first_moment():
+    """Nothing in a worker itself blocks signals: the mask is what it was started with."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    for blocked in parallel.results(blocked_signals, [0, 1], 2, Stop()):
+        assert blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_artificial_speech_is_resampled_cut_padded_and_labelled(tmp_path: Path):

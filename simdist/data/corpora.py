@@ -143,10 +143,13 @@ def require_folder(source: Path) -> None:
         raise InputError(f"SOURCE {source} is a file; give the folder that holds the corpus (unpack an archive first)")
 
 
+def visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
 def some_names(folder: Path) -> str:
     """The first few things in a folder, for a message that says what was found."""
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir() if not p.name.startswith("."))
-    return shortened(names) or "nothing"
+    return shortened([p.name + ("/" if p.is_dir() else "") for p in visible(folder)]) or "nothing"
 
 
 def shortened(names: Sequence[str], most: int = 8) -> str:

@@ -51,7 +51,7 @@ def finish(name: str, folder: Path, shards: Sequence[Shard], corpus: Corpus, pac
         packed_with=packed_with,
     )
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
-    folders.remove_sidecars(folder)
+    folders.remove_traces(folder)
     return manifest
 
 

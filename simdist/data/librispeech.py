@@ -163,11 +163,20 @@ def _sexes(path: Path) -> dict[str, str]:
 
 
 def _with_phones(utterances: dict[str, Utterance], path: Path, problems: list[Problem]) -> dict[str, Utterance]:
-    """Utterances that have a line of classes; the others become problems."""
+    """Utterances that have a line of classes; the others become problems.
+
+    Raises:
+        InputError: none has one, so the file is another or no text at all.
+    """
     labelled: dict[str, Utterance] = {}
     for key, line in _phone_lines(path):
         if key in utterances:
             labelled[key] = dataclasses.replace(utterances[key], phones=line)
+    if not labelled:
+        raise InputError(
+            f"--phones {path} has no line for any of the {len(utterances):,} utterances; "
+            "a line is an utterance id and one class each 10 ms"
+        )
     for key in utterances.keys() - labelled.keys():
         problems.append(Problem(utterances[key].path, f"has no line of phones in {path}"))
     return labelled
@@ -223,8 +232,10 @@ def _read_list(path: Path) -> dict[str, int]:
     """Ids of a list, in its order, with the line each stands on."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"split list {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise InputError(f"split list {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"split list {path} is not text; it should have one utterance id a line") from error
     ids = {line.strip(): number for number, line in enumerate(lines, 1) if line.strip()}
     if not ids:
         raise InputError(f"split list {path} is empty; it should have one utterance id a line")

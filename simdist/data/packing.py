@@ -1,8 +1,9 @@
 """Packing a planned corpus into splits: what is done already, the shards still missing, index, manifest and report.
 
 A split is complete when its manifest is there, which is written last. Until then each shard's sidecar says whether it
-is done, so the same command continues a packing that was killed. Splits are finished only after all shards of all
-splits are written: with `--strict` one bad file leaves no manifest anywhere.
+is done, so the same command continues a packing that was killed, and `.packing.json` what it is, so that a command with
+other options does not throw it away. Splits are finished only after all shards of all splits are written: with
+`--strict` one bad file leaves no manifest anywhere.
 """
 
 from __future__ import annotations
@@ -75,12 +76,14 @@ def pack(corpus: Corpus, out: Path, options: Options, console: Console, stop: St
     """Pack all splits of `corpus` into folders below `out`; those that are complete already stay as they are.
 
     Raises:
-        InputError: a split is there but was packed from or with something else; nothing usable; --strict and problems.
+        InputError: a split is there or begun, but from or with something else; nothing usable; --strict and problems.
         PackingError: the disk is full, or a process died.
         StoppedError: a signal came; finished shards are kept.
     """
     with locked(out):
         splits = [_prepare(corpus, plan, out, options) for plan in corpus.splits]
+        for split in splits:
+            _find_what_is_done(split, options)
         _write_shards(splits, options, console, stop)
         try:
             _report(splits)
@@ -119,6 +122,7 @@ def locked(out: Path, name: str = ".pack.lock", wait: bool = False) -> Iterator[
 
 
 def _prepare(corpus: Corpus, plan: SplitPlan, out: Path, options: Options) -> PackedSplit:
+    """What is to be packed, after a look at what is there; changes nothing."""
     folder = out / plan.name
     utterances = sorted(plan.utterances, key=lambda u: scattered(u.key))  # all speakers in every shard
     if not utterances:
@@ -135,20 +139,22 @@ def _prepare(corpus: Corpus, plan: SplitPlan, out: Path, options: Options) -> Pa
         **corpus.parameters,
         "encoding": options.encoding,
         "shard_samples": size,
+        "min_samples": options.min_samples,
         "inputs": hashlib.sha256(inputs.encode()).hexdigest()[:16],
     }
-    split = PackedSplit(plan, folder, jobs, identity)
-    _find_what_is_done(split, options)
-    return split
+    manifest = folders.stored_manifest(folder)
+    if options.overwrite:
+        manifest = None
+    else:
+        folders.require_same(folder, manifest, identity)
+    if manifest is None:
+        folders.refuse_foreign(folder)
+    return PackedSplit(plan, folder, jobs, identity, manifest=manifest, was_complete=manifest is not None)
 
 
 def _find_what_is_done(split: PackedSplit, options: Options) -> None:
-    manifest = folders.stored_manifest(split.folder)
-    if manifest and not options.overwrite:
-        folders.require_same(split.folder, manifest.packed_with, split.identity)
-        split.manifest = manifest
-        split.was_complete = True
-        folders.remove_sidecars(split.folder)
+    if split.was_complete:
+        folders.remove_traces(split.folder)
         split.problems = folders.stored_problems(split.folder)
         return
     try:
@@ -173,6 +179,9 @@ def _write_shards(splits: Sequence[PackedSplit], options: Options, console: Cons
         console.print(f"continuing: {done} of {done + len(jobs)} shards are finished already")
     total = sum(len(job.utterances) for job in jobs)
     try:
+        for split in splits:
+            if not split.was_complete:
+                folders.begin(split.folder, split.identity)
         with progress(console, "packing", total) as advance:
             for folder, shard, count in parallel.results(_write, jobs, options.workers, stop):
                 of_folder[folder].shards[shard.name] = shard

@@ -1,6 +1,6 @@
 """A function over many jobs in processes that end at once when told to, and never outlive the one that started them.
 
-Processes are spawned, not forked, since the caller may hold threads and a GPU. They ignore the signals that reach a
+Processes are spawned, not forked, since the caller may hold threads and a GPU. They never see the signals that reach a
 whole process group: the parent decides, and kills them. Should the parent itself be killed, a thread ends them.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from simdist.data.shards import PackingError
-from simdist.stopping import Stop, ignore_signals
+from simdist.stopping import SIGNALS, Stop, ignore_signals
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -46,7 +48,8 @@ def _spawned(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
     try:
-        pending = {pool.submit(function, job, _never) for job in jobs}
+        with _held_back():
+            pending = {pool.submit(function, job, _never) for job in jobs}
         while pending:
             stop.check()
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -64,6 +67,16 @@ def _spawned(
             ) from error
         raise
     pool.shutdown()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals wait until the end of the block. Processes started inside never get them, not even while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _never() -> None:

@@ -106,6 +106,10 @@ def open_split(root: str | Path, name: str) -> Split:
         InputError: the folder is missing, empty, unfinished, damaged or of another format version.
     """
     folder = Path(root) / name
+    if Path(root).is_file():
+        raise InputError(f"data folder {root} is a file; name the folder that simdist.pack wrote")
+    if (Path(root) / MANIFEST).is_file() and not folder.exists():
+        raise InputError(f"{root} is one split; name the folder above it: {Path(root).resolve().parent}")
     how = f"python -m simdist.pack CORPUS SOURCE {root}"
     if not folder.is_dir():
         if not Path(root).is_dir():

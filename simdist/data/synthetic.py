@@ -22,8 +22,8 @@ import numpy.typing as npt
 from rich.console import Console
 
 from simdist.config import SAMPLE_RATE
-from simdist.data import audio, espeak, packing
-from simdist.data.corpora import Corpus, held_out
+from simdist.data import audio, espeak, folders, packing
+from simdist.data.corpora import Corpus, held_out, some_names, visible
 from simdist.data.librispeech import SplitLists, librispeech
 from simdist.data.mnemonics import frame_classes
 from simdist.data.progress import progress as show_progress
@@ -98,6 +98,7 @@ def ensure(
     if _is_packed(out, parameters):
         return
     console = Console(quiet=not progress, soft_wrap=True, highlight=False)
+    folders.require_usable(source, out)
     with packing.locked(out, ".ensure.lock", wait=True):
         if not _is_packed(out, parameters):
             generate(source, parameters, 1, console, Stop())
@@ -108,7 +109,14 @@ def planned(source: Path, parameters: Parameters) -> Corpus:
     """The generated corpus, ready to be packed."""
     labels = source / "labels"
     lists = SplitLists(labels / "train_split.txt", labels / "test_split.txt")
-    plan = librispeech(source, ["synthetic"], lists, phones=labels / "converted_aligned_phones.txt")
+    phones = labels / "converted_aligned_phones.txt"
+    plan = librispeech(source, ["synthetic"], lists, phones=phones)
+    minutes = phones.read_text().count(" ") / 6000  # a class each 10 ms
+    if minutes > 1.5 * parameters.minutes:
+        plan.notes.append(
+            f"--minutes {parameters.minutes:g} became {minutes:.1f}: "
+            "each speaker says at least two sentences, one to train on and one to test on"
+        )
     return Corpus("synthetic", plan.splits, asdict(parameters), plan.notes)
 
 
@@ -133,11 +141,12 @@ def generate(source: Path, parameters: Parameters, workers: int, console: Consol
         InputError: `source` holds something else, or espeakng_loader is not installed.
         StoppedError: a signal came; finished speakers are kept.
     """
+    _require_ours(source)
     with packing.locked(source):
-        if _begin(source, parameters):
-            return
         speakers = draw_speakers(parameters)
         try:
+            if _begin(source, parameters):
+                return
             _speak_missing(source, parameters, speakers, workers, console, stop)
             _write_lists(source, speakers)
             write_json(source / _MARKER, {"generation": GENERATION, **asdict(parameters)})
@@ -182,6 +191,19 @@ def _subset(source: Path) -> Path:
     return source / "LibriSpeech" / "synthetic"
 
 
+def _require_ours(source: Path) -> None:
+    """Raise InputError unless `source` is new, empty or generated; nothing is written before."""
+    try:
+        generated = any((source / name).is_file() for name in (_BEGUN, _MARKER))
+        if source.is_dir() and not generated and visible(source):
+            raise InputError(
+                f"SOURCE {source} holds {some_names(source)}, but no corpus that was generated; "
+                "choose a new or empty folder"
+            )
+    except OSError as error:
+        raise InputError(f"SOURCE {source} cannot be read: {error.strerror}; choose another folder") from error
+
+
 def _begin(source: Path, parameters: Parameters) -> bool:
     """Whether the corpus is complete already; otherwise the folder is made ready."""
     wanted = {"generation": GENERATION, **asdict(parameters)}
@@ -196,17 +218,13 @@ def _begin(source: Path, parameters: Parameters) -> bool:
                 )
             if marker.name == _MARKER:
                 return True
-            break
-    else:
-        if (source / "LibriSpeech").exists():
-            raise InputError(f"{source} holds a LibriSpeech folder that was not generated; choose another SOURCE")
     if not espeak.is_installed():
-        raise InputError("the synthetic corpus needs espeakng_loader: pip install 'simdist[demo]'")
+        raise InputError("the synthetic corpus needs espeakng_loader: pip install espeakng-loader")
     for leftover in source.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    write_json(source / _BEGUN, wanted)  # first: it is by this that the folder is known to be ours
     for folder in (_subset(source), source / "labels", source / _PARTS):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(source / _BEGUN, wanted)
     return False
 
 

@@ -93,16 +93,25 @@ def test_misplaced_files_and_ids_found_twice_are_reported(corpus: SmallCorpus):
     [
         ({"source": "nowhere"}, "SOURCE .*nowhere does not exist"),
         ({"source": "train.txt"}, "train.txt is a file"),
-        ({"source": "bare"}, "has no .flac file in the layout SUBSET/SPEAKER/CHAPTER/.*; it holds empty, music/"),
+        (
+            {"source": "bare"},
+            "has no .flac file in the layout SUBSET/SPEAKER/CHAPTER/.*; it holds binary, empty, music/",
+        ),
         ({"subsets": ["dev-other"]}, "has no subset dev-other; it has small"),
         ({"phones": "nowhere"}, "--phones .*nowhere cannot be read: No such file"),
+        ({"phones": "bare"}, "--phones .*bare cannot be read: Is a directory"),
+        ({"phones": "bare/empty"}, "--phones .*empty has no line for any of the 12 utterances; a line is"),
+        ({"phones": "bare/binary"}, "--phones .*binary has no line for any of the 12 utterances; a line is"),
         ({"lists": ("nowhere", "test.txt")}, "nowhere cannot be read: No such file"),
-        ({"lists": ("bare/empty", "test.txt")}, "split list .*empty is empty"),
+        ({"lists": ("bare", "test.txt")}, "split list .*bare cannot be read: Is a directory"),
+        ({"lists": ("bare/empty", "test.txt")}, "split list .*empty is empty; it should have one utterance id a line"),
+        ({"lists": ("train.txt", "bare/binary")}, "split list .*binary is not text; it should have one utterance id"),
     ],
 )
 def test_input_that_cannot_be_used_is_named(corpus: SmallCorpus, tmp_path: Path, change: dict, message: str):
     (tmp_path / "bare" / "music").mkdir(parents=True)
     (tmp_path / "bare" / "empty").touch()
+    (tmp_path / "bare" / "binary").write_bytes(bytes(range(256)))
     given = {"source": corpus.source, **change}
     for name in ("source", "phones"):
         if isinstance(given.get(name), str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from simdist.data import espeak, synthetic
 from simdist.data.corpora import PHONES
 from simdist.data.mnemonics import classes_of, frame_classes
 from simdist.data.splits import open_split
-from simdist.data.synthetic import ACCENTS, VARIANTS, Parameters, draw_speakers, ensure, generate
+from simdist.data.synthetic import ACCENTS, VARIANTS, Parameters, draw_speakers, ensure, generate, planned
 from simdist.errors import InputError
 from simdist.stopping import Stop
 
@@ -158,8 +159,30 @@ def test_another_corpus_in_the_same_folder_is_refused(corpus: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"holds the synthetic corpus of --speakers 3 .* not of --speakers 4 "):
         made(corpus, Parameters(speakers=4, minutes=0.5, seed=3))
     (tmp_path / "LibriSpeech").mkdir()
-    with pytest.raises(InputError, match="was not generated"):
+    with pytest.raises(InputError, match="holds LibriSpeech/, but no corpus that was generated; choose a new or empty"):
         made(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["LibriSpeech"]
+
+
+def test_a_note_says_when_two_sentences_of_each_speaker_are_more_than_was_asked_for(corpus: Path):
+    assert planned(corpus, SMALL).notes == []
+    (note,) = planned(corpus, Parameters(speakers=3, minutes=0.01, seed=3)).notes
+    assert re.fullmatch(r"--minutes 0.01 became 0\.\d: each speaker says at least two sentences, .*", note)
+
+
+def test_without_espeak_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(espeak, "is_installed", lambda: False)
+    with pytest.raises(InputError, match="needs espeakng_loader: pip install espeakng-loader"):
+        made(tmp_path)
+
+
+def test_ensure_refuses_folders_of_others_before_it_makes_anything(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.pdf").touch()
+    for source, message in (("source", "holds thesis.pdf"), ("out/source", "lie one inside the other")):
+        with pytest.raises(InputError, match=message):
+            ensure(tmp_path / source, tmp_path / "out", progress=False)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "thesis.pdf"]
 
 
 @pytest.mark.parametrize(
