@@ -30,6 +30,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self._prefix: str | None = None
 
@@ -61,8 +62,7 @@ class Parser(jsonargparse.ArgumentParser):
             message,
         )
         if not unknown:
-            message = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", message)
-            return re.sub(r"<class '(\w+)'>|typing\.(Literal\[.*?\])", lambda m: m[1] or m[2], message)
+            return _readable(message, [a.dest for a in self._actions if a.option_strings])
         key = unknown["flag"] or unknown["key"] or f"{unknown['group']}.{unknown['option']}"
         keys = self._keys()
         section = key.rpartition(".")[0]
@@ -71,6 +71,32 @@ class Parser(jsonargparse.ArgumentParser):
         near = difflib.get_close_matches(key, keys, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"unknown key {key!r}: {hint}valid ones here are {', '.join(siblings)}"
+
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list", "str": "text"}
+
+
+def _spelled(name: str, options: list[str]) -> str:
+    """A required argument as it is typed: `--run`, or `OUT` of a subcommand's `librispeech.OUT`."""
+    return f"--{name}" if name in options else name.rpartition(".")[2]
+
+
+def _readable(message: str, keys: list[str]) -> str:
+    """jsonargparse's own sentences about keys and types, in the words of a user."""
+    message = re.sub(r"<class '(\w+)'>", lambda m: TYPES.get(m[1], m[1]), message)
+    message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message)
+    message = re.sub(
+        r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)$', r"--\1 must be \2, not \3", message
+    )
+    union = re.match(
+        r'Parser key "([\w.]+)": Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$', message
+    )
+    if union:
+        return f"--{union[1]} must be {union[2].replace(', NoneType', ' or null')}, not {union[3]}"
+    required = re.match(r"the following arguments are required: (.*)$", message)
+    if required:
+        return f"missing: {', '.join(_spelled(name, keys) for name in required[1].split(', '))}"
+    return re.sub(r'Parser key "([\w.]+)": ', r"\1: ", message)
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -91,6 +117,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         if action.dest == "model.modules":
             return f"{action.help} (a list of layers, gru, prediction_steps; default: the four of SIM)"
         text = super()._expand_help(action)
+        text = re.sub(r"<class 'Path'>|Path", "path", text) if "type: " in text else text
         return re.sub(r"type: Literal\[[^]]*\], ", "", text)
 
     def add_argument(self, action: Any) -> None:
@@ -149,14 +176,21 @@ def parse_experiment(
 
 def _check_yaml(file: str) -> None:
     """jsonargparse does not say which of several files is broken."""
+    if Path(file).is_dir():
+        raise InputError(f"config {file} is a folder; name one of the YAML files in it")
     if not Path(file).is_file():
+        preset = CONFIGS / f"{file}.yaml"
+        if preset.is_file():
+            raise InputError(f"config file {file} does not exist; did you mean {preset}?")
         presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
         raise InputError(f"config file {file} does not exist; the presets in {CONFIGS} are {presets}")
     try:
         content = yaml.safe_load(Path(file).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict | None):
+    if content is None:
+        raise InputError(f"{file} is empty; a config holds at least one key, such as `name: mine`")
+    if not isinstance(content, dict):
         raise InputError(f"{file} holds {type(content).__name__}, not keys and values such as `optim: {{lr: 1e-4}}`")
 
 

@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
+PLACE = {
+    "place": True
+}  # part of a run's name, but a run may go on elsewhere: the data's fingerprint is checked instead
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -27,7 +30,7 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
 class DataConfig:
     """Which shards are read, and how a global batch of crops is drawn from them."""
 
-    root: str = "data/librispeech"
+    root: str = field(default="data/librispeech", metadata=PLACE)
     """Folder that `simdist.pack` wrote; each split is a folder of shards inside it."""
     train_split: str = "train"
     """Split that is trained on."""
@@ -47,6 +50,8 @@ class DataConfig:
     """Keep the decoded corpus (int16) nowhere, in each rank's memory, or on its GPU."""
 
     def __post_init__(self) -> None:
+        _require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
+        _require(bool(self.test_split), "data.test_split", self.test_split, "the name of a split")
         _require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
         _require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         _require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
@@ -292,13 +297,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _identity_items(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _identity_items(config: Any, prefix: str = "", places: bool = True) -> Iterator[tuple[str, Any]]:
     for item in dataclasses.fields(config):
         value, key = getattr(config, item.name), prefix + item.name
-        if not item.metadata.get("identity", True):
+        if not item.metadata.get("identity", True) or (item.metadata.get("place") and not places):
             continue
         if dataclasses.is_dataclass(value):
-            yield from _identity_items(value, key + ".")
+            yield from _identity_items(value, key + ".", places)
         else:
             yield key, json.loads(json.dumps(value, default=dataclasses.asdict))
 
@@ -310,6 +315,6 @@ def identity(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """`key: old -> new` for every identity field in which the two differ."""
-    before, after = dict(_identity_items(old)), dict(_identity_items(new))
+    """`key: old -> new` for every field in which the two would give other numbers; the data's place gives none."""
+    before, after = dict(_identity_items(old, places=False)), dict(_identity_items(new, places=False))
     return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]]

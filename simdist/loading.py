@@ -6,7 +6,7 @@ from pathlib import Path
 
 from simdist.cli import CONFIGS, read_config
 from simdist.config import Config
-from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint, verify_checkpoint
+from simdist.engine.checkpoint import MODEL, latest_checkpoint, load_checkpoint, verify_checkpoint
 from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.models.upstream import load_upstream
@@ -28,7 +28,11 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
         InputError: nothing there that can be loaded; or it does not fit, naming the first tensor that differs.
     """
     source = Path(source)
+    if not source.exists():
+        raise InputError(f"{source} does not exist; name a run folder, a checkpoint in one, or an upstream checkpoint")
     if source.is_file():
+        if source.name in (MODEL, "config.yaml"):
+            raise InputError(f"{source} is a part of a run; name the run folder, or its checkpoint folder step_…")
         if config is None:
             raise InputError(f"{source} does not say its architecture; name a preset: {', '.join(preset_names())}")
         return load_upstream(source, as_config(config))[0].eval()

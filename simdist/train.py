@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="Go on in a run folder although the configuration differs."
     )
+    from simdist.engine.world import enter
+
     config, parsed = parse_experiment(parser, argv, default=DEMO)
+    enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
     if not parsed.config or [str(path) for path in parsed.config] == [str(DEMO)]:
         _make_demo_data(Path(config.data.root))
     return train(config, parsed.run, parsed.force)
@@ -59,8 +62,9 @@ def train(config: Config, folder: Path | None = None, force: bool = False) -> in
     trainer = Trainer(run, accelerator, stop)
     say = trainer.metrics.say
     if run.is_finished and not force:
+        limit = "--train.max_steps" if trainer.timetable.is_cut_short else "--train.epochs"
         say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
-        say("to train it longer: the same command with a larger --train.epochs and --force")
+        say(f"to train it longer: the same command with a larger {limit}, --run {run.folder} --force")
         return EXIT_OK
     for line in trainer.describe():
         say(line)
@@ -69,7 +73,7 @@ def train(config: Config, folder: Path | None = None, force: bool = False) -> in
         run.write()
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
     accelerator.wait_for_everyone()
-    say(f"{'continuing at step ' + str(step) + ' in' if step else 'writing to'} {run.folder}")
+    say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
     with stop.installed():
         signal_number = trainer.fit()
     if accelerator.is_main_process:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other on a busy machine cost most
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads that wait for each other cost most
 
-from simdist.cli import CONFIGS, read_config  # noqa: E402
-from simdist.config import Config  # noqa: E402
+from simdist.cli import CONFIGS, read_config
+from simdist.config import Config
 
 ROOT = Path(__file__).parent.parent
 

@@ -85,11 +85,16 @@ def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"no pickle", "cannot be read as a checkpoint"), (None, "no tensor is called")]
+    ("content", "words"),
+    [
+        (b"no pickle", "not a checkpoint of tensors"),
+        (b"", "not a checkpoint of tensors"),
+        (None, "no tensor is called"),
+    ],
 )
 def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "model_1.ckpt"
-    path.write_bytes(content) if content else torch.save({"weight": torch.zeros(1)}, path)
+    path.write_bytes(content) if content is not None else torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match=words):
         simdist.load_encoder(path, config="sim_librispeech")
 
@@ -97,6 +102,11 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes | None, wor
 def test_sources_that_are_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a run folder, nor a checkpoint of one, nor an upstream"):
         simdist.load_encoder(tmp_path)
+    with pytest.raises(InputError, match="does not exist; name a run folder"):
+        simdist.load_encoder(tmp_path / "nothing")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="is a part of a run; name the run folder"):
+        simdist.load_encoder(tmp_path / "model.safetensors")
 
 
 @pytest.mark.usefixtures("fresh_process")

@@ -42,10 +42,16 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("option", "words"),
     [
         ("--optim.lrr=3", ["'optim.lrr'", "did you mean 'optim.lr'?", "optim.schedule"]),
-        ("--optim.lr=fast", ["optim.lr", "float", "fast"]),
-        ("--optim.schedule=linear", ["optim.schedule", "'constant', 'exponential', 'cosine'", "linear"]),
+        ("--optim.lr=fast", ["--optim.lr must be a number, not fast"]),
+        ("--optim.schedule=linear", ["optim.schedule must be one of 'constant', 'exponential', 'cosine', not linear"]),
         ("--model.width=0", ["model.width is 0", "at least 1"]),
         ("--data.crop=300", ["module 1", "longer data.crop"]),
+        ("--optim.clip_grad_norm=much", ["--optim.clip_grad_norm must be a number or null, not much"]),
+        ("--opt.lr=1", ["unknown key 'opt.lr'", "did you mean 'optim.lr'?"]),
+        ("--data.test_split=", ["data.test_split is ''", "the name of a split"]),
+        ("--config=sim_librispeech", ["does not exist; did you mean", "configs/sim_librispeech.yaml?"]),
+        ("--config=configs", ["config configs is a folder; name one of the YAML files"]),
+        ("--train.cache_latents=true", ["train.cache_latents is true; it needs train.schedule stagewise"]),
         ("--config=missing.yaml", ["missing.yaml does not exist", "sim_librispeech.yaml"]),
         ("--train.precision=fp16", ["fp16", "needs a GPU", "bf16"]),
     ],
@@ -63,6 +69,7 @@ def test_wrong_options(option: str, words: list[str], tmp_path: Path, capsys: py
         ("optimizer: {lr: 1}", ["optimizer", "optim"]),
         ("optim: {lr: [", ["wrong.yaml is not valid YAML"]),
         ("- 1", ["wrong.yaml holds list"]),
+        ("", ["wrong.yaml is empty; a config holds at least one key"]),
         ("model: {modules: [{layers: [{kernel: 0}]}]}", ["layer.kernel is 0"]),
     ],
 )
@@ -86,6 +93,12 @@ class TestWrongData:
 
     def test_missing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "nowhere does not exist; pack a corpus" in self.fails(tmp_path / "nowhere", tmp_path, capsys)
+
+    def test_a_file_or_one_split(self, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("x")
+        assert "is a file; name the folder" in self.fails(tmp_path / "file", tmp_path, capsys)
+        printed = self.fails(speech / "train", tmp_path, capsys)
+        assert f"is one split; name the folder above it: {speech}" in printed
 
     def test_empty(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "empty").mkdir()
@@ -146,6 +159,27 @@ class TestRunFolder:
             line["step"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"
         ]
         assert steps == [1, 5, 6, 9]
+
+    def test_data_may_move_but_not_change(
+        self, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        moved = Path(shutil.copytree(speech, tmp_path / "moved"))
+        assert simdist.train.main(command(speech, tmp_path / "run", "--train.max_steps=6")) == 0
+        assert simdist.train.main(command(moved, tmp_path / "run", "--train.max_steps=6")) == 0
+        (tmp_path / "run" / "DONE").unlink()
+        manifest = moved / "train" / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "0" * 64}))
+        capsys.readouterr()
+        assert "holds other data" in fails(command(moved, tmp_path / "run", "--train.max_steps=6"), capsys)
+
+    def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(
+        self, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        argv = command(speech, tmp_path / "run", "--train.max_steps=6")
+        assert simdist.train.main(argv) == 0
+        (tmp_path / "run" / "DONE").unlink()
+        (tmp_path / "run" / "checkpoints" / "step_00000006" / "optimizer.pt").write_bytes(b"")
+        assert "no complete checkpoint left to go on from; restore one" in fails(argv, capsys)
 
     def test_config_reads_back_equal_and_environment_names_versions(self, speech: Path, tmp_path: Path) -> None:
         assert simdist.train.main(command(speech, tmp_path / "run", "--train.max_steps=2", "--data.num_workers=1")) == 0

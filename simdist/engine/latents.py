@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from simdist.data.loader import Clips
 from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest
 from simdist.durable import replacing, sha256_of, write_json
 from simdist.engine.accelerator import HostGroup
-from simdist.engine.step import ModuleTrainer, stream_seed
+from simdist.engine.step import NumberedModule, stream_seed
 from simdist.errors import InputError
 from simdist.stopping import Stop, StoppedError
 
@@ -43,7 +44,7 @@ class LatentCache:
         seed: decides the noise of the modules below the last one.
     """
 
-    def __init__(self, folder: Path, trainers: list[ModuleTrainer], clips: Clips, crop: int, seed: int) -> None:
+    def __init__(self, folder: Path, trainers: Sequence[NumberedModule], clips: Clips, crop: int, seed: int) -> None:
         self._folder, self._trainers, self._clips, self._crop, self._seed = folder, trainers, clips, crop, seed
         self._reader = CropReader(clips.split)
 
@@ -175,7 +176,7 @@ class LatentCache:
         return 2 * channels * samples
 
 
-def sampled(stored: Tensor, trainer: ModuleTrainer, generator: torch.Generator) -> Tensor:
+def sampled(stored: Tensor, trainer: NumberedModule, generator: torch.Generator) -> Tensor:
     """A latent (B, F, C) drawn from what was stored of it, (B, F, C) or (B, F, 2C)."""
     if trainer.module.log_var is None:
         return stored

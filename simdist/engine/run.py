@@ -21,7 +21,7 @@ import yaml
 
 from simdist.cli import read_config
 from simdist.config import Config, differences, identity, to_dict
-from simdist.durable import append_json, write_text
+from simdist.durable import append_json, read_json_lines, write_text
 from simdist.errors import InputError
 
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
@@ -58,6 +58,12 @@ class Run:
     @property
     def is_finished(self) -> bool:
         return (self.folder / DONE).exists()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run ever had weights to lose: a checkpoint was written, or it was imported."""
+        saved = self.checkpoints.is_dir() and any(path.name.startswith("step_") for path in self.checkpoints.iterdir())
+        return saved or any(line["event"] in ("imported", "stopped") for line in read_json_lines(self.folder / EVENTS))
 
     def event(self, name: str, **fields: Any) -> None:
         """Append to events.jsonl: start, resumed, stopped, finished, …"""

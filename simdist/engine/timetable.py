@@ -33,6 +33,11 @@ class Timetable:
         return steps if limit is None else min(steps, limit)
 
     @property
+    def is_cut_short(self) -> bool:
+        """Whether max_steps ends it before the epochs do."""
+        return self.stage_steps == self.config.train.max_steps
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.stage_steps * self.stages

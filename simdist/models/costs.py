@@ -131,8 +131,9 @@ def _heads(config: Config, clips: int, frames: int, channels: int, size: int, tr
     cost.product(2 * clips * frames * weights * (1 + variational), left_grad=trained)
     cost.kept_bytes = _cast(size, weights)
     if variational:
-        # mu and exp(log_var) for the KL; log_var before its clamp; the noise and exp(log_var / 2) of each draw
-        cost.kept_bytes += FLOAT32 * latents * 7
+        # mu and exp(log_var / 2), for the draws and the KL; log_var before its clamp; the latent's and context's noise
+        window = min(frames, config.loss.window or frames)
+        cost.kept_bytes += FLOAT32 * (latents * 4 + clips * window * width)
         cost.kept_bytes += FLOAT32 * clips * frames * channels if size != FLOAT32 else 0  # log_var's input in float32
     return cost
 

@@ -60,8 +60,13 @@ class GreedyEncoder(nn.Module):
         modules = self.stack
         if not -len(modules) <= module < len(modules):
             raise InputError(f"module {module} does not exist; this encoder has modules 0 to {len(modules) - 1}")
+        if not isinstance(audio, Tensor) or not audio.is_floating_point():
+            kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
+            raise InputError(f"audio is {kind}; it must be a float tensor in [-1, 1]: torch.as_tensor(array).float()")
         if audio.dim() != 3 or audio.shape[1] != 1:
             raise InputError(f"audio has the shape {tuple(audio.shape)}; it must be (B, 1, T): mono speech at 16 kHz")
+        weights = next(self.parameters())
+        audio = audio.to(weights.device, weights.dtype)
         latent, context = audio.transpose(1, 2), audio  # (B, 1, T) -> (B, T, 1)
         for greedy in modules[: module % len(modules) + 1]:
             _check_length(greedy, latent.shape[1], audio.shape[2])

@@ -69,39 +69,36 @@ def info_nce(
     negatives: Tensor,
     *,
     start: int,
-    window: int,
     steps: int,
-    candidates: Tensor | None = None,
     first_clip: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Loss and accuracy of one module.
 
     Args:
-        context: (B, L, C_context) what predicts.
-        latent: (B, L, C) what is predicted, and where negatives come from.
+        context: (B, W, C_context) what predicts: the frames of the window.
+        latent: (B_all, L, C) what is predicted, and where negatives come from. With negatives of all ranks, B_all is
+            their clips; otherwise B.
         predictor: (K*C, C_context) all W_k.
         negatives: (B, A, N) rows of the flattened latents, shared by an anchor's steps; or (B, A, K, N), its own for
             each step (used to replay upstream's draws).
-        start: first frame of the window.
-        window: W; anchors and positives come from frames [start, start + W).
+        start: first frame of the window, whose anchors and positives are frames [start, start + W) of a clip.
         steps: K < W.
-        candidates: (B_all, L, C) latents of all ranks, in which `latent` begins at clip `first_clip`; negatives are
-            then rows of these.
+        first_clip: the clip of `latent` that belongs to the context's first.
 
     Returns:
         loss, scalar float32: mean over k of the mean over anchors with t + k in the window.
         accuracy, scalar float32: share of predictions in which the positive scores above every negative.
     """
-    batch, frames, channels = latent.shape
+    batch, window, _ = context.shape
+    frames, channels = latent.shape[1:]
     anchors = window - 1
-    anchored = context[:, start : start + anchors]  # (B, A, C_context)
-    predicted = F.linear(anchored, predictor).view(batch * anchors, steps, channels)  # (B*A, K, C)
+    predicted = F.linear(context[:, :anchors], predictor).view(batch * anchors, steps, channels)  # (B*A, K, C)
     ahead = torch.arange(1, steps + 1, device=latent.device)  # (K,)
     target = torch.arange(anchors, device=latent.device)[:, None] + ahead  # (A, K) frame within the window
     inside = target < window
     clip = (torch.arange(batch, device=latent.device)[:, None, None] + first_clip) * frames
     positives = clip + start + target.clamp(max=window - 1)  # (B, A, K) rows of the flattened latents
-    flat = (latent if candidates is None else candidates).reshape(-1, channels)  # (B_all, L, C) -> (B_all*L, C)
+    flat = latent.reshape(-1, channels)  # (B_all, L, C) -> (B_all*L, C)
     if negatives.dim() == 3:
         rows = torch.cat([positives, negatives], dim=2).flatten(0, 1)  # (B*A, K+N)
         scores = wide(torch.bmm(predicted, F.embedding(rows, flat).transpose(1, 2)))  # (B*A, K, K+N)

@@ -19,6 +19,7 @@ from simdist.models.infonce import draw_negatives, info_nce
 from simdist.models.precision import wide
 from simdist.models.ranks import SyncBatchNorm, gather_clips, world
 
+ACTIVE_VARIANCE = 0.01
 LOG_VAR_RANGE = (-30.0, 20.0)  # exp of either end, and sums of it over a batch, are finite in float32
 
 
@@ -31,7 +32,7 @@ class Draws:
     negatives: Tensor
     """(B, A, N) or (B, A, K, N) int64, see `info_nce`."""
     context_noise: Tensor | None = None
-    """(B, L, C) standard normal; None without variational heads."""
+    """(B, W, C) standard normal, for the window; None without variational heads."""
     latent_noise: Tensor | None = None
     """(B, L, C) standard normal, independent of the former."""
 
@@ -61,8 +62,8 @@ class ModuleLoss:
     accuracy: Tensor
     latent: Tensor
     """(B, L, C) detached: the next module's input."""
-    mu: Tensor
-    """(B, L, C) detached."""
+    active_units: Tensor
+    """Latent dimensions whose mean varies over the batch."""
 
 
 class ConvLayer(nn.Module):
@@ -75,17 +76,17 @@ class ConvLayer(nn.Module):
         self.norm = norm(width) if model.batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return F.relu_(self.norm(self.conv(x)))  # in place: neither backward reads what it overwrites
 
 
-def kl_to_standard_normal(mu: Tensor, log_var: Tensor, reduction: str) -> Tensor:
-    """KL(N(mu, exp(log_var)) || N(0, I)) of (B, L, C) latents, in float32.
+def kl_to_standard_normal(mu: Tensor, log_var: Tensor, std: Tensor, reduction: str) -> Tensor:
+    """KL(N(mu, std^2) || N(0, I)) of (B, L, C) latents, in float32.
 
     Args:
+        mu, log_var, std: mean, log-variance and its exp(log_var / 2), which sampling has computed and keeps anyway.
         reduction: `upstream` sums over the L frames and averages the rest (arXiv 2408.12936); `mean` averages all.
     """
-    mu, log_var = wide(mu), wide(log_var)
-    divergence = -0.5 * (1 + log_var - mu.square() - log_var.exp())
+    divergence = 0.5 * (wide(mu).square() + std.square() - 1 - log_var)
     return divergence.sum(dim=1).mean() if reduction == "upstream" else divergence.mean()
 
 
@@ -130,22 +131,18 @@ class GreedyModule(nn.Module):
             log_var = self.log_var(wide(hidden)).clamp(*LOG_VAR_RANGE)
         return mu, log_var.transpose(1, 2)
 
-    def encode(self, x: Tensor, context_noise: Tensor | None = None, latent_noise: Tensor | None = None) -> Encoding:
-        """Encode (B, L_in, C_in); without noise, latent and context are the mean (`deterministic`)."""
-        return self._encoding(*self.distribution(x), context_noise, latent_noise)
+    def encode(self, x: Tensor) -> Encoding:
+        """Encode (B, L_in, C_in) without noise (`deterministic`): latent and context are the mean."""
+        mu, log_var = self.distribution(x)
+        return Encoding(mu, self.gru(mu)[0] if self.gru is not None else mu, mu, log_var)
 
     def sample(self, x: Tensor, generator: torch.Generator | None) -> Encoding:
         """Encode (B, L_in, C_in) with one draw of the latent, which is the context as well."""
         mu, log_var = self.distribution(x)
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device) if log_var is not None else None
-        return self._encoding(mu, log_var, noise, noise)
-
-    def _encoding(
-        self, mu: Tensor, log_var: Tensor | None, for_context: Tensor | None, for_latent: Tensor | None
-    ) -> Encoding:
-        latent = _sample(mu, log_var, for_latent)
-        context = self.gru(latent)[0] if self.gru is not None else _sample(mu, log_var, for_context)
-        return Encoding(latent, context, mu, log_var)
+        latent = mu
+        if log_var is not None:
+            latent = wide(mu) + (log_var / 2).exp() * torch.randn(mu.shape, generator=generator, device=mu.device)
+        return Encoding(latent, self.gru(latent)[0] if self.gru is not None else latent, mu, log_var)
 
     def window(self, frames: int) -> int:
         """Frames that are scored of a latent with so many."""
@@ -161,9 +158,10 @@ class GreedyModule(nn.Module):
         """
         window, loss = self.window(frames), self.loss_config
         start = int(torch.randint(frames - window + 1, (), generator=host))
+        lengths = (window, frames) if self.log_var is not None else ()
         noise = [
-            torch.randn(batch, frames, self.latent_channels, generator=generator, device=generator.device)
-            for _ in range(2 if self.log_var is not None else 0)
+            torch.randn(batch, length, self.latent_channels, generator=generator, device=generator.device)
+            for length in lengths
         ]
         negatives = draw_negatives(
             batch,
@@ -182,32 +180,41 @@ class GreedyModule(nn.Module):
 
     def forward(self, x: Tensor, draws: Draws, beta: float) -> ModuleLoss:
         """Loss of one batch (B, L_in, C_in); the latent that it returns carries no gradient."""
-        encoding = self.encode(x, draws.context_noise, draws.latent_noise)
+        mu, log_var = self.distribution(x)
+        window = self.window(mu.shape[1])
+        shown = slice(draws.start, draws.start + window)
+        latent = context = mu
+        kl = torch.zeros((), device=mu.device)
+        if log_var is not None:
+            assert draws.latent_noise is not None
+            assert draws.context_noise is not None
+            std = (log_var / 2).exp()
+            latent = wide(mu) + std * draws.latent_noise
+            kl = kl_to_standard_normal(mu, log_var, std, self.loss_config.kl_reduction)
+            context = wide(mu)[:, shown] + std[:, shown] * draws.context_noise
+        if self.gru is not None:
+            context = self.gru(latent)[0]
+        if context.shape[1] > window:
+            context = context[:, shown]
         everywhere = self.loss_config.negatives == "global"
-        candidates, first_clip = gather_clips(encoding.latent) if everywhere else (None, 0)
+        candidates, first_clip = gather_clips(latent) if everywhere else (latent, 0)
         nce, accuracy = info_nce(
-            encoding.context,
-            encoding.latent,
+            context,
+            candidates,
             self.predictor.weight,
             draws.negatives,
             start=draws.start,
-            window=self.window(encoding.latent.shape[1]),
             steps=self.steps,
-            candidates=candidates,
             first_clip=first_clip,
         )
-        kl = torch.zeros_like(nce)
-        if encoding.log_var is not None:
-            kl = kl_to_standard_normal(encoding.mu, encoding.log_var, self.loss_config.kl_reduction)
-        return ModuleLoss(
-            nce + beta * kl, nce.detach(), kl.detach(), accuracy, encoding.latent.detach(), encoding.mu.detach()
-        )
+        return ModuleLoss(nce + beta * kl, nce.detach(), kl.detach(), accuracy, latent.detach(), active_units(mu))
+
+
+@torch.no_grad()
+def active_units(mu: Tensor) -> Tensor:
+    """How many of the C dimensions of (B, L, C) means have a variance above 0.01 (Burda et al. 2016)."""
+    return (wide(mu).flatten(0, 1).var(dim=0) > ACTIVE_VARIANCE).sum().float()
 
 
 def _head(channels: int, model: ModelConfig) -> nn.Conv1d:
     return nn.Conv1d(channels, model.width, model.head_kernel, padding=model.head_kernel // 2)
-
-
-def _sample(mu: Tensor, log_var: Tensor | None, noise: Tensor | None) -> Tensor:
-    """mu + exp(log_var / 2) * noise (reparameterisation), or mu where either is missing."""
-    return mu if log_var is None or noise is None else wide(mu) + (log_var / 2).exp() * noise

@@ -78,10 +78,13 @@ def load_upstream(path: Path, config: Config) -> tuple[GreedyEncoder, Config]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}; name model_N.ckpt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch raises many kinds, with advice to unpickle what could run code
+        kind = type(error).__name__
+        raise InputError(f"{path} is not a checkpoint of tensors ({kind}); name model_N.ckpt") from error
     if not is_upstream(state):
         raise InputError(f"{path} is not a checkpoint of upstream's encoder: no tensor is called fullmodel.…")
     plain = {re.sub(r"^module\.", "", name): tensor for name, tensor in state.items()}

@@ -38,7 +38,7 @@ class StopAt(Stop):
 def train(config: Config, folder: Path, stop_at: int | None = None, question: int = 1) -> tuple[Trainer, int]:
     run = open_run(folder, config)
     stop = Stop() if stop_at is None else StopAt(stop_at, run, question)
-    trainer = Trainer(run, build_accelerator("no"), stop)
+    trainer = Trainer(run, build_accelerator(config.train.precision), stop)
     if isinstance(stop, StopAt):
         stop.trainer = trainer
     trainer.resume()

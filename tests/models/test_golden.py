@@ -44,7 +44,7 @@ def recorded_draws(golden: dict[str, Tensor], m: int, batch: int, frames: int) -
         for n, permutation in enumerate(permutations):
             negatives[:, : window - k, k - 1, n] = permutation[len(permutation) - rows :].view(batch, window - k)
     noise = [golden[f"train/normal/{2 * m + i}"] for i in range(2)] if m < 3 else []
-    return Draws(start, negatives, *noise)
+    return Draws(start, negatives, *(n if i else n[:, start : start + window] for i, n in enumerate(noise)))
 
 
 @pytest.mark.parametrize("module", range(4))

@@ -54,7 +54,9 @@ def test_loss_and_gradients_equal_the_definition(
     negatives = torch.randint(B * L, shape, generator=torch.Generator().manual_seed(1))
     expected, expected_accuracy = written_out(*tensors, negatives, start, window)
     wanted = torch.autograd.grad(expected, tensors)
-    loss, accuracy = info_nce(*tensors, negatives, start=start, window=window, steps=K)
+    context, latent, predictor = tensors
+    shown = context[:, start : start + window]
+    loss, accuracy = info_nce(shown, latent, predictor, negatives, start=start, steps=K)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert accuracy.item() == pytest.approx(expected_accuracy)
     for ours, theirs in zip(torch.autograd.grad(loss, tensors), wanted, strict=True):
@@ -64,7 +66,7 @@ def test_loss_and_gradients_equal_the_definition(
 def test_a_guess_costs_ln_of_the_candidates(tensors: tuple[Tensor, Tensor, Tensor]) -> None:
     context, latent, predictor = tensors
     negatives = torch.zeros(B, L - 1, N, dtype=torch.int64)
-    loss, accuracy = info_nce(context, latent, 0 * predictor, negatives, start=0, window=L, steps=K)
+    loss, accuracy = info_nce(context, latent, 0 * predictor, negatives, start=0, steps=K)
     assert loss.item() == pytest.approx(math.log(N + 1))
     assert accuracy.item() == 0  # a tie is not a hit: a collapsed module knows nothing
 

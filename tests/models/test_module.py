@@ -102,8 +102,12 @@ def test_kl_equals_torch_distributions() -> None:
     mu, log_var = torch.randn(2, 7, 3), torch.randn(2, 7, 3)
     normal = torch.distributions.Normal(mu, (log_var / 2).exp())
     each = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
-    assert kl_to_standard_normal(mu, log_var, "mean").item() == pytest.approx(each.mean().item(), rel=1e-5)
-    assert kl_to_standard_normal(mu, log_var, "upstream").item() == pytest.approx(each.mean().item() * 7, rel=1e-5)
+    assert kl_to_standard_normal(mu, log_var, (log_var / 2).exp(), "mean").item() == pytest.approx(
+        each.mean().item(), rel=1e-5
+    )
+    assert kl_to_standard_normal(mu, log_var, (log_var / 2).exp(), "upstream").item() == pytest.approx(
+        each.mean().item() * 7, rel=1e-5
+    )
 
 
 def test_log_var_stays_finite_in_float32_under_autocast() -> None:
@@ -111,12 +115,15 @@ def test_log_var_stays_finite_in_float32_under_autocast() -> None:
     module = encoder.stack[0]
     assert module.log_var is not None
     torch.nn.init.constant_(module.log_var.bias, 1000.0)  # pyright: ignore[reportArgumentType]
+    draws = module.draw(2, 199, torch.Generator(), torch.Generator())
     with torch.autocast("cpu", torch.bfloat16):
-        encoding = module.encode(torch.randn(2, 4000, 1), *torch.randn(2, 2, 199, 8))
-    assert encoding.log_var is not None
-    assert encoding.log_var.dtype == torch.float32
-    assert encoding.latent.isfinite().all()
-    assert kl_to_standard_normal(encoding.mu, encoding.log_var, "upstream").isfinite()
+        mu, log_var = module.distribution(torch.randn(2, 4000, 1))
+        outcome = module(torch.randn(2, 4000, 1), draws, 1.0)
+    assert mu.dtype == torch.bfloat16
+    assert log_var is not None
+    assert log_var.dtype == outcome.kl.dtype == outcome.nce.dtype == outcome.latent.dtype == torch.float32
+    assert outcome.latent.isfinite().all()
+    assert outcome.loss.isfinite()
 
 
 def test_a_modules_weights_do_not_depend_on_its_neighbours() -> None:
@@ -142,3 +149,13 @@ def test_encode_says_what_is_wrong(shape: tuple[int, ...], module: int, words: s
     encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig())
     with pytest.raises(InputError, match=words.replace("(", r"\(").replace(")", r"\)")):
         encoder.encode(torch.zeros(*shape), module=module)
+
+
+def test_encode_takes_any_float_and_nothing_else() -> None:
+    encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig()).eval()
+    audio = torch.randn(1, 1, 4000)
+    assert torch.equal(encoder.encode(audio.double()), encoder.encode(audio))
+    with pytest.raises(InputError, match=r"audio is torch\.int16; it must be a float tensor"):
+        encoder.encode(audio.short())
+    with pytest.raises(InputError, match="audio is ndarray"):
+        encoder.encode(audio.numpy())  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simdist.config import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.engine.accelerator import build_accelerator, under_ddp
 from simdist.engine.reduction import OverlappedReduction
-from simdist.engine.step import DrawSource, ModuleTrainer, train_step
+from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, train_step
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Draws
 
@@ -67,7 +67,7 @@ class FixedDraws(DrawSource):
         super().__init__(0, 0, torch.device("cpu"))
         self._case, self._first, self._last = case, first, last
 
-    def draw(self, purpose: str, step: int, trainer: ModuleTrainer, batch: int, frames: list[int]) -> Draws:
+    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> Draws:
         length, window = FRAMES[trainer.number], trainer.module.window(FRAMES[trainer.number])
         generator = torch.Generator().manual_seed(trainer.number)
         first = self._first + step * batch
@@ -77,7 +77,7 @@ class FixedDraws(DrawSource):
         if self._case.negatives == "sequence":
             negatives = negatives + (torch.arange(CLIPS) % batch)[:, None, None] * length
         noise = torch.randn(2, CLIPS, length, MODEL.width, generator=generator, dtype=torch.float64)
-        noises = () if trainer.module.log_var is None else (noise[0, own], noise[1, own])
+        noises = () if trainer.module.log_var is None else (noise[0, own, :window], noise[1, own])
         return Draws(0, negatives[own], *noises)
 
 
