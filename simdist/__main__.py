@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 
+from simdist import __version__
 from simdist.cli import fail, run
 
 COMMANDS = {
     "pack": "a corpus becomes WebDataset shards",
     "train": "train the greedy modules of an encoder",
+    "probe": "train simple classifiers on what each greedy module says",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 
@@ -20,9 +22,13 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: simdist COMMAND [--help] …\n\n{listing}")
         return
-    if sys.argv[1] not in COMMANDS:
+    if sys.argv[1] == "--version":
+        print(f"simdist {__version__}")
+        return
+    command = sys.argv[1].replace("-", "_")
+    if command not in COMMANDS:
         fail(f"unknown command {sys.argv[1]!r}; the commands are {', '.join(COMMANDS)}")
-    run(importlib.import_module(f"simdist.{sys.argv[1]}").main, sys.argv[2:])
+    run(importlib.import_module(f"simdist.{command}").main, sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,15 @@ LOW = {"simdist.config", "simdist.errors", "simdist.torchaudio_import", "simdist
 ALLOWED = {
     "data": {*LOW, "simdist.data"},
     "models": {*LOW, "simdist.models"},
+    "probing": {
+        *LOW,
+        "simdist.probing",
+        "simdist.engine",
+        "simdist.models",
+        "simdist.data",
+        "simdist.cli",
+        "simdist.loading",
+    },
     "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli"},
 }
 
@@ -40,7 +49,18 @@ def test_data_never_speaks_to_other_ranks() -> None:
 
 
 def test_configuration_and_command_lines_import_no_torch() -> None:
-    for name in ("config", "cli", "errors", "__init__", "__main__", "train", "pack", "import_upstream"):
+    for name in (
+        "config",
+        "cli",
+        "errors",
+        "__init__",
+        "__main__",
+        "train",
+        "probe",
+        "probing/settings",
+        "pack",
+        "import_upstream",
+    ):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         names = {alias.name for node in top.body if isinstance(node, ast.Import) for alias in node.names}

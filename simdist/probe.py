@@ -1,0 +1,86 @@
+"""Probe what each greedy module knows: `accelerate launch -m simdist.probe --run RUN --label speaker`.
+
+Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
+answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+
+import docstring_parser
+
+from simdist.cli import Parser, run
+from simdist.errors import EXIT_OK
+from simdist.probing.settings import ProbeSettings
+
+DESCRIPTION = """\
+Probe what each greedy module of a trained encoder knows: a simple classifier on its frozen features.
+
+The corpus is encoded once for all modules and the features are kept, so that further probes take seconds. Each result
+goes to RUN/probes/NAME/; the same command does only what is missing, on any number of processes, or of jobs at once.
+
+Examples:
+  accelerate launch -m simdist.probe --run runs/sim --label speaker --module 3
+  accelerate launch -m simdist.probe --run runs/sim --all --features trained,untrained,mfcc
+  accelerate launch -m simdist.probe --run runs/sim --label phone --probe lbfgs
+  accelerate launch -m simdist.probe --run runs/sim --label phone --checkpoints all
+  accelerate launch -m simdist.probe --run runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
+  accelerate launch -m simdist.probe --run runs/vgim --label vowel --pooling max --bias false --module 0
+
+Exit codes: 0 finished, 2 wrong input, 75 preempted (run it again), 130 stopped with Ctrl-C.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    parsed = parser.parse_args(argv)
+    try:
+        settings = ProbeSettings(**{item.name: parsed[item.name] for item in dataclasses.fields(ProbeSettings)})
+    except ValueError as error:
+        parser.error(str(error))
+    return probe(settings)
+
+
+def probe(settings: ProbeSettings) -> int:
+    """Do every probe that `settings` asks for and that is not done; returns the exit code."""
+    from simdist.engine.accelerator import build_accelerator
+    from simdist.probing.command import Command, open_finished_run
+    from simdist.stopping import Stop, StoppedError, exit_code
+
+    open_finished_run(settings.run)  # before processes are joined, which takes a second
+    accelerator, stop = build_accelerator("no"), Stop()
+    with stop.installed():
+        command = Command(settings, accelerator, stop)
+        say = command.console.print
+        say(f"world size {accelerator.num_processes} on {accelerator.device.type}")
+        try:
+            jobs = command.work()
+        except StoppedError as stopped:
+            say("stopped; what was finished is kept, and the same command continues there")
+            return exit_code(stopped.signal_number)
+    if accelerator.is_main_process:
+        command.show(jobs)
+    accelerator.end_training()
+    return EXIT_OK
+
+
+def _parser() -> Parser:
+    """One option for each field of `ProbeSettings`, with the sentence under it."""
+    parser = Parser(prog="python -m simdist.probe", description=DESCRIPTION)
+    hints = typing.get_type_hints(ProbeSettings)
+    texts = {item.arg_name: item.description for item in docstring_parser.parse_from_object(ProbeSettings).params}
+    for item in dataclasses.fields(ProbeSettings):
+        option = "--" + item.name.replace("_", "-")
+        if hints[item.name] is bool and item.default is False:
+            parser.add_argument(option, action="store_true", help=texts[item.name])
+        else:
+            parser.add_argument(option, type=hints[item.name], default=item.default, help=texts[item.name])
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
