@@ -5,25 +5,32 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test check format clean
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[demo,dev]'
 	touch $@
+
+$(VENV)/installed: pyproject.toml | $(VENV)/created
+	$(BIN)/pip install --quiet -e '.[demo]'
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/created
+	$(BIN)/pip install --quiet -e '.[demo,deepspeed,dev]'
+	touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed  ## train a small SIM on synthetic speech
 	$(BIN)/accelerate launch -m simdist.train
 
-test: $(VENV)/installed  ## run the tests
+test: $(VENV)/installed-dev  ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
+check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
 
-format: $(VENV)/installed
+format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

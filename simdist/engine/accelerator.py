@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from simdist.engine.deepspeed_settings import check_started, is_wanted, read_plugin
 from simdist.errors import InputError
 
 
@@ -35,7 +36,17 @@ def build_accelerator(precision: str) -> Accelerator:
     DDP does not look for unused parameters: every parameter of a greedy module takes part in its loss. It does not
     broadcast BatchNorm's running statistics before each forward either, which would stand in the way of overlapping;
     nothing reads them in training, and rank 0's are sent out before they are read.
+
+    Under `accelerate launch --use_deepspeed` it is one for DeepSpeed, with float32 weights; autocast is then up to
+    `DeepSpeedEngine`.
+
+    Raises:
+        InputError: DeepSpeed is asked for and cannot be had as asked.
     """
+    if is_wanted(os.environ):
+        accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=read_plugin(precision))
+        check_started(accelerator)
+        return accelerator
     return Accelerator(
         mixed_precision=precision,
         cpu=not torch.cuda.is_available(),

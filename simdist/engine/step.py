@@ -7,6 +7,7 @@ averaged over ranks by its own DDP wrapper while nothing above it waits for them
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simdist.engine.reduction import OverlappedReduction
 from simdist.models.module import Draws, GreedyModule, ModuleLoss
-
-ACTIVE_VARIANCE = 0.01  # a latent dimension is active if its mean varies more than this (Burda et al. 2016)
 
 
 def stream_seed(*names: int | str) -> int:
@@ -41,25 +40,31 @@ class DrawSource:
         self._generator = torch.Generator(device)
         self._host = torch.Generator()
 
-    def draw(self, purpose: str, step: int, trainer: ModuleTrainer, batch: int, frames: list[int]) -> Draws:
+    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> Draws:
         """The draws of one module in one step of training or validation (`purpose`)."""
         self._host.manual_seed(stream_seed(self._seed, purpose, step, trainer.number))
         generator = self.noise(purpose, step, trainer)
         return trainer.module.draw(batch, frames[trainer.number], generator, self._host)
 
-    def noise(self, purpose: str, step: int, trainer: ModuleTrainer) -> torch.Generator:
+    def noise(self, purpose: str, step: int, trainer: NumberedModule) -> torch.Generator:
         """The rank's generator, set to where one module begins in one step."""
         return self._generator.manual_seed(stream_seed(self._seed, purpose, step, trainer.number, self._rank))
 
 
 @dataclass
-class ModuleTrainer:
-    """A greedy module with everything that trains it."""
+class NumberedModule:
+    """A greedy module and its place."""
 
     number: int
     """Which module of the encoder, from 0."""
     module: GreedyModule
     """The bare module."""
+
+
+@dataclass
+class ModuleTrainer(NumberedModule):
+    """A greedy module with everything that trains it."""
+
     wrapped: nn.Module
     """What is called in training: the module under DDP where there are several processes."""
     optimizer: torch.optim.Optimizer
@@ -134,9 +139,10 @@ def train_step(
         is_last = number == accumulate - 1
         below: ModuleTrainer | None = None
         for trainer in trainers:
-            drawn = draws.draw("train", step * accumulate + number, trainer, len(x), frames)
             with nullcontext() if is_last else _unreduced(trainer.wrapped):
-                outcome: ModuleLoss = trainer.wrapped(x, drawn, beta)
+                outcome: ModuleLoss = trainer.wrapped(
+                    x, draws.draw("train", step * accumulate + number, trainer, len(x), frames), beta
+                )
                 if is_last and below is not None:
                     _finish(below, measured, lr, measure)
                 trainer.backward(outcome.loss / accumulate)
@@ -161,7 +167,7 @@ def _unreduced(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def validation_step(
-    trainers: list[ModuleTrainer], x: Tensor, frames: list[int], number: int, draws: DrawSource, beta: float
+    trainers: Sequence[NumberedModule], x: Tensor, frames: list[int], number: int, draws: DrawSource, beta: float
 ) -> list[dict[str, Tensor]]:
     """Metrics of modules on one batch (B, L, C); they are in eval mode, latents are sampled as in training."""
     measured = []
@@ -173,7 +179,7 @@ def validation_step(
 
 
 @torch.no_grad()
-def frozen_latent(trainers: list[ModuleTrainer], x: Tensor, step: int, draws: DrawSource) -> Tensor:
+def frozen_latent(trainers: Sequence[NumberedModule], x: Tensor, step: int, draws: DrawSource) -> Tensor:
     """What frozen modules, in eval mode, make of (B, T, 1) audio: a sample of the last one's latent, (B, L, C)."""
     for trainer in trainers:
         x = trainer.module.sample(x, draws.noise("frozen", step, trainer)).latent
@@ -182,11 +188,10 @@ def frozen_latent(trainers: list[ModuleTrainer], x: Tensor, step: int, draws: Dr
 
 def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:
     """Scalars of one module's forward, float32."""
-    variance = outcome.mu.float().flatten(0, 1).var(dim=0)  # (B, L, C) -> (C,)
     return {
         "loss": outcome.loss.detach(),
         "nce": outcome.nce,
         "kl": outcome.kl,
         "accuracy": outcome.accuracy,
-        "active_units": (variance > ACTIVE_VARIANCE).float().sum(),
+        "active_units": outcome.active_units,
     }

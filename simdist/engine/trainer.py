@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -9,22 +10,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from simdist.config import DataConfig
 from simdist.data.loader import BatchLoader, Clips, open_clips
-from simdist.engine.accelerator import HostGroup, under_ddp
+from simdist.engine.accelerator import HostGroup
 from simdist.engine.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from simdist.engine.engines import build_engine
 from simdist.engine.latents import LatentCache, sampled
 from simdist.engine.meter import Meter
 from simdist.engine.metrics import MetricsLog
-from simdist.engine.reduction import OverlappedReduction
 from simdist.engine.run import Run
-from simdist.engine.step import DrawSource, ModuleTrainer, frozen_latent, train_step, validation_step
+from simdist.engine.step import DrawSource, NumberedModule, frozen_latent, validation_step
 from simdist.engine.timetable import Timetable
 from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder, check_fit
-from simdist.models.module import GreedyModule
 from simdist.stopping import Stop
 
 
@@ -58,7 +57,7 @@ class Trainer:
         self._check_parts()
         self.encoder = GreedyEncoder(config.model, config.loss, config.seed).to(accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
-        self._trainers = [self._prepare(number, module) for number, module in enumerate(self.encoder.stack)]
+        self._engine = build_engine(accelerator, self.encoder, config)
         self._draws = DrawSource(config.seed, accelerator.process_index, accelerator.device)
         self.timetable = Timetable(config, len(self._clips))
         self.metrics = MetricsLog(run, self.timetable.total_steps, accelerator.is_main_process)
@@ -96,13 +95,13 @@ class Trainer:
                 self.save()
         return stopped
 
-    def _learning(self, stage: int) -> list[ModuleTrainer]:
+    def _learning(self, stage: int) -> Sequence[NumberedModule]:
         """The modules that learn in a stage."""
-        return self._trainers if self.timetable.stages == 1 else [self._trainers[stage]]
+        return self._engine.modules if self.timetable.stages == 1 else self._engine.modules[stage : stage + 1]
 
-    def _frozen(self, stage: int) -> list[ModuleTrainer]:
+    def _frozen(self, stage: int) -> Sequence[NumberedModule]:
         """The modules below them, which learn no more."""
-        return [] if self.timetable.stages == 1 else self._trainers[:stage]
+        return [] if self.timetable.stages == 1 else self._engine.modules[:stage]
 
     def _set_modes(self, stage: int) -> None:
         """Modules that learn are in train mode, frozen ones normalise by their running statistics."""
@@ -134,17 +133,23 @@ class Trainer:
             checkpoint = load_checkpoint(found)
             self._restore(checkpoint)
             self.step = checkpoint.step
+        elif self.run.has_begun:
+            raise InputError(
+                f"{self.run.folder} has no complete checkpoint left to go on from; restore one below "
+                f"{self.run.checkpoints}, or begin anew in another folder with --run"
+            )
         return self.step
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        optimizer = self._engine.state()
         if self._accelerator.is_main_process:
             checkpoint = Checkpoint(
                 step=self.step,
                 consumed=self.timetable.consumed(self.step),
                 fingerprint=self._clips.split.manifest.fingerprint,
                 model=self.encoder.state_dict(),
-                optimizer=[trainer.state() for trainer in self._trainers],
+                optimizer=optimizer,
             )
             save_checkpoint(self.run.checkpoints, checkpoint, self.config.train.keep_last)
         self._accelerator.wait_for_everyone()
@@ -156,12 +161,12 @@ class Trainer:
         parameters = sum(p.numel() for p in self.encoder.parameters())
         manifest = clips.split.manifest
         short = f", {clips.num_short} shorter than a crop: {config.data.short_clips}" if clips.num_short else ""
-        rest = f", {accelerator.distributed_type.value}" if world > 1 else ""
+        rest = f", {self._engine.name}" if self._engine.name else ""
         return [
-            f"world size {world} on {accelerator.device.type}{rest}, precision {accelerator.mixed_precision}",
+            f"world size {world} on {accelerator.device.type}{rest}, precision {config.train.precision}",
             f"{manifest.corpus} {manifest.split}: {len(clips)} clips, {manifest.num_seconds / 3600:.2f} h{short}; "
             f"batch {config.data.batch_size} = {world} x {config.data.batch_size // world}",
-            f"{len(self._trainers)} greedy modules, {parameters / 1e6:.2f} M parameters, {self._course()}",
+            f"{len(self._engine.modules)} greedy modules, {parameters / 1e6:.2f} M parameters, {self._course()}",
         ]
 
     def _course(self) -> str:
@@ -197,18 +202,6 @@ class Trainer:
             )
         return clips
 
-    def _prepare(self, number: int, module: GreedyModule) -> ModuleTrainer:
-        optim, accelerator = self.config.optim, self._accelerator
-        wrapped = under_ddp(accelerator, module)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-        scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
-            accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
-        )
-        reduction = None
-        if isinstance(wrapped, DistributedDataParallel):
-            reduction = OverlappedReduction(wrapped, self.config.train.compress_gradients)
-        return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)
-
     def _share_buffers(self) -> None:
         """Send rank 0's BatchNorm statistics to all ranks, where they are about to be read."""
         if self._accelerator.num_processes > 1:
@@ -224,14 +217,12 @@ class Trainer:
                 f"(fingerprint {fingerprint[:12]}, was {checkpoint.fingerprint[:12]}); restore it, or start a new --run"
             )
         self.encoder.load_state_dict(checkpoint.model)
-        if checkpoint.optimizer:  # none in a run that began with weights from elsewhere
-            for trainer, state in zip(self._trainers, checkpoint.optimizer, strict=True):
-                trainer.load_state(state)
+        self._engine.load_state(checkpoint.optimizer)
 
     def _take_step(self, stage: int, first_module: int, inputs: Tensor) -> None:
         lr, beta, number = self.timetable.lr(self.step), self.timetable.beta(self.step), self.step + 1
         measure = self.timetable.logs(number)
-        outcome = train_step(
+        outcome = self._engine.step(
             self._learning(stage),
             self._through_frozen(stage, first_module, inputs),
             self._frames,
@@ -239,7 +230,6 @@ class Trainer:
             self._draws,
             lr=lr,
             beta=beta,
-            accumulate=self.config.train.accumulate,
             measure=measure,
         )
         self.step = number
@@ -250,7 +240,7 @@ class Trainer:
     def _through_frozen(self, stage: int, first_module: int, inputs: Tensor) -> Tensor:
         """The input of the lowest module that learns."""
         if first_module:  # cached latents: only their noise is missing
-            below = self._trainers[first_module - 1]
+            below = self._engine.modules[first_module - 1]
             return sampled(inputs, below, self._draws.noise("frozen", self.step, below))
         with self._accelerator.autocast():
             return frozen_latent(self._frozen(stage), inputs, self.step, self._draws)

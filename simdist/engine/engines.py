@@ -1,0 +1,119 @@
+"""What trains the greedy modules: local backward, with a DDP wrapper and an optimizer each, or DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from simdist.config import Config
+from simdist.engine.accelerator import under_ddp
+from simdist.engine.reduction import OverlappedReduction
+from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, train_step
+from simdist.models.encoder import GreedyEncoder
+from simdist.models.module import GreedyModule
+
+
+class Engine(Protocol):
+    """What trains the greedy modules of an encoder."""
+
+    @property
+    def name(self) -> str:
+        """For the terminal; empty for one process that has nothing to say."""
+        ...
+
+    @property
+    def modules(self) -> Sequence[NumberedModule]:
+        """All greedy modules, from the audio upwards."""
+        ...
+
+    def step(
+        self,
+        learning: Sequence[NumberedModule],
+        inputs: Tensor,
+        frames: list[int],
+        step: int,
+        draws: DrawSource,
+        *,
+        lr: float,
+        beta: float,
+        measure: bool,
+    ) -> list[dict[str, Tensor]]:
+        """Train `learning` on one batch; see `train_step`."""
+        ...
+
+    def state(self) -> list[dict[str, Any]]:
+        """Each module's optimizer and scaler state, in one format whatever the engine; called on all ranks."""
+        ...
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Take up the encoder's weights, which were just loaded, and what `state` returned; [] is a fresh start."""
+        ...
+
+
+def build_engine(accelerator: Accelerator, encoder: GreedyEncoder, config: Config) -> Engine:
+    """What trains the modules: DeepSpeed's engine if accelerate launched it, else one DDP and optimizer a module."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return LocalEngine(accelerator, encoder, config)
+    from simdist.engine.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(accelerator, encoder, config)
+
+
+class LocalEngine:
+    """Trains greedy modules one after the other within a step, each with its own DDP wrapper, optimizer and scaler."""
+
+    def __init__(self, accelerator: Accelerator, encoder: GreedyEncoder, config: Config) -> None:
+        self._config, self._accelerator = config, accelerator
+        self._trainers = [self._prepare(number, module) for number, module in enumerate(encoder.stack)]
+
+    @property
+    def name(self) -> str:
+        return self._accelerator.distributed_type.value if self._accelerator.num_processes > 1 else ""
+
+    @property
+    def modules(self) -> Sequence[NumberedModule]:
+        return self._trainers
+
+    def step(
+        self,
+        learning: Sequence[NumberedModule],
+        inputs: Tensor,
+        frames: list[int],
+        step: int,
+        draws: DrawSource,
+        *,
+        lr: float,
+        beta: float,
+        measure: bool,
+    ) -> list[dict[str, Tensor]]:
+        trainers = [self._trainers[module.number] for module in learning]
+        accumulate = self._config.train.accumulate
+        return train_step(
+            trainers, inputs, frames, step, draws, lr=lr, beta=beta, accumulate=accumulate, measure=measure
+        )
+
+    def state(self) -> list[dict[str, Any]]:
+        return [trainer.state() for trainer in self._trainers]
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        if states:  # none in a run that began with weights from elsewhere
+            for trainer, state in zip(self._trainers, states, strict=True):
+                trainer.load_state(state)
+
+    def _prepare(self, number: int, module: GreedyModule) -> ModuleTrainer:
+        optim, accelerator = self._config.optim, self._accelerator
+        wrapped = under_ddp(accelerator, module)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+        scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
+            accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
+        )
+        reduction = None
+        if isinstance(wrapped, DistributedDataParallel):
+            reduction = OverlappedReduction(wrapped, self._config.train.compress_gradients)
+        return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)
