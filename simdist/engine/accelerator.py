@@ -56,6 +56,8 @@ def build_accelerator(precision: str) -> Accelerator:
 
 def under_ddp(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     """The module with autocast, and under DDP where there are several processes."""
+    # the first convolution's weights have one input channel, whose stride may be anything: DDP warns of it
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which Accelerate does not know yet
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return accelerator.prepare_model(module)
