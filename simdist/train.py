@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simdist.cli import CONFIGS, experiment_parser, parse_experiment, run
 from simdist.config import Config
 from simdist.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from simdist.engine.run import Run
+    from simdist.engine.trainer import Trainer
+    from simdist.stopping import Stop
 
 DEMO = CONFIGS / "demo.yaml"
 DESCRIPTION = """\
@@ -50,9 +59,10 @@ def train(config: Config, folder: Path | None = None, force: bool = False) -> in
     from dataclasses import replace
 
     from simdist.engine.accelerator import build_accelerator, resolve_precision
+    from simdist.engine.lease import Lease
     from simdist.engine.run import default_folder, open_run
     from simdist.engine.trainer import Trainer
-    from simdist.stopping import Stop, exit_code
+    from simdist.stopping import Stop
 
     precision = resolve_precision(config.train.precision)
     config = replace(config, train=replace(config.train, precision=precision))
@@ -66,6 +76,16 @@ def train(config: Config, folder: Path | None = None, force: bool = False) -> in
         say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
         say(f"to train it longer: the same command with a larger {limit}, --run {run.folder} --force")
         return EXIT_OK
+    with Lease(run.folder) if accelerator.is_main_process else nullcontext() as lease:
+        trainer.lease = lease
+        return _train_to_the_end(trainer, run, accelerator, stop)
+
+
+def _train_to_the_end(trainer: Trainer, run: Run, accelerator: Accelerator, stop: Stop) -> int:
+    """Resume, train, and write down how it ended; returns the exit code."""
+    from simdist.stopping import exit_code
+
+    say = trainer.metrics.say
     for line in trainer.describe():
         say(line)
     step = trainer.resume()

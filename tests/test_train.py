@@ -252,6 +252,30 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert steps == list(range(1, step + 3))
 
 
+def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path) -> None:
+    argv = command(speech, tmp_path / "run", "--train.max_steps=3000", "--train.checkpoint_every=5")
+    argv = [*argv, "--train.log_every=1"]
+    running = process(*argv)
+    metrics, checkpoints = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "checkpoints"
+    while len(read_json_lines(metrics)) < 8:
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.1)
+    second = process(*argv)
+    printed, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"is being trained by process {running.pid} on" in printed
+    assert "Traceback" not in printed
+    running.kill()
+    running.communicate()
+    kept = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
+    third = process(*argv, f"--train.max_steps={kept + 3}", "--force")
+    printed, _ = third.communicate(timeout=60)
+    assert third.returncode == 0, printed
+    assert f"continuing at step {kept} in" in printed
+    steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "train"]
+    assert steps == list(range(1, kept + 4))
+
+
 def test_two_processes_share_the_epoch(speech: Path, tmp_path: Path) -> None:
     """Real processes under accelerate's launcher; each writes the keys that it trained on."""
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2")

@@ -17,6 +17,7 @@ from simdist.engine.accelerator import HostGroup
 from simdist.engine.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from simdist.engine.engines import build_engine
 from simdist.engine.latents import LatentCache, sampled
+from simdist.engine.lease import Lease
 from simdist.engine.meter import Meter
 from simdist.engine.metrics import MetricsLog
 from simdist.engine.run import Run
@@ -62,6 +63,8 @@ class Trainer:
         self.timetable = Timetable(config, len(self._clips))
         self.metrics = MetricsLog(run, self.timetable.total_steps, accelerator.is_main_process)
         self._hosts = HostGroup()
+        self.lease: Lease | None = None
+        """Rank 0's right to write the run; None where there is no other process to fear."""
         self.step = 0
         self._meter = Meter(config)
 
@@ -233,6 +236,8 @@ class Trainer:
             measure=measure,
         )
         self.step = number
+        if self.lease is not None:
+            self.lease.check()
         if measure:
             self._record("train", [outcome], {"lr": lr, "beta": beta, **self._meter.read(number)})
         self.metrics.advance(number)
