@@ -199,6 +199,12 @@ class TestRunFolder:
         (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
         assert "is no run" in fails(command(speech, tmp_path / "thesis"), capsys)
 
+    def test_a_folder_of_a_run_that_was_killed_at_once(self, speech: Path, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "lease.json").write_text("{")
+        (tmp_path / "run" / ".tmp-7-config.yaml").write_text("na")
+        assert simdist.train.main(command(speech, tmp_path / "run", "--train.max_steps=2")) == 0
+
     def test_wandb_offline_mirrors_below_the_run(
         self, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from simdist.durable import write_json
+from simdist.engine.run import LEASE
 from simdist.errors import InputError
 
 REFRESH = 3.0  # seconds between two touches
@@ -39,7 +40,7 @@ class Lease:
     """
 
     def __init__(self, folder: Path, refresh: float = REFRESH, patience: float = PATIENCE) -> None:
-        self._path = folder / "lease.json"
+        self._path = folder / LEASE
         self._refresh, self._patience = refresh, patience
         self._token = uuid.uuid4().hex
         self._ended = threading.Event()

@@ -24,6 +24,7 @@ from simdist.config import Config, differences, identity, to_dict
 from simdist.durable import append_json, read_json_lines, write_text
 from simdist.errors import InputError
 
+LEASE = "lease.json"  # all that a run which was killed at once may have
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "config.yaml",
     "environment.json",
@@ -96,7 +97,7 @@ def open_run(folder: Path, config: Config, force: bool = False) -> Run:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--run {folder} is a file; name a folder")
     if not (folder / CONFIG).exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LEASE and path.name[0] != "." for path in folder.iterdir()):
             raise InputError(f"{folder} exists and is no run (it has no {CONFIG}); name another folder with --run")
         return Run(folder, config)
     saved = read_config(folder / CONFIG)
