@@ -122,7 +122,8 @@ class Trainer:
         folder = self.run.folder / "latents" / f"module_{frozen[-1].number}"
         data = self.config.data
         self.metrics.say(f"latents of module {frozen[-1].number}: {folder}")
-        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, self.config.seed)
+        seed = self.config.seed
+        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, seed, data.retry_seconds)
         if not cache.write(self._accelerator, self._hosts, self._stop):
             return None
         latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
