@@ -79,9 +79,10 @@ class ShardFiles:
         if self._owner != os.getpid():  # a forked worker opens its own
             self._open.cache_clear()
             self._owner = os.getpid()
-        content = os.pread(self._open(shard).descriptor, count, offset)
+        file = self._open(shard)
+        content = os.pread(file.descriptor, count, offset)
         if len(content) < count:
-            raise OSError(errno.EIO, f"it ends at byte {offset + len(content):,}")
+            raise OSError(errno.EIO, f"it ends after {os.fstat(file.descriptor).st_size:,} bytes")
         return content
 
     def _read_patiently(self, shard: int, count: int, offset: int, error: OSError) -> bytes:

@@ -86,7 +86,7 @@ class LatentCache:
         if accelerator.is_main_process and not (self._folder / MANIFEST).exists():
             self._finish([int(shard) for shard in shards], identity)
         accelerator.wait_for_everyone()
-        self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with["skipped"])
+        self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with.get("skipped", []))
         return True
 
     def _write_missing(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
@@ -198,7 +198,7 @@ class LatentCache:
             shards=[s["shard"] | {"num_samples": len(s["rows"]), "num_seconds": 0.0} for s in sidecars],
             labels={},
             fingerprint=identity,
-            packed_with={"skipped": [text for s in sidecars for text in s["skipped"]]},
+            packed_with={"skipped": [text for s in sidecars for text in s.get("skipped", [])]},
         )
         write_json(self._folder / MANIFEST, asdict(manifest))
 
