@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import signal
 import sys
 import threading
@@ -41,12 +42,12 @@ def answers(dataset: Dataset[Any], requests: range, workers: int, pin_memory: bo
             while answered < len(requests):
                 try:
                     answer = next(iterator)
-                except RuntimeError:
-                    dead = [process for process in processes if not process.is_alive()]
-                    if not dead:
+                except (RuntimeError, OSError, EOFError):  # the last two: while it hands over an answer
+                    dead = _dead(processes)
+                    if dead is None:
                         raise
                     deaths += 1
-                    _report(dead[0], deaths, workers)
+                    _report(dead, deaths, workers)
                     break
                 yield answer
                 answered, deaths = answered + 1, 0
@@ -91,6 +92,17 @@ def _unchanged_child_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, before)
+
+
+def _dead(processes: set[BaseProcess]) -> BaseProcess | None:
+    """A process that has ended; one that is just being killed is given a moment for it."""
+    of_sentinel = {process.sentinel: process for process in processes}
+    ending = multiprocessing.connection.wait(list(of_sentinel), timeout=1)
+    for process in [process for sentinel, process in of_sentinel.items() if sentinel in ending]:
+        process.join(timeout=10)  # its files are closed some time before it has ended
+        if not process.is_alive():
+            return process
+    return None
 
 
 def _report(dead: BaseProcess, deaths: int, workers: int) -> None:

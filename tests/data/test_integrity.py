@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from damage import flip
 from packing_cases import small_corpus
 from rich.console import Console
 
@@ -55,18 +56,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def touch(path: Path, later: int = HOUR) -> None:
-    time = path.stat().st_mtime_ns + later
+def touch(path: Path) -> None:
+    time = path.stat().st_mtime_ns + HOUR
     os.utime(path, ns=(time, time))
-
-
-def flip(path: Path, later: int = HOUR) -> None:
-    """Another byte, and a time that is `later` than it was."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    before = path.stat().st_mtime_ns
-    path.write_bytes(content)
-    os.utime(path, ns=(before + later, before + later))
 
 
 def test_an_unchanged_corpus_is_never_read(split: Split, hashed: list[str]) -> None:
@@ -115,7 +107,9 @@ def test_damage_stays_damage_until_it_is_mended(split: Split, tmp_path: Path) ->
 def test_a_shard_that_is_replaced_by_an_older_one_of_its_size_is_found(split: Split) -> None:
     """Words of one length make shards of one size; their times may all be older than the manifest."""
     check_shards(split)
-    flip(split.shard_path(2), later=-HOUR)
+    packed_at = split.shard_path(2).stat().st_mtime_ns
+    flip(split.shard_path(2))
+    os.utime(split.shard_path(2), ns=(packed_at - HOUR, packed_at - HOUR))
     with pytest.raises(InputError, match=r"shard-000002\.tar is not what was packed"):
         check_shards(split)
 

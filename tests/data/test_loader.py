@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from damage import rotten_copy, unchanged_times
 from torch.utils.data import Dataset
 
 from simdist.config import DataConfig
@@ -117,20 +118,6 @@ def test_a_batch_that_does_not_divide(config: DataConfig) -> None:
         BatchLoader(open_clips(config, "train"), config, 0, 0, 3, CPU)
 
 
-def corrupted(root: Path, folder: Path, rows: list[int]) -> Path:
-    """A copy of the shards in which samples of split `train` rotted, as a disk does it: the files' times stay."""
-    copy = Path(shutil.copytree(root, folder / "shards"))
-    split = open_split(copy, "train")
-    for row in rows:
-        path = split.shard_path(int(split.index.shard[row]))
-        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-        with path.open("r+b") as tar:
-            tar.seek(int(split.index.offset[row]) + 200)
-            tar.write(b"\xff" * int(split.index.size[row] - 200))
-        os.utime(path, ns=times)
-    return copy
-
-
 def test_a_corrupt_sample_is_replaced_by_the_next_of_its_epochs_order_with_that_ones_crop(
     config: DataConfig, tmp_path: Path
 ) -> None:
@@ -139,7 +126,7 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_epochs_order_with_that_
     stream = SampleStream(sound.split.index.shard, 0, config.shuffle_window)
     order = [[row for _, row in stream.rows(e * len(sound), (e + 1) * len(sound))] for e in range(2)]
     bad = [order[0][2], order[0][3], order[0][-1]]  # two in a row, and an epoch's last: a circle
-    root = corrupted(Path(config.root), tmp_path, bad)
+    root = rotten_copy(config.root, tmp_path / "shards", bad)
     reader = CropReader(sound.split)
 
     def expected(number: int) -> tuple[int, np.ndarray]:
@@ -167,7 +154,7 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_epochs_order_with_that_
 
 
 def test_all_ranks_workers_and_caches_skip_alike(config: DataConfig, tmp_path: Path) -> None:
-    root = corrupted(Path(config.root), tmp_path, [0, 5, 6])
+    root = rotten_copy(config.root, tmp_path / "shards", [0, 5, 6])
     settings = replace(config, root=str(root))
     corpus = open_clips(settings, "train")
     reference = list(BatchLoader(corpus, settings, 0, 0, 1, CPU).batches(0, 80))
@@ -188,15 +175,13 @@ def test_all_ranks_workers_and_caches_skip_alike(config: DataConfig, tmp_path: P
 @pytest.mark.parametrize("cache", ["none", "memory", "device"])
 def test_a_crop_beside_the_damage_is_used_whatever_the_cache(config: DataConfig, tmp_path: Path, cache: str) -> None:
     """A cache decodes whole utterances; what it cannot hold must not be lost to it alone."""
-    root = corrupted(Path(config.root), tmp_path, [])
+    root = rotten_copy(config.root, tmp_path / "shards", [])
     split = open_split(root, "train")
     row = int(np.argmax(split.index.num_samples))
     path = split.shard_path(int(split.index.shard[row]))
-    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-    with path.open("r+b") as tar:
+    with unchanged_times(path), path.open("r+b") as tar:
         tar.seek(int(split.index.offset[row] + split.index.size[row] - 300))
         tar.write(b"\xff" * 200)
-    os.utime(path, ns=times)
     settings = replace(config, root=str(root), batch_size=1, cache=cache)
     loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
     sound = BatchLoader(open_clips(replace(settings, root=config.root), "train"), settings, 0, 0, 1, CPU)
@@ -214,7 +199,7 @@ def test_a_corpus_without_a_sound_sample_is_an_error_in_one_line(
     config: DataConfig, tmp_path: Path, workers: int
 ) -> None:
     number = len(open_split(config.root, "train").index)
-    root = corrupted(Path(config.root), tmp_path, list(range(number)))
+    root = rotten_copy(config.root, tmp_path / "shards", list(range(number)))
     settings = replace(config, root=str(root), num_workers=workers)
     loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
     with pytest.raises(InputError, match=rf"^{number} samples in a row do not decode, at last this: sample .*\.tar"):
@@ -284,4 +269,3 @@ def test_signals_to_workers_are_not_answered(config: DataConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGINT):
         os.kill(worker.pid, number)
     assert len(list(batches)) == 19
-    batches.close()
