@@ -44,9 +44,7 @@ def convolve(x: Tensor, conv: nn.Conv1d, limits: tuple[float, float] | None = No
     with torch.autocast(x.device.type, enabled=False):
         taps = tap_weights(conv.weight, stride)
         blocks = to_blocks(x.to(dtype), len(taps), stride, padding, frames)
-        rows: Tensor = apply(_Convolution, blocks, taps, conv.bias, result_type)
-        if limits:
-            rows = F.hardtanh_(rows, *limits)
+        rows: Tensor = apply(_Convolution, blocks, taps, conv.bias, result_type, limits)
         return frames_of(rows, x.shape[0], len(taps))
 
 
@@ -74,20 +72,33 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 class _Convolution(torch.autograd.Function):
-    """Products in `result_type`; those of the gradients in the type of `blocks`."""
+    """Products in `result_type`, clamped to `limits`; those of the gradients in the type of `blocks`."""
 
     @staticmethod
-    def forward(ctx: Any, blocks: Tensor, taps: Tensor, bias: Tensor, result_type: torch.dtype) -> Tensor:
-        ctx.save_for_backward(blocks, taps)
-        return sum_of_products(*(tensor.to(result_type) for tensor in (blocks, taps, bias)))
+    def forward(
+        ctx: Any,
+        blocks: Tensor,
+        taps: Tensor,
+        bias: Tensor,
+        result_type: torch.dtype,
+        limits: tuple[float, float] | None,
+    ) -> Tensor:
+        out = sum_of_products(*(tensor.to(result_type) for tensor in (blocks, taps, bias)))
+        if limits:
+            F.hardtanh_(out, *limits)
+        ctx.save_for_backward(blocks, taps, out if limits else None)
+        ctx.limits = limits
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        blocks, taps = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        blocks, taps, clamped = ctx.saved_tensors
+        if ctx.limits:
+            gradient = torch.ops.aten.hardtanh_backward(gradient, clamped, *ctx.limits)
         rows = gradient.to(blocks.dtype)  # zeros where rows were cut off
         below = blocks_gradient(rows, taps.to(rows.dtype)) if ctx.needs_input_grad[0] else None
-        return below, taps_gradient(blocks, rows, len(taps)), rows.sum(0), None
+        return below, taps_gradient(blocks, rows, len(taps)), rows.sum(0), None, None
 
 
 def sum_of_products(blocks: Tensor, taps: Tensor, bias: Tensor) -> Tensor:

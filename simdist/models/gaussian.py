@@ -56,7 +56,7 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_latent: Tensor, to_context: Tensor, to_kl: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, to_latent: Tensor, to_context: Tensor, to_kl: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         mu, log_var, latent_noise, context_noise = ctx.saved_tensors
         weight = to_kl * ctx.share  # of the KL's terms
         to_mu = torch.addcmul(to_latent, wide(mu), weight)

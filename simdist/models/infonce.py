@@ -135,14 +135,16 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_positive: Tensor, to_negative: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, to_positive: Tensor, to_negative: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         predicted, targets, negatives = ctx.saved_tensors
-        batch, anchors, steps, channels = predicted.shape
+        batch, anchors, steps, _ = predicted.shape
         start, first_clip = ctx.place
         to_positive = to_positive.to(predicted.dtype)[..., None]  # (B, A, K, 1)
         to_negative = to_negative.to(predicted.dtype).flatten(0, 1)  # (B*A, K, N)
         to_predicted = torch.bmm(to_negative, _gathered(targets, negatives)).view_as(predicted)
         to_predicted.addcmul_(to_positive, _positives(predicted, targets, start, first_clip))
+        if not ctx.needs_input_grad[1]:  # a GRU's targets are its input, which no gradient reaches
+            return to_predicted, None, None, None, None
         rows = torch.bmm(to_negative.transpose(1, 2), predicted.flatten(0, 1)).flatten(0, 1)  # (B*A*N, C)
         to_latent = _summed_rows(rows, negatives.flatten(), targets.shape)
         own = to_latent[first_clip : first_clip + batch, start:]

@@ -88,13 +88,15 @@ class ConvLayer(nn.Module):
         return rows.relu_().view(x.shape)  # in place: no backward reads what it overwrites
 
 
-class MaxPool(nn.MaxPool1d):
+class MaxPool(nn.Module):
     """Max-pooling over frames: (B, L_in, C) -> (B, L, C)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        image = input.transpose(1, 2).unsqueeze(2)  # (B, L_in, C) -> (B, C, 1, L_in), channels last
-        pooled = F.max_pool2d(image, (1, self.kernel_size), (1, self.stride), (0, self.padding))
-        return pooled.squeeze(2).transpose(1, 2)
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.geometry = ((1, config.kernel), (1, config.stride), (0, config.padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stem.frames_of_image(F.max_pool2d(stem.image_of(x), *self.geometry))
 
 
 class GreedyModule(nn.Module):
@@ -117,7 +119,7 @@ class GreedyModule(nn.Module):
                 self.layers.append(ConvLayer(layer, in_channels, model))
                 in_channels = model.width
             else:
-                self.layers.append(MaxPool(layer.kernel, layer.stride, layer.padding))
+                self.layers.append(MaxPool(layer))
         has_head = bool(config.layers) and model.head != "none"
         self.mu = _head(in_channels, model) if has_head else None
         self.log_var = _head(in_channels, model) if has_head and model.head == "variational" else None
@@ -137,8 +139,12 @@ class GreedyModule(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the layers make of (B, L_in, C_in): (B, L, C)."""
         first, second, *others = [*self.layers, None, None]
-        if isinstance(first, ConvLayer) and isinstance(second, ConvLayer) and stem.fits(x, first.conv):
+        if not (isinstance(first, ConvLayer) and stem.fits(x, first.conv)):
+            others = self.layers
+        elif isinstance(second, ConvLayer):
             x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv))
+        elif isinstance(second, MaxPool):
+            x = stem.first_layer_pooled(x, first.conv, first.norm, second.geometry)
         else:
             others = self.layers
         for layer in others:
@@ -225,7 +231,7 @@ class GreedyModule(nn.Module):
 
 @torch.no_grad()
 def active_units(mu: Tensor) -> Tensor:
-    """How many of the C dimensions of (B, L, C) means vary over the batch, by a variance above 0.01 (Burda et al. 2016)."""
+    """How many of the C dimensions of (B, L, C) means have a variance above 0.01 (Burda et al. 2016)."""
     return (wide(mu).flatten(0, 1).var(dim=0) > ACTIVE_VARIANCE).sum().float()
 
 

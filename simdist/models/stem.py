@@ -34,8 +34,10 @@ from simdist.models.convolution import (
 from simdist.models.ranks import SyncBatchNorm, track, world
 
 LARGEST_WINDOW = 64  # D up to which a covariance of windows costs less than a pass over the output
-CHUNK_BYTES = {"cpu": 2**24}  # of the first layer's output at a time; elsewhere:
+CHUNK_BYTES = {"cpu": 2**22}  # of the first layer's output at a time; elsewhere:
 GPU_CHUNK_BYTES = 2**30
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Kernel, stride and padding of a max-pooling of images (1, L)."""
 
 
 def fits(x: Tensor, conv: nn.Conv1d) -> bool:
@@ -67,6 +69,16 @@ def first_two_layers(x: Tensor, conv: nn.Conv1d, norm: nn.Module, above: nn.Conv
         windows = F.pad(F.pad(windows, (0, 1), value=1.0), (0, 0, padding, blocks * stride - padding - count))
         first = torch.cat([weight.t(), bias[None]])  # (D + 1, C)
         return apply(_FirstTwoLayers, windows.to(dtype), first, taps, above.bias)
+
+
+def first_layer_pooled(x: Tensor, conv: nn.Conv1d, norm: nn.Module, pooling: Geometry) -> Tensor:
+    """(B, L_in, C_in) -> max_pool(ReLU(norm(conv(x)))), (B, L, C), in autocast's type."""
+    dtype = compute_type(x)
+    with torch.autocast(x.device.type, enabled=False):
+        windows = _windows(x, conv)
+        weight, bias = _folded(conv, norm, windows)
+        first = torch.cat([weight.t(), bias[None]])  # (D + 1, C)
+        return apply(_FirstLayerPooled, F.pad(windows, (0, 1), value=1.0).to(dtype), first, pooling)
 
 
 def _windows(x: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -131,7 +143,7 @@ class _FirstTwoLayers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         windows, first, taps = ctx.saved_tensors
         to_first, to_taps, to_bias = (torch.zeros_like(weight) for weight in (first, taps, taps[0, 0]))
         first, taps = first.to(windows.dtype), taps.to(windows.dtype)
@@ -145,6 +157,48 @@ class _FirstTwoLayers(torch.autograd.Function):
             to_first += part.flatten(0, 1).t() @ below.view(-1, first.shape[1])
             clip += len(part)
         return None, to_first, to_taps, to_bias
+
+
+class _FirstLayerPooled(torch.autograd.Function):
+    """The ReLU comes after the pooling, where there is less of it: the largest of a window is positive or none is."""
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, first: Tensor, pooling: Geometry) -> Tensor:
+        weights, outputs, places = first.to(windows.dtype), [], []
+        for part in _parts(windows, first):
+            pooled, place = torch.ops.aten.max_pool2d_with_indices(image_of(part @ weights), *pooling)
+            outputs.append(frames_of_image(pooled))
+            places.append(frames_of_image(place))
+        output, place = torch.cat(outputs).relu_(), torch.cat(places)
+        ctx.save_for_backward(windows, first, output, place)
+        ctx.pooling = pooling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        windows, first, output, places = ctx.saved_tensors
+        to_first, clip = torch.zeros_like(first), 0
+        for part in _parts(windows, first):
+            own = slice(clip, clip + len(part))
+            pooled = torch.ops.aten.threshold_backward(gradient[own], output[own], 0)  # the ReLU's gradient
+            shape = image_of(windows.new_empty(*part.shape[:2], first.shape[1]))  # only its shape is read
+            below = torch.ops.aten.max_pool2d_with_indices_backward(
+                image_of(pooled), shape, *ctx.pooling, (1, 1), False, image_of(places[own])
+            )
+            to_first += part.flatten(0, 1).t() @ frames_of_image(below).flatten(0, 1)
+            clip += len(part)
+        return None, to_first, None
+
+
+def image_of(x: Tensor) -> Tensor:
+    """(B, L, C) -> (B, C, 1, L) with channels last, as poolings want it."""
+    return x.transpose(1, 2).unsqueeze(2)
+
+
+def frames_of_image(image: Tensor) -> Tensor:
+    """(B, C, 1, L) -> (B, L, C)."""
+    return image.squeeze(2).transpose(1, 2)
 
 
 def _parts(windows: Tensor, first: Tensor) -> Iterator[Tensor]:
