@@ -133,3 +133,26 @@ class StandIn(nn.Module):
         losses.sum().backward()
         self.optimizer.step()
         return nces
+
+
+def batched_info_nce(context: Tensor, latent: Tensor, weight: Tensor, negatives: Tensor, steps: int) -> Tensor:
+    """The plainest way to one batched product over all steps, by which the cost of `Module.info_nce` is judged.
+
+    Args:
+        context: (B, W, C_context) of the window, which begins at frame 0.
+        latent: (B, L, C).
+        weight: (K*C, C_context).
+        negatives: (B, W - 1, N) rows, shared by an anchor's steps.
+        steps: K.
+    """
+    batch, window, _ = context.shape
+    frames, channels = latent.shape[1:]
+    predicted = F.linear(context[:, :-1], weight).view(-1, steps, channels)  # (B*A, K, C)
+    target = torch.arange(window - 1)[:, None] + torch.arange(1, steps + 1)  # (A, K)
+    positives = torch.arange(batch)[:, None, None] * frames + target.clamp(max=window - 1)
+    rows = torch.cat([positives, negatives], dim=2).flatten(0, 1)
+    scores = predicted @ latent.reshape(-1, channels)[rows].transpose(1, 2)  # (B*A, K, K + N)
+    positive = scores[:, :, :steps].diagonal(dim1=1, dim2=2)[..., None]
+    losses = -F.log_softmax(torch.cat([positive, scores[:, :, steps:]], dim=2), dim=2)[..., 0]  # (B*A, K)
+    inside = (target < window).repeat(batch, 1)
+    return ((losses * inside).sum(0) / inside.sum(0)).mean()
