@@ -22,7 +22,7 @@ from benchmarks.outcomes import Outcome, in_turns, show
 from benchmarks.standin import StandIn, batched_info_nce
 from simdist.cli import CONFIGS, experiment_parser, parse_experiment
 from simdist.config import Config
-from simdist.engine.step import DrawSource, train_step
+from simdist.engine.step import DrawSource, Step, train_step
 from simdist.models.infonce import info_nce
 
 STEPS = ("stand-in", "float32", "bf16")
@@ -42,7 +42,7 @@ def step_of(name: str, config: Config) -> Callable[[], object]:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
-            train_step(trainers, audio, frames, 0, draws, lr=0.0, beta=BETA)
+            train_step(trainers, audio, frames, Step(0, lr=0.0, beta=BETA, measure=False), draws)
 
     return step
 
