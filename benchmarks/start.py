@@ -1,6 +1,6 @@
 """How long a command takes to answer: `--help`, and from the command to the first step with packed data.
 
-    python -m benchmarks.start --data.root data/artificial [--config configs/vgim_thesis.yaml]
+python -m benchmarks.start --data.root data/artificial [--config configs/vgim_thesis.yaml]
 """
 
 from __future__ import annotations

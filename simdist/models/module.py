@@ -215,9 +215,14 @@ class GreedyModule(nn.Module):
             context = self.gru(latent)[0]
         if context.shape[1] > window:
             context = context[:, shown]
+        nce, accuracy = self.score(context, latent, draws)
+        return ModuleLoss(nce + beta * kl, nce.detach(), kl.detach(), accuracy, latent.detach(), mu.detach())
+
+    def score(self, context: Tensor, latent: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """InfoNCE and accuracy of the window's context (B, W, C_context) against the latent (B, L, C)."""
         everywhere = self.loss_config.negatives == "global"
         candidates, first_clip = gather_clips(latent) if everywhere else (latent, 0)
-        nce, accuracy = info_nce(
+        return info_nce(
             context,
             candidates,
             self.predictor.weight,
@@ -226,7 +231,6 @@ class GreedyModule(nn.Module):
             steps=self.steps,
             first_clip=first_clip,
         )
-        return ModuleLoss(nce + beta * kl, nce.detach(), kl.detach(), accuracy, latent.detach(), mu.detach())
 
 
 @torch.no_grad()
