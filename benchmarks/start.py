@@ -5,6 +5,7 @@ python -m benchmarks.start --data.root data/artificial [--config configs/vgim_th
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ def first_step_seconds(config: Config) -> tuple[float, float]:
     train = replace(config.train, max_steps=1, validate_every=0.0, log_every=1)
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
-        write_text(file, "\n".join(f"{key}: {value!r}" for key, value in to_dict(replace(config, train=train)).items()))
+        write_text(file, json.dumps(to_dict(replace(config, train=train))))  # JSON is YAML
         command = [sys.executable, "-m", "simdist.train", "--config", str(file), "--run", f"{folder}/run"]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
