@@ -51,7 +51,7 @@ class _OpenFile:
 
 
 class ShardFiles:
-    """The tars of one split; survives fork, and may be shared by threads.
+    """The tars of one split; may be sent to another process, which opens its own, and shared by threads.
 
     Args:
         split: an opened split.
@@ -61,8 +61,10 @@ class ShardFiles:
 
     def __init__(self, split: Split, retry_seconds: float = RETRY_SECONDS, clock: Clock | None = None) -> None:
         self._split, self._retry_seconds, self._clock = split, retry_seconds, clock or Clock()
-        self._owner = os.getpid()
         self._open = lru_cache(MOST_OPEN)(lambda shard: _OpenFile(os.open(split.shard_path(shard), os.O_RDONLY)))
+
+    def __reduce__(self) -> tuple[type[ShardFiles], tuple[Split, float, Clock]]:
+        return ShardFiles, (self._split, self._retry_seconds, self._clock)
 
     def read(self, shard: int, count: int, offset: int) -> bytes:
         """Bytes [offset, offset + count) of a tar.
@@ -76,9 +78,6 @@ class ShardFiles:
             return self._read_patiently(shard, count, offset, error)
 
     def _read_once(self, shard: int, count: int, offset: int) -> bytes:
-        if self._owner != os.getpid():  # a forked worker opens its own
-            self._open.cache_clear()
-            self._owner = os.getpid()
         file = self._open(shard)
         content = os.pread(file.descriptor, count, offset)
         if len(content) < count:

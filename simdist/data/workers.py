@@ -2,6 +2,9 @@
 
 The answers depend on the requests alone, so a DataLoader that begins anew at the first one still unanswered goes on as
 if nothing had happened. Without this a worker that the kernel kills for want of memory would end the training.
+
+The surprising decision: workers come from a fork server and are not forked from the training process. That one has many
+threads, and a fork while one of them hands Python's lock back leaves a child that waits for ever (seen with DDP).
 """
 
 from __future__ import annotations
@@ -14,13 +17,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from simdist.errors import InputError
-from simdist.stopping import ignore_signals
 
 PREFETCH = 4  # answers that each worker prepares
 MOST_DEATHS = 3  # without an answer between them
@@ -65,7 +68,7 @@ def _started(
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=lambda worker: ignore_signals(),
+        multiprocessing_context=_fork_server() if workers else None,
     )
     others = set(multiprocessing.active_children())
     with _unchanged_child_handler():
@@ -78,6 +81,13 @@ def _started(
         for process in processes:  # one may wait for a lock that a killed one took with it
             process.join(timeout=1)
             process.kill()
+
+
+def _fork_server() -> BaseContext:
+    """A process that has imported what workers need and is deaf to signals, as they are from their first moment on."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["simdist.data.worker_start"])
+    return context
 
 
 @contextmanager
