@@ -31,7 +31,7 @@ from simdist.data.splits import INDEX, MANIFEST, Index, open_split
 from simdist.data.verifying import verify
 from simdist.durable import sha256_of
 from simdist.engine import run as run_module
-from simdist.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from simdist.engine.checkpoint import Checkpoint, Retention, load_checkpoint, save_checkpoint
 from simdist.engine.run import Run
 from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder
@@ -79,7 +79,9 @@ def shards(tmp_path: Path) -> Path:
 def checkpoint_of(tiny: Config, folder: Path) -> Path:
     model = GreedyEncoder(tiny.model, tiny.loss).state_dict()
     Run(folder, tiny).write()
-    return save_checkpoint(folder / "checkpoints", Checkpoint(1, 4, "", model, [{"optimizer": {}, "scaler": {}}]), 2)
+    return save_checkpoint(
+        folder / "checkpoints", Checkpoint(1, 4, "", model, [{"optimizer": {}, "scaler": {}}]), Retention(2)
+    )
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "state.json"])
@@ -91,7 +93,7 @@ def test_a_checkpoint_runs_no_code(tiny: Config, tmp_path: Path, mark: Path, nam
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": planted.stat().st_size, "sha256": sha256_of(planted)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with pytest.raises(InputError, match=rf"^checkpoint {checkpoint} holds what simdist does not write"):
         load_checkpoint(checkpoint)
     assert not mark.exists()
 

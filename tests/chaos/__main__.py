@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.faults import FAULTS
-from chaos.lab import Lab, Row
 from rich.console import Console
 from rich.table import Table
+
+from chaos.faults import FAULTS
+from chaos.lab import Lab, Row
 
 SHARE = {"kill": 30, "kill in a save": 24, "kill packing": 16, "rotten headers": 16}
 USUAL = 10  # faults of each other kind

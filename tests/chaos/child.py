@@ -1,27 +1,18 @@
 """What runs in each process that the faults hit: `simdist.train` as it is, in a session of its own.
 
-Processes are forked from a server that has imported torch and nothing more, which saves four seconds a fault; they are
-real ones, with workers, files and signals of their own. Added to the command are only its traces: the keys of each batch
-and the phases it is in, both one write a line, so that a kill cannot tear them; and, where asked for, numbers that are
-not finite, and a lease with less patience.
+Added to the command are only its traces: the keys of each batch and the phases it is in, one write a line, so that a
+kill cannot tear them; and, where asked for, numbers that are not finite, and a lease with less patience.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-PRELOAD = [
-    *("__main__", "torch", "torch._dynamo", "torch.distributed.tensor"),  # the last two when an optimizer is made
-    *("accelerate", "simdist.train", "simdist.engine.running", "simdist.engine.encoder_task"),
-]
 
 
 @dataclass(frozen=True)
@@ -29,12 +20,12 @@ class Order:
     """What a process is to do."""
 
     argv: list[str]
-    traces: Path
+    traces: str
     """Folder for its log, keys and phases."""
     rank: int = 0
     environ: dict[str, str] = field(default_factory=dict)
-    not_finite: dict[int, list[int]] = field(default_factory=dict)
-    """Modules whose loss is NaN, by step; once only, before the module is rolled back."""
+    not_finite: dict[str, list[int]] = field(default_factory=dict)
+    """Modules whose loss is NaN, by step; no more once a module was rolled back."""
     patience: float | None = None
     """Of the lease, in seconds."""
 
@@ -42,12 +33,11 @@ class Order:
 def obey(order: Order) -> None:
     """The process's whole life."""
     os.setsid()
-    log = os.open(order.traces / f"log.{order.rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    log = os.open(_trace(order, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(order.environ)
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     import simdist.train
     from simdist.cli import run
 
@@ -60,6 +50,10 @@ def obey(order: Order) -> None:
 
         Lease.__init__.__defaults__ = (order.patience / 10, order.patience)
     run(simdist.train.main, order.argv)
+
+
+def _trace(order: Order, name: str) -> Path:
+    return Path(order.traces) / f"{name}.{order.rank}"
 
 
 def _append(path: Path, record: Any) -> None:
@@ -78,7 +72,7 @@ def _trace_keys(order: Order) -> None:
     def step(self: EncoderTask, stage: int, batch: Batch, step: Any) -> Any:
         source = self._source.loader._dataset._clips.split
         keys = [str(source.index.key[row]) for row in batch.rows.tolist()]
-        _append(order.traces / f"keys.{order.rank}", [stage, batch.consumed, keys])
+        _append(_trace(order, "keys"), [stage, batch.consumed, keys])
         return original(self, stage, batch, step)
 
     EncoderTask.step = step
@@ -89,7 +83,7 @@ def _trace_phases(order: Order) -> None:
     from simdist.engine.encoder_task import EncoderTask
     from simdist.engine.latents import LatentCache
 
-    path = order.traces / f"phases.{order.rank}"
+    path = _trace(order, "phases")
 
     def marked(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -104,27 +98,27 @@ def _trace_phases(order: Order) -> None:
     saving.save_checkpoint = marked("save", saving.save_checkpoint)
 
 
-def _spoil(not_finite: dict[int, list[int]]) -> None:
+def _spoil(not_finite: dict[str, list[int]]) -> None:
     """Make losses NaN in a forward, as an overflow would."""
     from simdist.engine.encoder_task import EncoderTask
     from simdist.models.module import GreedyModule
 
     spoiled: set[int] = set()
-    step, forward = EncoderTask.step, GreedyModule.forward
+    whole_step, forward = EncoderTask.step, GreedyModule.forward
 
     @contextmanager
     def spoiling(task: EncoderTask, number: int) -> Iterator[None]:
-        chosen = [task.modules[m] for m in not_finite.get(number, [])]
+        chosen = [task.modules[m] for m in not_finite.get(str(number), [])]
         spoiled.update(id(each.module) for each in chosen if not each.course.rollbacks)
         yield
         spoiled.clear()
 
-    def spoiled_step(self: EncoderTask, stage: int, batch: Any, at: Any) -> Any:
-        with spoiling(self, at.number):
-            return step(self, stage, batch, at)
+    def spoiled_step(self: EncoderTask, stage: int, batch: Any, step: Any) -> Any:
+        with spoiling(self, step.number):
+            return whole_step(self, stage, batch, step)
 
-    def spoiled_forward(self: GreedyModule, *args: Any) -> Any:
-        outcome = forward(self, *args)
+    def spoiled_forward(self: GreedyModule, *args: Any, **kwargs: Any) -> Any:
+        outcome = forward(self, *args, **kwargs)
         return replace(outcome, loss=outcome.loss * float("nan")) if id(self) in spoiled else outcome
 
     EncoderTask.step, GreedyModule.forward = spoiled_step, spoiled_forward

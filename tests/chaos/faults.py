@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from chaos.lab import Disturbed, Lab, Processes, Row, pack
 from damage import flip, unchanged_times
 from small_disk import SmallDisk, small_disk
 
+from chaos.lab import Disturbed, Lab, Processes, Row, pack
 from simdist.data.splits import open_split
 from simdist.engine.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
 
@@ -52,13 +53,13 @@ def _hit(run: Disturbed, rng: Random, phase: str, most: int, hit: Callable[[Proc
 def _kills(name: str, variant: str, phase: str, most: int, more: tuple[str, ...] = ()) -> Fault:
     def fault(lab: Lab, rng: Random, times: int) -> Row:
         row = Row(name)
-        options = {"more": list(more)}
+        options: dict[str, Any] = {"more": list(more)}
         while row.injected < times:
             run = Disturbed(lab, variant, f"{name}-{row.injected}".replace(" ", "-"), **options)
             while row.injected < times and _unless_done(run):
                 rank = rng.randrange(2) if variant == "two ranks" else 0
                 processes = _hit(run, rng, phase, most, lambda p, rank=rank: p.signal(signal.SIGKILL, rank))
-                codes = processes.end(patience=20)
+                codes = processes.end(patience=60)
                 if codes[rank] == -signal.SIGKILL:
                     others = [code for r, code in enumerate(codes) if r != rank]
                     _expect(row, None not in others, f"a rank hangs when another is killed: {processes.log()[-1500:]}")
@@ -72,7 +73,7 @@ def worker_killed(lab: Lab, rng: Random, times: int) -> Row:
     """The run goes on by itself, to the same result."""
     row = Row("kill -9 of a loader worker")
     while row.injected < times:
-        run = Disturbed(lab, "joint", f"worker-{row.injected}")
+        run = Disturbed(lab, "workers", f"worker-{row.injected}")
 
         def kill(processes: Processes) -> None:
             for worker in rng.sample(processes.workers(), min(1, len(processes.workers()))):
@@ -108,7 +109,7 @@ def _signals(name: str, variant: str, to: str) -> Fault:
                 wanted = {0} if to == "worker" else {PREEMPTED}
                 if codes != {0} or to == "worker":
                     _expect(row, codes == wanted, f"exit codes {codes}: {processes.log()[-1500:]}")
-            run.compare(row, lab.reference(variant))
+            run.compare(row, lab.reference("joint" if variant == "workers" else variant))
         return row
 
     return fault
@@ -140,7 +141,7 @@ def _full_disk(name: str, more: tuple[str, ...], said: str) -> Fault:
         while row.injected < times:
             place = lab.folder / f"{name}-{row.injected}".replace(" ", "-")
             with small_disk(place, 20_000) as disk:
-                options = {"more": list(more)}
+                options: dict[str, Any] = {"more": list(more)}
                 run = Disturbed(lab, "joint", f"{place.name}-run", folder=disk.folder / "run", **options)
                 processes = _hit(run, rng, "step", 16, lambda p, disk=disk: _fill(disk))
                 codes, log = processes.end(), processes.log()
@@ -236,7 +237,7 @@ def shards_damaged(lab: Lab, rng: Random, times: int) -> Row:
         split = open_split(run.root, "train")
         path = split.shard_path(rng.randrange(len(split.manifest.shards)))
         good = path.read_bytes()
-        rng.choice([lambda: flip(path, rng.randrange(len(good))), lambda: os.truncate(path, 700), path.unlink])()
+        _damage(path, rng)
         processes = run.start()
         codes, log = processes.end(), processes.log()
         named = f"shards in {path.parent} are damaged: {path.name}" in log
@@ -289,7 +290,7 @@ def shard_away(lab: Lab, rng: Random, times: int) -> Row:
     row = Row("shards lost for a while")
     while row.injected < times:
         root = shutil.copytree(lab.shards, _new(lab, "away"))
-        run = Disturbed(lab, "joint", f"{root.name}-run", root=root, more=["--data.num_workers=0"])
+        run = Disturbed(lab, "joint", f"{root.name}-run", root=root, more=["--data.retry_seconds=200"])
         hidden = root / "hidden"
         processes = _hit(run, rng, "step", 6, lambda p, root=root, hidden=hidden: os.rename(root / "train", hidden))
         time.sleep(rng.uniform(0.2, 1.5))
@@ -314,8 +315,7 @@ def checkpoints_damaged(lab: Lab, rng: Random, times: int) -> Row:
         first.end()
         newest = max((run.folder / "checkpoints").glob("step_*"))
         path = newest / rng.choice([MODEL, OPTIMIZER, STATE, MANIFEST])
-        size = path.stat().st_size
-        rng.choice([lambda: flip(path, rng.randrange(size)), lambda: os.truncate(path, size // 2), path.unlink])()
+        _damage(path, rng)
         (run.folder / "DONE").unlink(missing_ok=True)
         run.compare(row, lab.reference("joint"))
         log = (run.traces / "log.0").read_text()
@@ -329,8 +329,8 @@ def not_finite(lab: Lab, rng: Random, times: int) -> Row:
     while row.injected < times:
         module, begin = rng.randrange(4), rng.randrange(5, 10)
         count = rng.choice([1, 3])
-        options = {
-            "not_finite": {begin + i: [module] for i in range(count)},
+        options: dict[str, Any] = {
+            "not_finite": {str(begin + i): [module] for i in range(count)},
             "more": ["--train.max_bad_steps=3"],
         }
         run = Disturbed(lab, "joint", f"nan-{row.injected}", **options)
@@ -340,6 +340,17 @@ def not_finite(lab: Lab, rng: Random, times: int) -> Row:
         said = "it goes back to its weights of step" if count == 3 else f"module {module} skips a step"
         _expect(row, said in log, log[-1500:])
     return row
+
+
+def _damage(path: Path, rng: Random) -> None:
+    """One bit is another, half the file is gone, or all of it."""
+    kind, size = rng.choice(["flipped", "cut", "lost"]), path.stat().st_size
+    if kind == "flipped":
+        flip(path, rng.randrange(size))
+    elif kind == "cut":
+        os.truncate(path, size // 2)
+    else:
+        path.unlink()
 
 
 def _new(lab: Lab, name: str) -> Path:
@@ -355,8 +366,8 @@ FAULTS: dict[str, Fault] = {
     "kill a worker": worker_killed,
     "signal": _signals("SIGTERM or SIGUSR2 to the process", "joint", "process"),
     "signal a rank": _signals("SIGTERM or SIGUSR2 to one rank of two", "two ranks", "process"),
-    "signal the group": _signals("SIGTERM or SIGUSR2 to the group", "joint", "group"),
-    "signal a worker": _signals("SIGTERM or SIGUSR2 to workers only", "joint", "worker"),
+    "signal the group": _signals("SIGTERM or SIGUSR2 to the group", "workers", "group"),
+    "signal a worker": _signals("SIGTERM or SIGUSR2 to workers only", "workers", "worker"),
     "lease": lease_taken_over,
     "full disk, saving": _full_disk("full disk while saving", ("--train.checkpoint_every=2",), "checkpoint"),
     "full disk, logging": _full_disk(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,22 +12,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from chaos.child import PRELOAD, Order, obey
 from packing_cases import SmallCorpus, small_corpus
 from torch import Tensor
 from training import lines
 
+from chaos.child import Order
 from simdist.cli import CONFIGS
 from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
 
-SLOW = 120.0  # seconds after which a process that should have ended counts as hung
+ROOT = Path(__file__).parent.parent.parent
+SLOW = 240.0  # seconds after which a process that should have ended counts as hung
 VARIANTS: dict[str, list[str]] = {
-    "joint": ["--train.max_steps=24", "--data.num_workers=2"],
+    "joint": ["--train.max_steps=24", "--data.num_workers=0"],
+    "workers": ["--train.max_steps=24", "--data.num_workers=2"],
     "two ranks": ["--train.max_steps=16", "--data.num_workers=0"],
     "stagewise": ["--train.max_steps=6", "--train.schedule=stagewise", "--train.cache_latents=true"],
 }
@@ -58,28 +59,62 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
+class Zygote:
+    """The process that forks all others; it ends with this one."""
+
+    def __init__(self) -> None:
+        paths = [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "chaos.zygote"]
+        self._process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environ, cwd=ROOT)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+class Forked:
+    """One process of a run."""
+
+    def __init__(self, zygote: Zygote, order: Order) -> None:
+        self._zygote, self._code = zygote, None
+        self.pid: int = zygote.ask({"order": asdict(order)})
+
+    @property
+    def exitcode(self) -> int | None:
+        """As of subprocess: -9 after SIGKILL; None while it lives."""
+        if self._code is None:
+            self._code = self._zygote.ask({"ended": self.pid})
+        return self._code
+
+    def join(self, until: float) -> int | None:
+        while self.exitcode is None and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.exitcode
+
+
 class Processes:
     """All ranks of one start of a command."""
 
-    def __init__(self, orders: Sequence[Order]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
+    def __init__(self, zygote: Zygote, orders: Sequence[Order]) -> None:
         self.orders = list(orders)
         self._marked = {name: self.count(name) for name in ("step", "save", "validation", "latents")}
-        self.ranks = [context.Process(target=obey, args=(order,)) for order in self.orders]
-        for process in self.ranks:
-            process.start()
+        self.ranks = [Forked(zygote, order) for order in self.orders]
 
     def signal(self, number: int, rank: int = 0, group: bool = False) -> None:
-        pid = self.ranks[rank].pid
-        assert pid is not None
         try:
-            (os.killpg if group else os.kill)(pid, number)
+            (os.killpg if group else os.kill)(self.ranks[rank].pid, number)
         except ProcessLookupError:
             return
 
     def count(self, phase: str, rank: int = 0) -> int:
-        path = self.orders[rank].traces / f"phases.{rank}"
+        path = Path(self.orders[rank].traces) / f"phases.{rank}"
         return path.read_text().count(f'"{phase}"\n') if path.exists() else 0
 
     def wait_for(self, phase: str, times: int) -> bool:
@@ -91,25 +126,23 @@ class Processes:
             time.sleep(0.002)
         return True
 
-    def workers(self, rank: int = 0) -> list[int]:
-        """Process ids of a rank's loader workers."""
-        path = Path(f"/proc/{self.ranks[rank].pid}/task/{self.ranks[rank].pid}/children")
-        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+    def workers(self) -> list[int]:
+        """Process ids of the first rank's loader workers: children of the fork server that it started."""
+        return [pid for child in _children(self.ranks[0].pid) for pid in _children(child)]
 
     def end(self, patience: float = SLOW) -> list[int | None]:
         """Exit codes; what does not end by itself is killed, group and all, and has none."""
         until = time.monotonic() + patience
-        codes: list[int | None] = []
-        for process in self.ranks:
-            process.join(max(0.0, until - time.monotonic()))
-            codes.append(process.exitcode)
-        for rank, process in enumerate(self.ranks):
+        codes = [process.join(until) for process in self.ranks]
+        for rank in range(len(self.ranks)):
             self.signal(signal.SIGKILL, rank, group=True)
-            process.join()
+        for process in self.ranks:
+            process.join(time.monotonic() + SLOW)
         return codes
 
     def log(self) -> str:
-        return "".join((order.traces / f"log.{order.rank}").read_text() for order in self.orders)
+        paths = [Path(order.traces) / f"log.{order.rank}" for order in self.orders]
+        return "".join(path.read_text() for path in paths if path.exists())
 
 
 class Disturbed:
@@ -133,9 +166,8 @@ class Disturbed:
             common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
             common |= {"MASTER_PORT": str(_free_port())}
         ranks = [{"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {} for r in range(world)]
-        return Processes(
-            [Order(argv, self.traces, r, common | ranks[r], **self.options) for r in range(world)]
-        )
+        orders = [Order(argv, str(self.traces), r, common | ranks[r], **self.options) for r in range(world)]
+        return Processes(self.lab.zygote, orders)
 
     def finish(self) -> str:
         """Run it to its end; returns what was printed then, or why it did not finish."""
@@ -184,7 +216,7 @@ class Lab:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.zygote = folder, Zygote()
         self.corpus = small_corpus(folder / "corpus", speakers=4, utterances=8, num_samples=8000)
         self.shards = folder / "shards"
         pack(self.corpus, self.shards, "--encoding=flac", "--shard-samples=4").wait()
@@ -215,6 +247,14 @@ def pack(corpus: SmallCorpus, out: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    try:
+        return [int(child) for child in path.read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _flat(result: Result) -> list[tuple[int, int, int, str]]:

@@ -1,11 +1,11 @@
-"""The short run of the faults: each kind a few times, on real processes and real files. `make chaos` is the long one."""
+"""The short run of the faults: each kind twice, on real processes and real files. `make chaos` is the long one."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
+
 from chaos.__main__ import is_good
 from chaos.faults import FAULTS
 from chaos.lab import Lab
