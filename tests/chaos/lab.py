@@ -222,6 +222,9 @@ class Lab:
         pack(self.corpus, self.shards, "--encoding=flac", "--shard-samples=4").wait()
         self._references: dict[tuple[str, ...], Result] = {}
 
+    def close(self) -> None:
+        self.zygote.close()
+
     def arguments(self, variant: str, root: Path) -> list[str]:
         return [
             *("--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml")),
