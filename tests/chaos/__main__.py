@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(FAULTS), action="append", help="one kind; may be given several times")
     parser.add_argument("--times", type=int, help="faults of each kind, instead of the usual number")
     chosen = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
     folder = Path(tempfile.mkdtemp(prefix="simdist-chaos-"))
     lab, rows, begin = Lab(folder), [], time.monotonic()
     for name in chosen.only or FAULTS:

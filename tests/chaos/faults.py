@@ -371,7 +371,7 @@ FAULTS: dict[str, Fault] = {
     "lease": lease_taken_over,
     "full disk, saving": _full_disk("full disk while saving", ("--train.checkpoint_every=2",), "checkpoint"),
     "full disk, logging": _full_disk(
-        "full disk while logging", ("--train.checkpoint_every=100", "--train.log_every=1"), "metrics.jsonl"
+        "full disk while logging", ("--train.checkpoint_every=100", "--train.log_every=1"), "metrics of step"
     ),
     "full disk, packing": full_disk_while_packing,
     "kill packing": packing_killed,
