@@ -35,7 +35,8 @@ def mirrored(model: ModelConfig, module: int) -> tuple[LayerConfig, ...]:
     if not model.modules[module].layers:
         decodable = [str(m) for m, config in enumerate(model.modules) if config.layers]
         raise InputError(
-            f"module {module} is a GRU alone, whose context no convolution mirrors; decode one of {', '.join(decodable)}"
+            f"module {module} is a GRU alone, whose context no convolution mirrors; "
+            f"decode one of {', '.join(decodable)}"
         )
     layers = itertools.chain.from_iterable(config.layers for config in model.modules[: module + 1])
     return tuple(reversed(tuple(layers)))
@@ -60,7 +61,7 @@ class Decoder(nn.Module):
         self.module, self._mirrored = module, mirrored(model, module)
         self.in_channels = model.width if any(layer.kind == "conv" for layer in self._mirrored) else 1
         lengths = self.lengths(crop)
-        self._rounding = [
+        self.output_paddings = [
             longer - _unrounded(layer, shorter)
             for layer, (shorter, longer) in zip(self._mirrored, itertools.pairwise(lengths), strict=True)
         ]
@@ -76,6 +77,11 @@ class Decoder(nn.Module):
             nn.ConvTranspose1d(before, after, config.kernel, config.stride, config.padding)
             for config, (before, after) in zip(stack, itertools.pairwise(channels), strict=True)
         )
+
+    @property
+    def stack(self) -> list[nn.ConvTranspose1d]:
+        """The transposed convolutions, from the latent to the waveform."""
+        return [layer for layer in self.layers if isinstance(layer, nn.ConvTranspose1d)]
 
     def lengths(self, num_samples: int) -> list[int]:
         """Lengths that a clip of `num_samples` has in the encoder, from this module's latent down to the audio.
@@ -94,7 +100,7 @@ class Decoder(nn.Module):
 
     def num_samples(self, frames: int) -> int:
         """Samples that a latent of `frames` stands for: the crop for a crop's frames, others in step with it."""
-        for layer, rounding in zip(self._mirrored, self._rounding, strict=True):
+        for layer, rounding in zip(self._mirrored, self.output_paddings, strict=True):
             frames = _unrounded(layer, frames) + rounding
         return frames
 
@@ -108,7 +114,7 @@ class Decoder(nn.Module):
             )
         hidden = latent.transpose(1, 2)  # (B, L, C) -> (B, C, L)
         step = len(self.layers) // len(self._mirrored)
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.stack):
             hidden = layer(F.relu(hidden) if number else hidden, [wanted[number // step + 1]])
         return hidden
 

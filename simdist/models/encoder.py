@@ -75,9 +75,9 @@ class GreedyEncoder(nn.Module):
         return context
 
 
-def check_fit(encoder: GreedyEncoder, state: dict[str, Tensor], source: str) -> None:
-    """Raise an InputError that names the first tensor of `state` that differs from the encoder's in name or shape."""
-    ours = encoder.state_dict()
+def check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Raise an InputError that names the first tensor of `state` that differs from the model's in name or shape."""
+    ours = model.state_dict()
     for name in [*ours, *sorted(state.keys() - ours.keys())]:
         theirs = tuple(state[name].shape) if name in state else "missing"
         wanted = tuple(ours[name].shape) if name in ours else "missing"

@@ -68,7 +68,7 @@ class FourierLoss(nn.Module):
 
 
 class MelLoss(nn.Module):
-    """Mean squared difference in dB of the power in 128 mel bands (HTK scale, Slaney norm): 4,096 samples, hop 2,048."""
+    """Mean squared difference in dB of the power in 128 mel bands (HTK, Slaney norm): 4,096 samples, hop 2,048."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -74,8 +74,8 @@ def test_the_table_of_the_paper() -> None:
     decoder = Decoder(ModelConfig(width=4), 2, crop=10_240)
     shapes = [(layer.kernel, layer.stride, layer.padding) for layer in mirrored(ModelConfig(), 2)]
     assert shapes == [(4, 2, 1), (4, 2, 2), (4, 2, 2), (8, 4, 2), (10, 5, 2)]
-    assert decoder._rounding == [1, 0, 1, 3, 4]
-    smoothed = [layer.kernel_size[0] for layer in Decoder(ModelConfig(width=4), 0, 10_240).layers]
+    assert decoder.output_paddings == [1, 0, 1, 3, 4]
+    smoothed = [layer.kernel_size[0] for layer in Decoder(ModelConfig(width=4), 0, 10_240).stack]
     assert smoothed == [8, 3, 3, 10, 3, 3]
 
 
@@ -83,7 +83,7 @@ def test_pooling_is_mirrored_by_a_transposed_convolution() -> None:
     model = ModelConfig(
         width=4, modules=(ModuleConfig(layers=(LayerConfig(10, 4, 2), LayerConfig(8, 4, kind="maxpool"))),)
     )
-    layers = [(layer.kernel_size[0], layer.stride[0]) for layer in Decoder(model, 0, 10_240).layers]
+    layers = [(layer.kernel_size[0], layer.stride[0]) for layer in Decoder(model, 0, 10_240).stack]
     assert layers == [(8, 4), (3, 1), (3, 1), (10, 4), (3, 1), (3, 1)]
 
 
@@ -91,8 +91,8 @@ def test_weights_belong_to_the_seed_and_take_nothing_from_the_global_generator()
     before = torch.random.get_rng_state()
     first, again, other = (Decoder(ModelConfig(width=4), 1, 10_240, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(first.layers[0].weight, again.layers[0].weight)
-    assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
+    assert torch.equal(first.stack[0].weight, again.stack[0].weight)
+    assert not torch.equal(first.stack[0].weight, other.stack[0].weight)
 
 
 @pytest.mark.parametrize(
