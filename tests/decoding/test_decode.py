@@ -65,9 +65,9 @@ def test_it_learns_more_than_the_mean_signal(run_folder: Path, settings: Setting
     assert error < 0.5 * around_mean
     result = json.loads((folder / "result.json").read_text())
     assert result["quality"]["decoder"]["mse"]["value"] < 0.5 * result["quality"]["mean_signal"]["mse"]["value"]
-    assert result["beats"]["mean_signal"]["mse"] is True
-    assert result["beats"]["mean_signal"]["si_sdr"] is True
-    assert result["beats"]["untrained"] is None
+    assert result["against"]["mean_signal"]["mse"]["better"] is True
+    assert result["against"]["mean_signal"]["si_sdr"]["better"] is True
+    assert result["against"]["untrained"] is None
 
 
 def test_the_folder_is_a_run(run_folder: Path, settings: Settings, train: Train) -> None:
@@ -75,7 +75,7 @@ def test_the_folder_is_a_run(run_folder: Path, settings: Settings, train: Train)
     folder = train(run_folder, config)
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "checkpoints"),
-        *("DONE", "result.json", "audio", "examples.png"),
+        *("DONE", "result.json", "figures.csv", "audio", "examples.png"),
     }
     saved = read_tree(DecodingConfig, folder / "config.yaml")
     assert saved.encoder_step == 30
@@ -191,9 +191,9 @@ def test_trained_against_untrained(
     assert ours["encoder"]["step"] == 30
     assert theirs["encoder"]["step"] is None
     assert ours["encoder"]["weights"] != theirs["encoder"]["weights"]
-    for name, better in ours["beats"]["untrained"].items():
+    for name, comparison in ours["against"]["untrained"].items():
         values = [each["quality"]["decoder"][name]["value"] for each in (ours, theirs)]
-        assert better == (values[0] > values[1] if name == "si_sdr" else values[0] < values[1])
+        assert comparison["difference"] == pytest.approx(values[0] - values[1], rel=1e-6, abs=1e-9)
     assert "mse, untrained encoder" in capsys.readouterr().out
     assert simdist.load_decoder(run_folder, 0, untrained=True).module == 0
 
