@@ -54,7 +54,8 @@ class Command:
             step = begun.encoder_step if config.encoder_step is None else config.encoder_step
             config = replace(config, encoder_step=step, encoder_weights=begun.encoder_weights)
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
-        self.run = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
+        opened = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
+        self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
         self._process = build_process(self.run, stop)
         self._task = DecoderTask(self.run, frozen, encoder_run.config, self._process)
         self._trainer = Trainer(self.run, self._task, self._process)

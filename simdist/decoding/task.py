@@ -128,9 +128,7 @@ class DecoderTask:
         self.model.eval()
         try:
             for number, batch in enumerate(self._test_loader.batches(0, self.validation_clips)):
-                latent = self._latent(batch.inputs, self._draws, "validation", number)
-                with torch.no_grad(), self._accelerator.autocast():
-                    yield [self._losses(self.model(latent, batch.inputs.shape[1]), batch.inputs)]
+                yield [self._tested(batch.inputs, number)]
         finally:
             self.model.train()
 
@@ -189,6 +187,13 @@ class DecoderTask:
     def _latent(self, audio: Tensor, draws: DrawSource, purpose: str, number: int) -> Tensor:
         with self._accelerator.autocast():
             return self._frozen.latent(audio, draws.noise(purpose, number, self._trainer))
+
+    @torch.no_grad()
+    def _tested(self, audio: Tensor, number: int) -> dict[str, Tensor]:
+        """Losses of one (B, T, 1) batch of a validation."""
+        latent = self._latent(audio, self._draws, "validation", number)
+        with self._accelerator.autocast():
+            return self._losses(self.model(latent, audio.shape[1]), audio)
 
     def _losses(self, decoded: Tensor, audio: Tensor) -> dict[str, Tensor]:
         """The loss and each of its terms, of (B, 1, T) against (B, T, 1)."""
