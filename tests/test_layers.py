@@ -37,7 +37,7 @@ ALLOWED = {
         "simdist.cli",
         "simdist.loading",
     },
-    "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli"},
+    "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli", "simdist.requeue"},
 }
 
 
