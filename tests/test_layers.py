@@ -28,7 +28,16 @@ ALLOWED = {
         "simdist.cli",
         "simdist.loading",
     },
-    "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli"},
+    "decoding": {
+        *LOW,
+        "simdist.decoding",
+        "simdist.engine",
+        "simdist.models",
+        "simdist.data",
+        "simdist.cli",
+        "simdist.loading",
+    },
+    "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli", "simdist.requeue"},
 }
 
 
@@ -65,7 +74,9 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "__main__",
         "train",
         "probe",
+        "decode",
         "probing/settings",
+        "decoding/settings",
         "pack",
         "import_upstream",
     ):
