@@ -1,0 +1,58 @@
+"""The one look of all figures: sizes, colours that the colour-blind tell apart, PNG and SVG of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from simdist.durable import replacing
+from simdist.probing.plots import COLOURS, DOTS, MARKERS
+
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"
+GREY = "0.45"
+STYLE = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.hashsalt": "simdist"}
+MAX_CLASSES = 14  # two of each colour, of different shape; with more, the rarest are grey together
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches whose parts do not overlap."""
+    with mpl.rc_context(STYLE):
+        return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write `path` with the endings .png and .svg; the same figure gives the same bytes."""
+    written = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    for target in written:
+        with mpl.rc_context(STYLE), replacing(target) as temporary:
+            metadata = {"Date": None} if target.suffix == ".svg" else {}
+            figure.savefig(temporary, format=target.suffix[1:], dpi=DOTS, metadata=metadata)
+    return written
+
+
+def colour(number: int) -> str:
+    """The colour of line or class `number`."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker(number: int) -> str:
+    """The marker of line or class `number`; with its colour it is different for `MAX_CLASSES` of them."""
+    return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+
+
+def line(axes: Axes, number: int, x: Any, y: Any, name: str, style: str = "-") -> None:
+    """One of several lines, told apart by colour and marker."""
+    axes.plot(x, y, color=colour(number), marker=marker(number), linestyle=style, markersize=4, label=name)
+
+
+def finish(axes: Axes, xlabel: str, ylabel: str, title: str = "", legend: bool = True) -> None:
+    """Labels, a light grid, and a legend where something has a name."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    if legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(framealpha=0.9)
