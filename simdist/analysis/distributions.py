@@ -105,7 +105,7 @@ def why_not(subject: Subject, module: int) -> str:
 
 
 def describe(mu: Matrix, log_var: Matrix, z: Matrix, collapsed_below: float) -> dict[str, Any]:
-    """Moments, KS distance, KL, active, collapsed of each of d dimensions, from (n, d) means, log-variances and draws."""
+    """Moments, KS distance, KL, and state of each of d dimensions, from (n, d) means, log-variances and draws."""
     kl, spread = kl_divergence(mu, log_var), mu.var(axis=0, ddof=1)
     return {
         "mean": z.mean(axis=0),

@@ -56,7 +56,7 @@ class TrainedProbe:
 
 
 def probes_of(subject: Subject, module: int) -> list[TrainedProbe]:
-    """All finished probes of this very encoder's module, the newest first; few-label results, which keep none, aside."""
+    """All finished probes of this very encoder's module, the newest first; few-label ones keep no weights."""
     found = []
     for path in subject.run.folder.glob(f"probes/*/{RESULT}"):
         result = read_result(path.parent)

@@ -14,21 +14,28 @@ from simdist.probing.plots import COLOURS, DOTS, MARKERS
 
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 GREY = "0.45"
-STYLE = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "svg.hashsalt": "simdist"}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "simdist",
+}
+mpl.rcParams.update(STYLE)  # text takes its size when it is made, wherever that is
 MAX_CLASSES = 14  # two of each colour, of different shape; with more, the rarest are grey together
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches whose parts do not overlap."""
-    with mpl.rc_context(STYLE):
-        return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path` with the endings .png and .svg; the same figure gives the same bytes."""
     written = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     for target in written:
-        with mpl.rc_context(STYLE), replacing(target) as temporary:
+        with replacing(target) as temporary:
             metadata = {"Date": None} if target.suffix == ".svg" else {}
             figure.savefig(temporary, format=target.suffix[1:], dpi=DOTS, metadata=metadata)
     return written

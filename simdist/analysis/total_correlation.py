@@ -176,6 +176,7 @@ def draw_estimate(axes: Axes, name: str, runs: dict[str, list[dict[str, Any]]]) 
     titles = {"kde": "kernels", "kde_standardized": "kernels, standardised latent", "gaussian": "Gaussian closed form"}
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
+    axes.set_ylim(bottom=0)
     style.finish(axes, "dimensions", "total correlation (nats)", titles[name])
 
 
