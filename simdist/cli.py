@@ -26,7 +26,8 @@ from simdist.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-T = TypeVar("T", bound="DataclassInstance")
+Tree = TypeVar("Tree")  # Config, or another tree of frozen dataclasses
+Flat = TypeVar("Flat", bound="DataclassInstance")
 HIDDEN = ("help", "print_config", "print_shtab")
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -147,7 +148,7 @@ def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
             parser.add_argument(option, type=hints[item.name], default=item.default, help=texts[item.name])
 
 
-def fields_from(settings: type[T], parser: Parser, parsed: jsonargparse.Namespace) -> T:
+def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:
     """The dataclass in what `parser` parsed; an impossible value ends the program with one line."""
     try:
         return settings(**{item.name: parsed[item.name] for item in dataclasses.fields(settings)})
@@ -178,11 +179,11 @@ CLONE_CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIGS = CLONE_CONFIGS if CLONE_CONFIGS.is_dir() else Path(__file__).parent / "configs"  # the latter in a wheel
 
 
-def experiment_parser(prog: str, description: str) -> Parser:
-    """A parser with `--config FILE…` and one option for every field of `Config`."""
+def experiment_parser(prog: str, description: str, tree: type = Config) -> Parser:
+    """A parser with `--config FILE…` and one option for every field of `Config`, or of another tree of dataclasses."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file with what differs; several allowed, later wins.")
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(tree)
     return parser
 
 
@@ -223,10 +224,15 @@ def _check_yaml(file: str) -> None:
 
 def config_from(parser: Parser, parsed: jsonargparse.Namespace) -> Config:
     """The `Config` in what `parser` parsed; an impossible value ends the program with one line."""
-    keys = {item.name for item in dataclasses.fields(Config)}
+    return tree_from(parser, parsed, Config)
+
+
+def tree_from(parser: Parser, parsed: jsonargparse.Namespace, tree: type[Tree]) -> Tree:
+    """The same for any tree of dataclasses."""
+    keys = {item.name for item in dataclasses.fields(tree)}  # pyright: ignore[reportArgumentType]
     try:
         values = parser.instantiate(parsed)
-        return Config(**{key: values[key] for key in keys})
+        return tree(**{key: values[key] for key in keys})
     except ValueError as error:
         parser.error(str(error))
 
@@ -237,9 +243,14 @@ def read_config(*files: str | Path) -> Config:
     Raises:
         InputError: a file is missing, is not YAML, or has a wrong key or value; named with the valid ones.
     """
+    return read_tree(Config, *files)
+
+
+def read_tree(tree: type[Tree], *files: str | Path) -> Tree:
+    """The same for any tree of dataclasses."""
     for file in files:
         _check_yaml(str(file))
-    parser = experiment_parser("config", "")
+    parser = experiment_parser("config", "", tree)
     names = ", ".join(str(file) for file in files)
     with parser.raising(prefix=f"{names}: "):
-        return config_from(parser, parser.parse_args([f"--config={file}" for file in files]))
+        return tree_from(parser, parser.parse_args([f"--config={file}" for file in files]), tree)

@@ -1,0 +1,121 @@
+"""How good a decoded waveform is: every loss, SI-SDR and mel-cepstral distortion, clip by clip.
+
+Figures are those of one clip, so that means and intervals are over clips and do not depend on batches or ranks. What
+was padded to a clip is cut off first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simdist.config import SAMPLE_RATE
+from simdist.models.waveform_losses import REACH, TERMS
+
+BETTER_HIGH = {"si_sdr"}
+"""Figures that are good when large; all others are good when small."""
+UNITS = {"mse": "", "spectral": "", "fft": "", "mel": "dB²", "stft": "", "si_sdr": "dB", "mcd": "dB"}
+"""All figures, with their units."""
+COEFFICIENTS, MEL_BANDS = 13, 80  # cepstral coefficients without the level
+FFT, WINDOW, HOP = 1024, 400, 160  # 25 ms each 10 ms, zero-padded so that the lowest bands hold a bin each
+HEARD = 1e-6  # band power below this share of the clip's loudest (-60 dB) counts as this
+RESAMPLINGS, COVERAGE = 1000, 0.95
+
+
+def si_sdr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508, equation 5).
+
+    Args:
+        prediction, target: (..., T); their means are taken off.
+
+    Returns:
+        (...) float64; NaN where either is constant.
+    """
+    ours, theirs = (audio.double() - audio.double().mean(-1, keepdim=True) for audio in (prediction, target))
+    scale = (ours * theirs).sum(-1, keepdim=True) / theirs.square().sum(-1, keepdim=True)
+    signal = (scale * theirs).square().sum(-1)
+    return 10 * (signal / (scale * theirs - ours).square().sum(-1)).log10()
+
+
+class MelCepstralDistortion(nn.Module):
+    """Distance in dB between the spectral envelopes of two clips (Kubichek 1993), averaged over frames.
+
+    `10 sqrt(2) / ln 10 · |c - c'|` over the mel cepstral coefficients 1 to 13 of log amplitudes in 80 bands, scaled so
+    that log amplitude = c_0 + Σ c_m cos(m ω): the root mean square difference in dB of the smoothed envelopes, whatever
+    their level. Powers are floored 60 dB below the original's loudest band, for what is quieter is not heard.
+    """
+
+    dct: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        from simdist.torchaudio_import import torchaudio
+
+        self.bands = torchaudio.transforms.MelSpectrogram(
+            SAMPLE_RATE, FFT, WINDOW, HOP, n_mels=MEL_BANDS, center=False
+        ).double()
+        dct = torchaudio.functional.create_dct(COEFFICIENTS + 1, MEL_BANDS, norm="ortho").double()
+        self.register_buffer("dct", dct[:, 1:] * math.sqrt(2 / MEL_BANDS), persistent=False)  # (bands, coefficients)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(T,) and (T,) -> scalar float64; NaN if the target is silent or shorter than 1,024 samples."""
+        if len(target) < FFT or not target.any():
+            return torch.tensor(torch.nan, dtype=torch.float64)
+        theirs = self.bands(target.double())  # (bands, frames)
+        floor = HEARD * theirs.max()
+        ours, theirs = (self._cepstrum(power, floor) for power in (self.bands(prediction.double()), theirs))
+        return 10 * math.sqrt(2) / math.log(10) * (ours - theirs).norm(dim=1).mean()
+
+    def _cepstrum(self, power: Tensor, floor: Tensor) -> Tensor:
+        return (power.clamp(min=floor).log() / 2).T @ self.dct  # (bands, frames) -> (frames, coefficients)
+
+
+class Figures(nn.Module):
+    """All figures of a decoded clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict({name: make() for name, make in TERMS.items()})
+        self.distortion = MelCepstralDistortion()
+
+    @torch.no_grad()
+    def forward(self, prediction: Tensor, target: Tensor, length: int) -> dict[str, float]:
+        """(T,) and (T,) float32, of which the first `length` samples are real; NaN where a figure is not defined."""
+        ours, theirs = prediction[:length], target[:length]
+        batch = ours[None, None], theirs[None, None]  # (T,) -> (1, 1, T)
+        found = {
+            name: term(*batch) if length > REACH[name] else torch.tensor(torch.nan) for name, term in self.terms.items()
+        }
+        found["si_sdr"] = si_sdr(ours, theirs)
+        found["mcd"] = self.distortion(ours, theirs)
+        return {name: float(value) for name, value in found.items()}
+
+
+def summarize(figures: list[dict[str, float]], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Mean of each figure over clips with its 95 % interval (percentile bootstrap over clips, Efron 1979).
+
+    Clips for which a figure is not finite (SI-SDR of a silent clip or of a constant answer) are left out and counted.
+    """
+    random = np.random.default_rng(seed)
+    summary = {}
+    for name in figures[0]:
+        values = np.array([clip[name] for clip in figures])
+        kept = values[np.isfinite(values)]
+        if not len(kept):
+            summary[name] = {"value": None, "interval": None, "clips": 0}
+            continue
+        times = random.multinomial(len(kept), np.full(len(kept), 1 / len(kept)), size=RESAMPLINGS)  # (R, clips)
+        low, high = np.quantile(times @ kept / len(kept), [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+        summary[name] = {"value": float(kept.mean()), "interval": [float(low), float(high)], "clips": len(kept)}
+    return summary
+
+
+def is_better(name: str, ours: float | None, theirs: float | None) -> bool | None:
+    """Whether a figure is better than another; None if one of them is not defined."""
+    if ours is None or theirs is None:
+        return None
+    return ours > theirs if name in BETTER_HIGH else ours < theirs
