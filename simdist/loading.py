@@ -78,7 +78,7 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, encoder:
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
     config = read_config(run / CONFIG)
     mirrored(config.model, module)
-    folder = _find_decoder(run, module, loss, encoder)
+    folder = find_decoder(run, module, loss, encoder)
     checkpoint = _newest(folder, f"decoder {folder}")
     settings = read_tree(DecodingConfig, folder / CONFIG)
     decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
@@ -86,8 +86,8 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, encoder:
     return decoder.eval()
 
 
-def _find_decoder(run: Path, module: int, loss: str | None, encoder: str) -> Path:
-    """The folder of the decoder that is meant."""
+def find_decoder(run: Path, module: int, loss: str | None, encoder: str) -> Path:
+    """The folder of the decoder that `load_decoder` means, whose arguments and errors these are."""
     names = {name: run / DECODERS / folder_name(module, name, encoder) for name in LOSS_NAMES}
     there = [name for name, folder in names.items() if (folder / CONFIG).is_file()]
     if loss is None and there:

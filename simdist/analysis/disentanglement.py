@@ -1,14 +1,15 @@
 """How far each dimension belongs to one factor of the speech: MIG, SAP and DCI.
 
-- MIG (Chen et al. 2018, eq. 6): for each factor the gap between its two largest mutual informations with a dimension, over
-  its entropy; dimensions in equal-width bins.
+- MIG (Chen et al. 2018, eq. 6): for each factor the gap between its two largest mutual informations with a dimension,
+  over its entropy; dimensions in equal-width bins.
 - SAP (Kumar et al. 2018): for each factor the gap between the two best test accuracies of a linear classifier that sees
   one dimension.
 - DCI (Eastwood & Williams 2018): from the importances that a random forest gives the dimensions for each factor,
   disentanglement (a dimension serves one factor) and completeness (a factor is served by one dimension), each one minus
   an entropy; informativeness is the forests' test accuracy.
 
-Factors should be independent of each other; where syllables and vowels are both labelled, syllables count as consonants.
+Factors should be independent of each other; where syllables and vowels are both labelled, consonants stand for
+syllables.
 """
 
 from __future__ import annotations

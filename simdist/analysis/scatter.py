@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from simdist.analysis import style
 from simdist.analysis.embedding import draw_classes, rows_of
@@ -78,6 +79,7 @@ def space_figure(
     draw_classes(space, points, classes, names, label, legend=False)
     for axis, dimension in zip((space.xaxis, space.yaxis, space.zaxis), dimensions, strict=True):
         axis.set_label_text(f"dimension {dimension}")
+        axis.set_major_locator(MaxNLocator(4))
     space.view_init(elev=20, azim=-60)
     for place, (first, second) in enumerate(((0, 1), (0, 2), (1, 2)), start=2):
         axes = figure.add_subplot(2, 2, place)

@@ -14,7 +14,7 @@ from simdist.probing.plots import COLOURS, DOTS, MARKERS
 
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 GREY = "0.45"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "xtick.labelsize": 8,
@@ -23,7 +23,8 @@ STYLE = {
     "svg.hashsalt": "simdist",
 }
 mpl.rcParams.update(STYLE)  # text takes its size when it is made, wherever that is
-MAX_CLASSES = 14  # two of each colour, of different shape; with more, the rarest are grey together
+CLASS_COLOURS = (*COLOURS, "#882255", "#999933")  # wine and olive of Paul Tol's palette
+MAX_CLASSES = 2 * len(CLASS_COLOURS)  # two of each colour, of different shape; with more, the rarest are grey together
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -46,9 +47,14 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def class_colour(number: int) -> str:
+    """The colour of class `number` among the points of a scatter."""
+    return CLASS_COLOURS[number % len(CLASS_COLOURS)]
+
+
 def marker(number: int) -> str:
-    """The marker of line or class `number`; with its colour it is different for `MAX_CLASSES` of them."""
-    return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    """The marker of line or class `number`; with its class colour it is different for `MAX_CLASSES` of them."""
+    return MARKERS[(number + number // len(CLASS_COLOURS)) % len(MARKERS)]
 
 
 def line(axes: Axes, number: int, x: Any, y: Any, name: str, style: str = "-") -> None:

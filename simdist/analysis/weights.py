@@ -58,7 +58,7 @@ def concentration(weights: Matrix) -> dict[str, float]:
     enough = np.cumsum(important) >= 0.9 * important.sum()
     return {
         "small_share": float((np.abs(scaled) < SMALL).mean()),
-        "kurtosis": float(scipy.stats.kurtosis(scaled, axis=None)),
+        "kurtosis": float(scipy.stats.kurtosis(scaled.ravel())),
         "dimensions_for_90_percent": int(enough.argmax()) + 1,
     }
 

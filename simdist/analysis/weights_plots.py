@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +40,10 @@ def most_important(scaled: Matrix, order: npt.NDArray[np.int64], classes: list[s
     figure = style.new_figure(7, 3.6)
     axes = figure.subplots()
     axes.axhline(0, color=style.GREY, linewidth=0.8)
-    shown = len(classes) <= style.MAX_CLASSES
     for number, name in enumerate(classes):
-        looks = {"color": style.colour(number), "marker": style.marker(number), "label": name} if shown else {}
-        looks = looks or {"color": style.colour(0), "marker": "o", "label": "one class" if number == 0 else None}
+        looks: dict[str, Any] = {"color": style.class_colour(number), "marker": style.marker(number), "label": name}
+        if len(classes) > style.MAX_CLASSES:
+            looks = {"color": style.colour(0), "marker": "o", "label": "one class" if number == 0 else None}
         shift = (number - (len(classes) - 1) / 2) * 0.6 / max(1, len(classes))
         axes.plot(np.arange(len(top)) + shift, scaled[number, top], linestyle="", markersize=5, **looks)
     axes.bar(range(len(top)), np.abs(scaled[:, top]).mean(0), color="0.85", width=0.9, zorder=0, label="mean magnitude")
@@ -80,8 +82,8 @@ def decision_map(
     present = np.unique(answers)
     figure = style.new_figure(5.6, 4.2)
     axes = figure.subplots()
-    palette = [style.colour(n) for n in range(len(present))]
-    if len(present) > len(style.COLOURS):
+    palette = [style.class_colour(n) for n in range(len(present))]
+    if len(present) > len(style.CLASS_COLOURS):
         palette = mpl.colormaps[style.SEQUENTIAL](np.linspace(0, 1, len(present))).tolist()
     places = np.searchsorted(present, answers)
     extent = (-reach, reach, -reach, reach)
