@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from simdist.config import Config
-from simdist.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from simdist.durable import FULL
+from simdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -169,9 +170,13 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     try:
         code = main(argv)
     except InputError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        fail(f"{error.filename or 'a disk'}: {error.strerror}; make room and run the same command again", EXIT_FAILED)
     sys.exit(code)
 
 
