@@ -1,7 +1,7 @@
 """Two runs side by side: density of probe weights, contribution curves, total correlation, overlaid module by module.
 
-Both runs are analysed first where they were not, with the same settings. What one of them cannot give is left out of the
-figures and named in the result.
+Both runs are analysed first where they were not, with the same settings. What one of them cannot give is left out of
+the figures and named in the result.
 """
 
 from __future__ import annotations
