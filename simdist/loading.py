@@ -56,14 +56,14 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
     return encoder.eval()
 
 
-def load_decoder(run: str | Path, module: int, loss: str | None = None, encoder: str = "trained") -> Decoder:
+def load_decoder(run: str | Path, module: int, loss: str | None = None, untrained: bool = False) -> Decoder:
     """Load a decoder that `simdist.decode` trained, ready to `decode(latent)`.
 
     Args:
         run: the encoder's run folder.
         module: the greedy module whose latent it decodes.
         loss: what it was trained with; None takes the only one there is, or `mse` of several.
-        encoder: `trained`, or `untrained` for the baseline's.
+        untrained: the one of the untrained encoder, the baseline.
 
     Returns:
         The decoder in eval mode, on the CPU, in float32: (B, L, C) -> (B, 1, T) at 16 kHz.
@@ -78,7 +78,7 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, encoder:
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
     config = read_config(run / CONFIG)
     mirrored(config.model, module)
-    folder = find_decoder(run, module, loss, encoder)
+    folder = find_decoder(run, module, loss, untrained)
     checkpoint = _newest(folder, f"decoder {folder}")
     settings = read_tree(DecodingConfig, folder / CONFIG)
     decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
@@ -86,9 +86,9 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, encoder:
     return decoder.eval()
 
 
-def find_decoder(run: Path, module: int, loss: str | None, encoder: str) -> Path:
+def find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> Path:
     """The folder of the decoder that `load_decoder` means, whose arguments and errors these are."""
-    names = {name: run / DECODERS / folder_name(module, name, encoder) for name in LOSS_NAMES}
+    names = {name: run / DECODERS / folder_name(module, name, untrained) for name in LOSS_NAMES}
     there = [name for name, folder in names.items() if (folder / CONFIG).is_file()]
     if loss is None and there:
         loss = DEFAULT_LOSS if DEFAULT_LOSS in there else there[0]
@@ -99,8 +99,9 @@ def find_decoder(run: Path, module: int, loss: str | None, encoder: str) -> Path
     if loss not in there:
         others = f" (it has one with {', '.join(there)})" if there else ""
         which = f"of module {module}" + (f" with loss {loss}" if loss else "")
-        command = decoder_command(run, module, loss or DEFAULT_LOSS) + (" --untrained" * (encoder == "untrained"))
-        raise InputError(f"run {run} has no {encoder} decoder {which}{others}; make it with `{command}`")
+        which += " on the untrained encoder" * untrained
+        command = decoder_command(run, module, loss or DEFAULT_LOSS, untrained)
+        raise InputError(f"run {run} has no decoder {which}{others}; make it with `{command}`")
     return names[loss]
 
 

@@ -34,7 +34,7 @@ def open_decoder(subject: Subject, module: int, loss: str | None) -> Decoder:
     run = subject.run.folder
     try:
         mirrored(subject.run.config.model, module)
-        folder = find_decoder(run, module, loss, "trained")
+        folder = find_decoder(run, module, loss, untrained=False)
         decoder = load_decoder(run, module, loss)
     except InputError as error:
         raise ModuleError(str(error)) from error

@@ -119,12 +119,8 @@ def draw_classes(
         axes.scatter(*points[rest].T, s=8, color="0.8", marker=".", label=OTHERS)
     for place, number in enumerate(shown):
         those = classes == number
-        looks: dict[str, Any] = {
-            "color": style.class_colour(place),
-            "marker": style.marker(place),
-            "label": names[number],
-        }
-        axes.scatter(*points[those].T, s=14, alpha=0.7, linewidths=0, **looks)
+        looks: dict[str, Any] = {"color": style.class_colour(place), "marker": style.marker(place)}
+        axes.scatter(*points[those].T, s=14, alpha=0.7, linewidths=0, label=names[number], **looks)
     if legend:
         axes.legend(title=label, loc="center left", bbox_to_anchor=(1.01, 0.5), framealpha=0.9)
 

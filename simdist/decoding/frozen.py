@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simdist.config import Config
-from simdist.decoding.settings import DecodingConfig
+from simdist.decoding.settings import DECODERS, DecodingConfig
 from simdist.engine.checkpoint import latest_checkpoint, verify_checkpoint
 from simdist.errors import InputError
 from simdist.loading import load_encoder
@@ -48,7 +48,7 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     Raises:
         InputError: no such checkpoint, or one with other weights than the decoder was begun on.
     """
-    if wanted.encoder == "untrained":
+    if wanted.untrained:
         encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
     else:
         checkpoint = _choose(run, wanted.encoder_step)
@@ -56,8 +56,8 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     weights = hash_weights(encoder)[:16]
     if wanted.encoder_weights not in ("", weights):
         raise InputError(
-            f"step {step} of {run} has other weights than those the decoder was begun on; "
-            "begin it anew on them with --force"
+            f"{run} has other weights than those its decoder {wanted.folder_name} was begun on; "
+            f"remove {run / DECODERS / wanted.folder_name} to begin it anew on these"
         )
     frozen = FrozenEncoder(encoder.eval().requires_grad_(False), wanted.module, wanted.latents == "sampled")
     return frozen, replace(wanted, encoder_step=step, encoder_weights=weights)
@@ -76,10 +76,10 @@ def _choose(run: Path, step: int | None) -> Path:
     there = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
     if step not in there:
         raise InputError(
-            f"run {run} has no checkpoint of step {step} any more (it has {', '.join(map(str, there)) or 'none'}); "
-            "begin the decoder anew on one of them with --force --encoder_step STEP"
+            f"run {run} has no checkpoint of step {step} (it has {', '.join(map(str, there)) or 'none'}); take one of "
+            f"them with --encoder_step; a decoder that was begun on {step} begins anew when its folder is removed"
         )
     problem = verify_checkpoint(wanted)
     if problem is not None:
-        raise InputError(f"checkpoint {wanted} is damaged: {problem}; begin anew on another with --force")
+        raise InputError(f"checkpoint {wanted} is damaged: {problem}; take another with --encoder_step")
     return wanted

@@ -3,7 +3,7 @@
 `RUN/decoders/NAME/result.json`, format version 1:
 
     name, module, loss, latents     latents: sampled or mean
-    encoder      kind (trained, untrained), step, weights (hash)
+    encoder      untrained, step, weights (hash)
     decoder      width, parameters, steps
     data         train, test: split, fingerprint, clips; crop in samples
     quality      decoder, mean_signal: for each figure value (mean over test clips), interval (95 %, bootstrap over
@@ -51,13 +51,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def results_of(run: Path, module: int) -> list[dict[str, Any]]:
     """All finished decoders of a module, trained before untrained."""
-    folders = [folder_name(module, loss, encoder) for loss in LOSS_NAMES for encoder in ("trained", "untrained")]
+    folders = [folder_name(module, loss, untrained) for loss in LOSS_NAMES for untrained in (False, True)]
     return [result for name in folders if (result := read_result(run / DECODERS / name)) is not None]
 
 
 def _compare(decoders: Path, module: int, loss: str) -> None:
     """Where both are there, write into the trained decoder's result whether it beats the untrained one's."""
-    trained, untrained = (read_result(decoders / folder_name(module, loss, kind)) for kind in ("trained", "untrained"))
+    trained, untrained = (read_result(decoders / folder_name(module, loss, which)) for which in (False, True))
     if trained is not None and untrained is not None:
         trained["beats"]["untrained"] = _beats(trained["quality"]["decoder"], untrained["quality"]["decoder"])
         write_json(decoders / trained["name"] / RESULT, trained)
@@ -80,7 +80,7 @@ def as_table(results: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for result in results:
         quality = result["quality"]["decoder"]
-        name = result["loss"] if result["encoder"]["kind"] == "trained" else f"{result['loss']}, untrained encoder"
+        name = result["loss"] + ", untrained encoder" * result["encoder"]["untrained"]
         table.add_row(name, *(_cell(quality[figure]) for figure in UNITS))
     table.add_row("mean signal", *(_cell(results[0]["quality"]["mean_signal"][figure]) for figure in UNITS))
     return table

@@ -31,10 +31,10 @@ class DecodingConfig:
     """Train on draws of a variational latent, as traversals and prior samples need, or on its mean."""
     width: int | None = None
     """Channels between the decoder's layers; null takes the encoder's model.width."""
-    encoder: Literal["trained", "untrained"] = "trained"
-    """The run's encoder, or the one its seed began with."""
+    untrained: bool = False
+    """Decode the encoder that the run's seed began with, as a baseline."""
     encoder_step: int | None = None
-    """Checkpoint of the trained encoder; null takes the newest, or that which the decoder was begun on."""
+    """Checkpoint of the encoder; null takes the newest, or that which the decoder was begun on."""
     encoder_weights: str = ""
     """Hash of the encoder's weights; filled in, so that a decoder is never continued on another encoder."""
     examples: int = field(default=4, metadata=TUNING)
@@ -61,12 +61,12 @@ class DecodingConfig:
     @property
     def folder_name(self) -> str:
         """`2-mse+mel`, and `2-mse+mel-untrained` on the untrained encoder."""
-        return folder_name(self.module, self.loss, self.encoder)
+        return folder_name(self.module, self.loss, self.untrained)
 
 
-def folder_name(module: int, loss: str, encoder: str = "trained") -> str:
+def folder_name(module: int, loss: str, untrained: bool = False) -> str:
     """Name of a decoder's folder in RUN/decoders."""
-    return f"{module}-{loss}" + ("" if encoder == "trained" else f"-{encoder}")
+    return f"{module}-{loss}" + "-untrained" * untrained
 
 
 def defaults_for(config: Config) -> DecodingConfig:
@@ -87,6 +87,7 @@ def defaults_for(config: Config) -> DecodingConfig:
     )
 
 
-def decoder_command(run: Path, module: int, loss: str = DEFAULT_LOSS) -> str:
+def decoder_command(run: Path, module: int, loss: str = DEFAULT_LOSS, untrained: bool = False) -> str:
     """The command that makes a decoder."""
-    return f"accelerate launch -m simdist.decode --run {run} --module {module} --loss {loss}"
+    command = f"accelerate launch -m simdist.decode --run {run} --module {module} --loss {loss}"
+    return command + " --untrained" * untrained
