@@ -16,7 +16,7 @@ from simdist.analysis.subject import Subject
 from simdist.errors import InputError
 from simdist.models.probes import Probe
 from simdist.probing.results import RESULT, read_result
-from simdist.probing.settings import names_in
+from simdist.probing.settings import FRAME_LABEL, names_in
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,24 @@ def probes_of(subject: Subject, module: int) -> list[TrainedProbe]:
     return sorted(found, key=lambda probe: probe.result["finished"], reverse=True)
 
 
-def is_plain(probe: TrainedProbe) -> bool:
-    """Linear, without bias, one weight a latent dimension: what the weight analysis reads."""
-    return probe.result["probe"]["bias"] is False and has_one_weight_a_dimension(probe)
+@dataclass(frozen=True)
+class Wanted:
+    """Which of a label's probes an analysis reads, so that two runs are compared by probes of one kind."""
+
+    kind: str
+    pooling: str
+    bias: bool
+
+    def fits(self, probe: TrainedProbe) -> bool:
+        made, view = probe.result["probe"], probe.result["view"]
+        pooled = view["kind"] == "frames" or view["pooling"] == self.pooling
+        return made["probe"] == self.kind and made["bias"] is self.bias and pooled and not view["sampled"]
+
+    def options(self, label: str) -> str:
+        """What `simdist.probe` is to be told to train one."""
+        options = "" if self.kind == "linear" else f" --probe {self.kind}"
+        options += "" if self.pooling == "mean" or label == FRAME_LABEL else f" --pooling {self.pooling}"
+        return options + ("" if self.bias else " --bias false")
 
 
 def has_one_weight_a_dimension(probe: TrainedProbe) -> bool:
@@ -93,31 +108,27 @@ def named_probe(subject: Subject, module: int, name: str) -> TrainedProbe:
     raise ModuleError(f"{where} has no probe {name!r}; {there}")
 
 
-def newest_by_label(
-    subject: Subject, module: int, labels: str, probes: list[TrainedProbe], options: str = ""
-) -> dict[str, TrainedProbe]:
-    """For each label asked for (empty: for each there is) its newest probe.
-
-    Args:
-        probes: those that fit, the newest first.
-        options: of the command that would make one, for the message.
+def newest_by_label(subject: Subject, module: int, labels: str, wanted: Wanted) -> dict[str, TrainedProbe]:
+    """For each label asked for (empty: for each there is) its newest probe that fits.
 
     Raises:
-        InputError: a label has none.
+        ModuleError: a label has none; says which command makes it.
     """
     newest: dict[str, TrainedProbe] = {}
-    for probe in probes:
-        newest.setdefault(probe.label, probe)
-    wanted = names_in(labels) or list(newest)
-    missing = [label for label in wanted if label not in newest] or ([] if wanted else ["LABEL"])
+    for probe in probes_of(subject, module):
+        if wanted.fits(probe):
+            newest.setdefault(probe.label, probe)
+    asked = names_in(labels) or list(newest)
+    missing = [label for label in asked if label not in newest] or ([] if asked else ["LABEL"])
     if missing:
-        run = subject.run.folder
+        run, label = subject.run.folder, missing[0]
+        bias = "with" if wanted.bias else "without"
         raise ModuleError(
-            f"{run} has no {'fitting ' if options else ''}probe of {missing[0]} at module {module}, step "
-            f"{subject.step}; make one: accelerate launch -m simdist.probe --run {run} --label {missing[0]} "
-            f"--module {module}{options}"
+            f"module {module} of {run} at step {subject.step} has no {wanted.kind} probe of {label} {bias} bias, "
+            f"{wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run {run} --label {label} "
+            f"--module {module}{wanted.options(label)}"
         )
-    return {label: newest[label] for label in wanted}
+    return {label: newest[label] for label in asked}
 
 
 def check_same_classes(first: TrainedProbe, second: TrainedProbe) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from simdist.analysis import style
 from simdist.analysis.outcome import Findings, Outcome
-from simdist.analysis.probes import TrainedProbe, newest_by_label, probes_of
+from simdist.analysis.probes import TrainedProbe, Wanted, newest_by_label
 from simdist.analysis.settings import RobustnessSettings, numbers
 from simdist.analysis.subject import Subject, draw
 from simdist.data.crops import CropReader
@@ -76,8 +76,9 @@ class Robustness:
 
     def __init__(self, subject: Subject, module: int, settings: RobustnessSettings) -> None:
         self._subject, self._module, self._settings = subject, module, settings
-        fitting = [probe for probe in probes_of(subject, module) if not probe.result["view"]["sampled"]]
-        self._probes = newest_by_label(subject, module, settings.label, fitting)
+        self._probes = newest_by_label(
+            subject, module, settings.label, Wanted(settings.kind, settings.pooling, bias=True)
+        )
         self._snrs = sorted(set(numbers("--snr", settings.snr, float)), reverse=True)
         wanted = ProbeSettings(label=",".join(self._probes), data_root=settings.data_root)
         self._pairs = find_splits(wanted, subject.run.config)

@@ -78,8 +78,12 @@ class WeightsSettings(AnalysisSettings):
     """Options of `weights`."""
 
     label: str = ""
-    """Labels whose probes are looked at, as syllable,vowel; empty takes every label with a probe without bias."""
-    probe: str = ""
+    """Labels whose probes are looked at, as syllable,vowel; empty takes every label with a probe that fits."""
+    kind: Literal["linear", "lbfgs"] = "linear"
+    """Kind of probe, trained without bias."""
+    pooling: Literal["mean", "max"] = "mean"
+    """How the probe's features were pooled over time; phones are read frame by frame."""
+    probe: str = field(default="", metadata=COMMAND)
     """Name of a folder in RUN/probes to take instead, bias or not."""
     others: str = ""
     """More run folders, comma-separated: the density of their probes' weights is drawn beside."""
@@ -200,7 +204,11 @@ class RobustnessSettings(AnalysisSettings):
     """Options of `robustness`."""
 
     label: str = ""
-    """Labels whose probes are tested, as syllable,vowel; empty takes every label with a probe."""
+    """Labels whose probes are tested, as syllable,vowel; empty takes every label with a probe that fits."""
+    kind: Literal["linear", "lbfgs", "mlp"] = "linear"
+    """Kind of probe, trained with bias."""
+    pooling: Literal["mean", "max", "flatten"] = "mean"
+    """How the probe's features were pooled over time; phones are read frame by frame."""
     snr: str = "40,30,20,10,5,0,-5"
     """Signal-to-noise ratios in dB of the noise that is added; clean audio is always among them."""
     attack: Literal["none", "fgsm"] = "fgsm"

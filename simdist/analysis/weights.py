@@ -18,12 +18,11 @@ from simdist.analysis import weights_plots as plots
 from simdist.analysis.outcome import Findings, Outcome
 from simdist.analysis.probes import (
     TrainedProbe,
+    Wanted,
     check_same_classes,
     has_one_weight_a_dimension,
-    is_plain,
     named_probe,
     newest_by_label,
-    probes_of,
 )
 from simdist.analysis.settings import WeightsSettings
 from simdist.analysis.subject import Subject, open_subject
@@ -90,7 +89,7 @@ class Weights:
         for folder in names_in(settings.others):
             other = open_subject(WeightsSettings(run=Path(folder), device="cpu"))
             for label, probe in self._probes.items():
-                found = newest_by_label(other, module, label, _fitting(other, module), _options(probe))[label]
+                found = newest_by_label(other, module, label, _wanted(settings))[label]
                 check_same_classes(probe, found)
                 self._others.setdefault(label, {})[other.run.folder.name] = found
         self._name, self._module = subject.run.folder.name, module
@@ -145,7 +144,7 @@ class Weights:
 
 def _find(subject: Subject, module: int, settings: WeightsSettings) -> dict[str, TrainedProbe]:
     if not settings.probe:
-        return newest_by_label(subject, module, settings.label, _fitting(subject, module), " --bias false")
+        return newest_by_label(subject, module, settings.label, _wanted(settings))
     probe = named_probe(subject, module, settings.probe)
     if not has_one_weight_a_dimension(probe):
         raise InputError(
@@ -155,11 +154,5 @@ def _find(subject: Subject, module: int, settings: WeightsSettings) -> dict[str,
     return {probe.label: probe}
 
 
-def _fitting(subject: Subject, module: int) -> list[TrainedProbe]:
-    return [probe for probe in probes_of(subject, module) if is_plain(probe)]
-
-
-def _options(probe: TrainedProbe) -> str:
-    result = probe.result
-    pooling = "" if result["view"]["kind"] == "frames" else f" --pooling {result['view']['pooling']}"
-    return f" --bias false --probe {result['probe']['probe']}{pooling}"
+def _wanted(settings: WeightsSettings) -> Wanted:
+    return Wanted(settings.kind, settings.pooling, bias=False)
