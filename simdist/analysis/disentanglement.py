@@ -60,21 +60,15 @@ def gap(scores: Matrix) -> float:
 
 
 def single_accuracies(train: Matrix, test: Matrix, seen: Classes, asked: Classes) -> Matrix:
-    """(C,) balanced test accuracy of a linear classifier on each dimension by itself.
+    """(C,) balanced test accuracy of a linear classifier that sees one dimension, for each of them.
 
-    Linear discriminant analysis: on one dimension its optimum has a closed form, so there is nothing to tune.
+    It answers with the class of the nearest mean: what linear discriminant analysis is on one dimension with classes of
+    equal weight, so that there is nothing to tune.
     """
-    analysis = optional("sklearn.discriminant_analysis").LinearDiscriminantAnalysis
-    score = optional("sklearn.metrics").balanced_accuracy_score
-    found = []
-    for d in range(train.shape[1]):
-        column = train[:, [d]]
-        if column.std() < 1e-9 * max(1.0, float(np.abs(column).max())):
-            found.append(1 / len(np.unique(asked)))  # a dimension that never changes is guessing
-            continue
-        priors = np.full(len(np.unique(seen)), 1 / len(np.unique(seen)))
-        found.append(score(asked, analysis(priors=priors).fit(column, seen).predict(test[:, [d]])))
-    return np.array(found)
+    present = np.unique(seen)
+    means = np.stack([train[seen == number].mean(axis=0) for number in present])  # (K, C)
+    answers = present[np.abs(test[:, None] - means).argmin(axis=1)]  # (n, C)
+    return np.mean([(answers[asked == number] == number).mean(axis=0) for number in np.unique(asked)], axis=0)
 
 
 def dci(importances: Matrix) -> dict[str, float]:
