@@ -12,6 +12,7 @@ COMMANDS = {
     "pack": "a corpus becomes WebDataset shards",
     "train": "train the greedy modules of an encoder",
     "probe": "train simple classifiers on what each greedy module says",
+    "decode": "train a decoder of one greedy module, back to the waveform",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 
 DESCRIPTION = """\
-Train a decoder: from the latent of one greedy module of a frozen encoder back to the waveform, to hear and see what the
-latent holds. It goes to RUN/decoders/MODULE-LOSS/, a folder with the same files as a run; the same command continues it.
-Data, crop, batch and seed are those of the encoder's run unless given.
+Train a decoder: from the latent of one greedy module of a frozen encoder back to the waveform, to hear and see what
+the latent holds. It goes to RUN/decoders/MODULE-LOSS/, a folder with the same files as a run; the same command
+continues it. Data, crop, batch and seed are those of the encoder's run unless given.
 
 Examples:
   accelerate launch -m simdist.decode --run runs/sim --module 2 --loss mse

@@ -17,7 +17,7 @@ from simdist.decoding.settings import (
     folder_name,
 )
 from simdist.engine.checkpoint import MODEL, latest_checkpoint, load_checkpoint, verify_checkpoint
-from simdist.engine.run import CONFIG
+from simdist.engine.run import CONFIG, existing_run
 from simdist.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
@@ -72,11 +72,9 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
         InputError: no such run, module, loss or decoder; the last with the command that makes it.
     """
     run = Path(run)
-    if not (run / CONFIG).is_file():
-        raise InputError(f"{run} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
+    config = existing_run(run).config
     if loss is not None and loss not in LOSS_NAMES:
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
-    config = read_config(run / CONFIG)
     mirrored(config.model, module)
     folder = find_decoder(run, module, loss, untrained)
     checkpoint = _newest(folder, f"decoder {folder}")

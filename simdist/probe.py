@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def probe(settings: ProbeSettings) -> int:
     """Do every probe that `settings` asks for and that is not done; returns the exit code."""
     from simdist.engine.accelerator import build_accelerator
-    from simdist.probing.command import Command, open_finished_run
+    from simdist.engine.run import existing_run
+    from simdist.probing.command import Command
     from simdist.stopping import Stop, StoppedError, exit_code
 
-    open_finished_run(settings.run)  # before processes are joined, which takes a second
+    existing_run(settings.run)  # before processes are joined, which takes a second
     accelerator, stop = build_accelerator("no"), Stop()
     with stop.installed():
         command = Command(settings, accelerator, stop)

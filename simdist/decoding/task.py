@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from simdist.config import Config
+from simdist.config import Config, DataConfig
 from simdist.data.crops import CropReader
-from simdist.data.loader import Batch, BatchLoader, Clips, open_clips
+from simdist.data.loader import Batch, open_clips
 from simdist.decoding.audio import Example, write_examples
 from simdist.decoding.frozen import FrozenEncoder
 from simdist.decoding.measuring import Crops
@@ -24,7 +22,8 @@ from simdist.decoding.settings import DecodingConfig
 from simdist.engine.accelerator import Process
 from simdist.engine.engines import prepare_module
 from simdist.engine.run import Run
-from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, Step, StepOutcome, unreduced
+from simdist.engine.shares import check_parts, load_share, open_test_clips, validation_data
+from simdist.engine.step import DrawSource, NumberedModule, Step, StepOutcome, unreduced
 from simdist.errors import InputError
 from simdist.models.decoder import Decoder
 from simdist.models.encoder import check_fit
@@ -51,9 +50,9 @@ class DecoderTask:
         check_reach(config.loss, config.data.crop)
         self._run, self._config, self._process, self._accelerator = run, config, process, accelerator
         self._clips = open_clips(config.data, config.data.train_split)
-        self._test_clips = open_clips(config.data, config.data.test_split)
-        self._check_counts()
-        self._loader = self._load(self._clips, config.data.batch_size)
+        self._test_clips = open_test_clips(config, accelerator.num_processes)
+        self._loader = load_share(self._clips, config.data, config.seed, process)
+        check_parts(config, accelerator.num_processes)
         self._frozen, self._architecture = frozen, model.model
         frozen.encoder.to(accelerator.device)
         self.model = self._new_decoder().to(accelerator.device)
@@ -75,8 +74,8 @@ class DecoderTask:
 
     @property
     def validation_clips(self) -> int:
-        size, batches = self._validation_shape()
-        return size * batches
+        data, batches = self._validation_data()
+        return data.batch_size * batches
 
     @cached_property
     def train_crops(self) -> Crops:
@@ -121,11 +120,11 @@ class DecoderTask:
         return StepOutcome(measured if step.measure else [], bad.unsqueeze(0))
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
-        size, batches = self._validation_shape()
-        loader = self._load(self._test_clips, size)
+        data, batches = self._validation_data()
+        loader = load_share(self._test_clips, data, self._config.seed, self._process)
         self.model.eval()
         try:
-            for number, batch in enumerate(loader.batches(0, batches * size)):
+            for number, batch in enumerate(loader.batches(0, batches * data.batch_size)):
                 latent = self._latent(batch.inputs, self._draws, "validation", number)
                 with torch.no_grad(), self._accelerator.autocast():
                     yield [self._losses(self.model(latent, batch.inputs.shape[1]), batch.inputs)]
@@ -137,7 +136,8 @@ class DecoderTask:
         if not self._accelerator.is_main_process:
             return {}
         examples = self.examples()
-        return {example.key: path for example, path in zip(examples, write_examples(self._run.folder, step, examples), strict=True)}
+        written = write_examples(self._run.folder, step, examples)
+        return {example.key: path for example, path in zip(examples, written, strict=True)}
 
     def examples(self) -> list[Example]:
         """Some test clips, spread over the split, and what the decoder makes of them now."""
@@ -191,28 +191,5 @@ class DecoderTask:
         terms = self._loss.each(decoded, audio.transpose(1, 2))
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
-    def _load(self, clips: Clips, batch_size: int) -> BatchLoader:
-        rank, world = self._accelerator.process_index, self._accelerator.num_processes
-        data = replace(self._config.data, batch_size=batch_size)
-        return BatchLoader(clips, data, self._config.seed, rank, world, self._accelerator.device)
-
-    def _check_counts(self) -> None:
-        """Clips that cannot be shared among ranks or parts."""
-        world, config = self._accelerator.num_processes, self._config
-        if len(self._test_clips) < world:
-            raise InputError(
-                f"{self._test_clips.split.folder} has {len(self._test_clips)} clips for {world} ranks to validate on; "
-                "use fewer processes"
-            )
-        parts, share = config.train.accumulate, config.data.batch_size // world
-        if share % parts:
-            raise InputError(
-                f"train.accumulate is {parts}, into which a rank's {share} clips of data.batch_size "
-                f"{config.data.batch_size} cannot be divided; take a divisor of {share}"
-            )
-
-    def _validation_shape(self) -> tuple[int, int]:
-        """Clips in a global batch of a validation, and how many of those."""
-        world, clips = self._accelerator.num_processes, len(self._test_clips)
-        size = min(self._config.data.batch_size, clips // world * world)  # never a batch that is partly filled
-        return size, min(clips // size, self._config.train.validate_batches or clips)
+    def _validation_data(self) -> tuple[DataConfig, int]:
+        return validation_data(self._test_clips, self._config, self._accelerator.num_processes)
