@@ -32,6 +32,7 @@ from simdist.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 PROGRESS = "progress.npz"
+COARSE = 0.01  # rounding noise from which on scores are not to be trusted
 SAVE_EVERY = 20  # clips: what a kill without warning costs at most
 
 
@@ -82,6 +83,12 @@ class Scorer:
         scores[a] = np.nan
         return scores
 
+    def noise(self, exact: Tensor) -> float:
+        """Error of decoding in this precision, against (N, T) exact waveforms, over the median error between clips."""
+        rounding = (self.decoded - exact).double().square().mean()
+        between = torch.pdist(exact.double().cpu()).square().median() / exact.shape[1]
+        return float(rounding.cpu() / between.clamp(min=1e-30))
+
 
 def summarize(scores: npt.NDArray[np.float64], sizes: list[int]) -> list[dict[str, float]]:
     """For each size mean, median and quartiles over the pairs of (N, N, S) scores."""
@@ -117,6 +124,7 @@ class Contribution(DecodedAnalysis):
         latents = encode(self.subject, self.module, self.clips, outcome.stop.check).mu.to(device)
         decoder = FastDecoder(self.decoder, self.frames, dtype, self.clips.samples)
         scorer = Scorer.of(decoder, latents, self._sizes, settings.batch, dtype)
+        noise = self._noise(scorer, latents)
         scores = self._rows(scorer, outcome)
         if np.isnan(scores).all():
             raise InputError(f"all {len(self.clips)} clips decode to the same sound; train the decoder longer")
@@ -132,7 +140,14 @@ class Contribution(DecodedAnalysis):
         axes.set_title(f"interpolation contribution, {pairs:,} pairs")
         outcome.figure("contribution", figure)
         (outcome.folder / PROGRESS).unlink(missing_ok=True)
-        return Findings({"clips": len(self.clips), "pairs": pairs, "curve": curve}, _sentences(curve, pairs))
+        values = {"clips": len(self.clips), "pairs": pairs, "rounding_noise": noise, "curve": curve}
+        return Findings(values, _sentences(curve, pairs, noise))
+
+    def _noise(self, scorer: Scorer, latents: Tensor) -> float:
+        if self._settings.precision == "float32":
+            return 0.0
+        decoder = FastDecoder(self.decoder, self.frames, torch.float32, self.clips.samples)
+        return scorer.noise(Scorer.of(decoder, latents, [], self._settings.batch, torch.float32).decoded)
 
     def _rows(self, scorer: Scorer, outcome: Outcome) -> npt.NDArray[np.float64]:
         """(N, N, S) scores; continues where a stopped analysis was.
@@ -179,10 +194,15 @@ def _load(path: Path, shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.float
     return np.full(shape, np.nan), 0
 
 
-def _sentences(curve: list[dict[str, float]], pairs: int) -> list[str]:
+def _sentences(curve: list[dict[str, float]], pairs: int, noise: float) -> list[str]:
     points = ", ".join(f"{point['dimensions']}: {100 * point['median']:.0f} %" for point in curve)
     half: Any = next((point["dimensions"] for point in curve if point["median"] <= 0.5), None)
-    return [
+    lines = [
         f"remaining error by dimensions replaced (median of {pairs:,} pairs): {points}",
         f"half of the difference between two sounds is in {half} of {curve[-1]['dimensions']} dimensions or fewer",
     ]
+    if noise > COARSE:
+        lines.append(
+            f"WARNING: bf16 rounds by {100 * noise:.0f} % of the difference between two sounds; use --precision float32"
+        )
+    return lines

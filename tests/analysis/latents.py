@@ -14,13 +14,13 @@ from simdist.data.splits import open_split
 from simdist.loading import load_encoder
 
 
-def all_clips(run: Path, root: Path, samples: int = 5120, seed: int = 0) -> dict[str, Tensor]:
+def all_clips(root: Path, samples: int = 5120, seed: int = 0) -> dict[str, Tensor]:
     """Key -> (1, 1, T) audio of the clip that analyses take of every test utterance."""
     split = open_split(root, "test")
     reader, clips = CropReader(split), {}
     for row, key in enumerate(split.index.key.tolist()):
         start = crop_start(seed, 0, key, int(split.index.num_samples[row]), samples)
-        clips[key] = torch.from_numpy(reader.read(row, start, samples).astype(np.float32) / 32768)[None, None]
+        clips[str(key)] = torch.from_numpy(reader.read(row, start, samples).astype(np.float32) / 32768)[None, None]
     return clips
 
 
