@@ -21,6 +21,15 @@ ALLOWED = {
         "simdist.cli",
         "simdist.loading",
     },
+    "decoding": {
+        *LOW,
+        "simdist.decoding",
+        "simdist.engine",
+        "simdist.models",
+        "simdist.data",
+        "simdist.cli",
+        "simdist.loading",
+    },
     "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli"},
 }
 
@@ -57,7 +66,9 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "__main__",
         "train",
         "probe",
+        "decode",
         "probing/settings",
+        "decoding/settings",
         "pack",
         "import_upstream",
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -77,11 +78,11 @@ class Command:
         """Measure quality and draw the examples; returns the signal that cut it short, or 0."""
         task, began = self._task, time.monotonic()
         with progress(self._console, "measuring", len(task.test_crops), "clips") as advance:
-            quality = measure(task.decode, task.train_crops, task.test_crops, self._process, advance)
-        if quality is None:
+            measured = measure(task.decode, task.train_crops, task.test_crops, self._process, advance)
+        if measured is None:
             return self._process.stopped()
         if self._is_main:
-            write_result(self.run.folder, self._result(quality, time.monotonic() - began))
+            write_result(self.run.folder, self._result(time.monotonic() - began), measured)
             examples = task.examples()
             if examples:
                 config = self.run.config
@@ -90,7 +91,7 @@ class Command:
                     plot_examples(examples, title, temporary)
         return 0
 
-    def _result(self, quality: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _result(self, seconds: float) -> dict[str, Any]:
         config, task = self.run.config, self._task
         splits = {"train": task.train_crops.clips, "test": task.test_crops.clips}
         return {
@@ -118,7 +119,6 @@ class Command:
                     for name, clips in splits.items()
                 },
             },
-            "quality": quality,
             "seconds": seconds,
         }
 
@@ -132,18 +132,19 @@ class Command:
         self._console.print(f'next, in Python: simdist.load_decoder("{folder}", {config.module}{loss}).decode(latent)')
 
 
-def verdict(result: dict[str, Any] | None, run: Any, config: DecodingConfig) -> list[str]:
-    """Which figures beat which baseline, in words."""
-    if result is None:
-        return []
+def verdict(result: dict[str, Any] | None, run: Path, config: DecodingConfig) -> list[str]:
+    """Which figures are better than each baseline's, which worse, and which cannot be told, in words."""
     lines = []
-    for name, beats in result["beats"].items():
-        called = name.replace("_", " ")
-        if beats is None:
+    for name, comparison in (result["against"] if result else {}).items():
+        called = "the untrained encoder" if name == "untrained" else "the mean signal"
+        if comparison is None:
             if not config.untrained:
                 command = decoder_command(run, config.module, config.loss, untrained=True)
-                lines.append(f"against the untrained encoder: not trained yet; {command}")
+                lines.append(f"against {called}: not trained yet; {command}")
             continue
-        lost = [figure for figure, better in beats.items() if better is False]
-        lines.append(f"better than {called} by " + ("every figure" if not lost else f"all but {', '.join(lost)}"))
+        by = {
+            word: ", ".join(figure for figure, each in comparison.items() if each["better"] is better)
+            for word, better in {"better": True, "worse": False, "no clear difference": None}.items()
+        }
+        lines.append(f"against {called}: " + "; ".join(f"{word}: {names}" for word, names in by.items() if names))
     return lines

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from simdist.data import loader
 from simdist.data.crops import CropReader
-from simdist.data.loader import Clips
 from simdist.data.order import crop_start
-from simdist.decoding.quality import Figures, summarize
+from simdist.decoding.quality import UNITS, Clips, Figures
 from simdist.engine.accelerator import Process
 
 MEAN_CLIPS = 2048  # training clips at most that the mean signal is the mean of; more change it little
@@ -27,7 +26,7 @@ MEAN_CLIPS = 2048  # training clips at most that the mean signal is the mean of;
 class Crops:
     """The crops of epoch 0 of a split, clip by clip."""
 
-    clips: Clips
+    clips: loader.Clips
     crop: int
     seed: int
 
@@ -47,6 +46,16 @@ class Crops:
         return str(self.clips.split.index.key[int(self.clips.rows[number])])
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Figures of all test clips."""
+
+    keys: list[str]
+    """The clips' names."""
+    decoder: Clips
+    mean_signal: Clips
+
+
 def mean_signal(crops: Crops) -> Tensor:
     """(T,) the mean over training crops, sample by sample: what a decoder that ignores its latent does best by MSE."""
     reader, number = CropReader(crops.clips.split), min(len(crops), MEAN_CLIPS)
@@ -59,7 +68,7 @@ def mean_signal(crops: Crops) -> Tensor:
 
 def measure(
     decode: Callable[[Tensor, int], Tensor], train: Crops, test: Crops, process: Process, advance: Callable[[int], None]
-) -> dict[str, Any] | None:
+) -> Measured | None:
     """Figures of a decoder and of the mean signal on all test clips; the work is shared by all ranks.
 
     Args:
@@ -70,7 +79,7 @@ def measure(
         advance: told how many clips are done.
 
     Returns:
-        `quality` of a result, the same on all ranks; None if a stop request came.
+        Clip by clip, the same on all ranks; None if a stop request came.
     """
     baseline, figures, reader = mean_signal(train), Figures(), CropReader(test.clips.split)
     rank, world = process.accelerator.process_index, process.accelerator.num_processes
@@ -85,7 +94,5 @@ def measure(
             return None
     everywhere = {number: pair for part in process.hosts.gather(found) for number, pair in part.items()}
     ordered = [everywhere[number] for number in sorted(everywhere)]
-    return {
-        "decoder": summarize([ours for ours, _ in ordered]),
-        "mean_signal": summarize([theirs for _, theirs in ordered]),
-    }
+    decoded, baselines = ({name: [pair[side][name] for pair in ordered] for name in UNITS} for side in (0, 1))
+    return Measured([test.key(number) for number in sorted(everywhere)], decoded, baselines)

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -95,27 +96,45 @@ class Figures(nn.Module):
         return {name: float(value) for name, value in found.items()}
 
 
-def summarize(figures: list[dict[str, float]], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Mean of each figure over clips with its 95 % interval (percentile bootstrap over clips, Efron 1979).
+Clips = dict[str, list[float]]
+"""Figures of clips: a list by figure, in the order of the clips."""
 
-    Clips for which a figure is not finite (SI-SDR of a silent clip or of a constant answer) are left out and counted.
+
+def summarize(clips: Clips) -> dict[str, dict[str, Any]]:
+    """Mean of each figure over clips with its 95 % interval.
+
+    Clips for which a figure is not defined (SI-SDR of a silent clip, say) are left out and counted.
     """
-    random = np.random.default_rng(seed)
     summary = {}
-    for name in figures[0]:
-        values = np.array([clip[name] for clip in figures])
-        kept = values[np.isfinite(values)]
-        if not len(kept):
-            summary[name] = {"value": None, "interval": None, "clips": 0}
-            continue
-        times = random.multinomial(len(kept), np.full(len(kept), 1 / len(kept)), size=RESAMPLINGS)  # (R, clips)
-        low, high = np.quantile(times @ kept / len(kept), [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-        summary[name] = {"value": float(kept.mean()), "interval": [float(low), float(high)], "clips": len(kept)}
+    for name, values in clips.items():
+        kept = np.array(values)[np.isfinite(values)]
+        value, interval = _mean(kept) if len(kept) else (None, None)
+        summary[name] = {"value": value, "interval": interval, "clips": len(kept)}
     return summary
 
 
-def is_better(name: str, ours: float | None, theirs: float | None) -> bool | None:
-    """Whether a figure is better than another; None if one of them is not defined."""
-    if ours is None or theirs is None:
-        return None
-    return ours > theirs if name in BETTER_HIGH else ours < theirs
+def compare(ours: Clips, theirs: Clips) -> dict[str, dict[str, Any]]:
+    """Mean difference of each figure, clip by clip, with its 95 % interval.
+
+    `better` is true or false where the interval leaves zero out, else null.
+    """
+    comparison = {}
+    for name in ours:
+        differences = np.array(ours[name]) - np.array(theirs[name])
+        kept = differences[np.isfinite(differences)]
+        if not len(kept):
+            comparison[name] = {"difference": None, "interval": None, "better": None}
+            continue
+        value, (low, high) = _mean(kept)
+        larger = True if low > 0 else False if high < 0 else None
+        better = larger if larger is None or name in BETTER_HIGH else not larger
+        comparison[name] = {"difference": value, "interval": [low, high], "better": better}
+    return comparison
+
+
+def _mean(values: npt.NDArray[np.float64]) -> tuple[float, list[float]]:
+    """Mean, and its percentile bootstrap interval over clips (Efron 1979)."""
+    count = len(values)
+    times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLINGS)  # (R, clips)
+    interval = np.quantile(times @ values / count, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(values.mean()), [float(bound) for bound in interval]

@@ -8,13 +8,19 @@
     data         train, test: split, fingerprint, clips; crop in samples
     quality      decoder, mean_signal: for each figure value (mean over test clips), interval (95 %, bootstrap over
                  clips), clips (for which it is defined)
-    beats        mean_signal, untrained: for each figure true or false; untrained is null until that decoder is trained
+    against      mean_signal, untrained: for each figure the mean difference clip by clip, its interval (95 %), and
+                 better: true or false where the interval leaves zero out, else null. untrained is null until that
+                 decoder is trained
     seconds      of measuring
     finished, environment           unix time; versions of simdist and torch, host
+
+`figures.csv` beside it has all figures of every clip, of the decoder and of the mean signal.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import socket
 import time
@@ -24,23 +30,47 @@ from typing import Any
 
 from rich.table import Table
 
-from simdist.decoding.quality import BETTER_HIGH, UNITS, is_better
+from simdist.decoding.measuring import Measured
+from simdist.decoding.quality import BETTER_HIGH, UNITS, Clips, compare, summarize
 from simdist.decoding.settings import DECODERS, LOSS_NAMES, folder_name
-from simdist.durable import write_json
+from simdist.durable import write_json, write_text
 
 FORMAT_VERSION = 1
-RESULT = "result.json"
+RESULT, FIGURES = "result.json", "figures.csv"
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
+def write_result(folder: Path, result: dict[str, Any], measured: Measured) -> None:
     """Write a decoder's result, and bring the comparison of trained and untrained up to date."""
+    _write_figures(folder / FIGURES, measured)
     packages = {name: metadata.version(name) for name in ("simdist", "torch")}
     environment = {"host": socket.gethostname(), "packages": packages}
-    whole = {"format_version": FORMAT_VERSION, "name": folder.name, **result}
-    ours = whole["quality"]["decoder"]
-    whole["beats"] = {"mean_signal": _beats(ours, whole["quality"]["mean_signal"]), "untrained": None}
-    write_json(folder / RESULT, whole | {"finished": time.time(), "environment": environment})
-    _compare(folder.parent, result["module"], result["loss"])
+    sides = {"decoder": summarize(measured.decoder), "mean_signal": summarize(measured.mean_signal)}
+    whole = {
+        "format_version": FORMAT_VERSION,
+        "name": folder.name,
+        **result,
+        "quality": sides,
+        "against": {"mean_signal": compare(measured.decoder, measured.mean_signal), "untrained": None},
+        "finished": time.time(),
+        "environment": environment,
+    }
+    write_json(folder / RESULT, whole)
+    _compare_with_untrained(folder.parent, result["module"], result["loss"])
+
+
+def _write_figures(path: Path, measured: Measured) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip", *measured.decoder, *(f"mean_signal_{name}" for name in measured.mean_signal)])
+    writer.writerows(zip(measured.keys, *measured.decoder.values(), *measured.mean_signal.values(), strict=True))
+    write_text(path, text.getvalue())
+
+
+def _read_figures(path: Path) -> tuple[list[str], Clips]:
+    """Names of the clips, and the decoder's figures of them."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row["clip"] for row in rows], {name: [float(row[name]) for row in rows] for name in UNITS}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -55,16 +85,16 @@ def results_of(run: Path, module: int) -> list[dict[str, Any]]:
     return [result for name in folders if (result := read_result(run / DECODERS / name)) is not None]
 
 
-def _compare(decoders: Path, module: int, loss: str) -> None:
-    """Where both are there, write into the trained decoder's result whether it beats the untrained one's."""
-    trained, untrained = (read_result(decoders / folder_name(module, loss, which)) for which in (False, True))
-    if trained is not None and untrained is not None:
-        trained["beats"]["untrained"] = _beats(trained["quality"]["decoder"], untrained["quality"]["decoder"])
-        write_json(decoders / trained["name"] / RESULT, trained)
-
-
-def _beats(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, bool | None]:
-    return {name: is_better(name, ours[name]["value"], theirs[name]["value"]) for name in UNITS}
+def _compare_with_untrained(decoders: Path, module: int, loss: str) -> None:
+    """Where both were measured on the same clips, write into the trained decoder's result how it compares."""
+    ours, theirs = (decoders / folder_name(module, loss, which) for which in (False, True))
+    trained = read_result(ours)
+    if trained is None or read_result(theirs) is None:
+        return
+    (keys, figures), (other_keys, other_figures) = _read_figures(ours / FIGURES), _read_figures(theirs / FIGURES)
+    if keys == other_keys:
+        trained["against"]["untrained"] = compare(figures, other_figures)
+        write_json(ours / RESULT, trained)
 
 
 def as_table(results: list[dict[str, Any]]) -> Table:

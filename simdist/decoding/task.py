@@ -12,9 +12,9 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from simdist.config import Config, DataConfig
+from simdist.config import Config
 from simdist.data.crops import CropReader
-from simdist.data.loader import Batch, open_clips
+from simdist.data.loader import Batch, BatchLoader, open_clips
 from simdist.decoding.audio import Example, write_examples
 from simdist.decoding.frozen import FrozenEncoder
 from simdist.decoding.measuring import Crops
@@ -53,6 +53,7 @@ class DecoderTask:
         self._test_clips = open_test_clips(config, accelerator.num_processes)
         self._loader = load_share(self._clips, config.data, config.seed, process)
         check_parts(config, accelerator.num_processes)
+        self._test_data, self._test_batches = validation_data(self._test_clips, config, accelerator.num_processes)
         self._frozen, self._architecture = frozen, model.model
         frozen.encoder.to(accelerator.device)
         self.model = self._new_decoder().to(accelerator.device)
@@ -74,8 +75,12 @@ class DecoderTask:
 
     @property
     def validation_clips(self) -> int:
-        data, batches = self._validation_data()
-        return data.batch_size * batches
+        return self._test_data.batch_size * self._test_batches
+
+    @cached_property
+    def _test_loader(self) -> BatchLoader:
+        """Opened once: it may hold the decoded split."""
+        return load_share(self._test_clips, self._test_data, self._config.seed, self._process)
 
     @cached_property
     def train_crops(self) -> Crops:
@@ -120,11 +125,9 @@ class DecoderTask:
         return StepOutcome(measured if step.measure else [], bad.unsqueeze(0))
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
-        data, batches = self._validation_data()
-        loader = load_share(self._test_clips, data, self._config.seed, self._process)
         self.model.eval()
         try:
-            for number, batch in enumerate(loader.batches(0, batches * data.batch_size)):
+            for number, batch in enumerate(self._test_loader.batches(0, self.validation_clips)):
                 latent = self._latent(batch.inputs, self._draws, "validation", number)
                 with torch.no_grad(), self._accelerator.autocast():
                     yield [self._losses(self.model(latent, batch.inputs.shape[1]), batch.inputs)]
@@ -190,6 +193,3 @@ class DecoderTask:
         """The loss and each of its terms, of (B, 1, T) against (B, T, 1)."""
         terms = self._loss.each(decoded, audio.transpose(1, 2))
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
-
-    def _validation_data(self) -> tuple[DataConfig, int]:
-        return validation_data(self._test_clips, self._config, self._accelerator.num_processes)

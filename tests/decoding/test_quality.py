@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import fft, signal
+from scipy import fft, signal, stats
 from torch import Tensor
 
-from simdist.decoding.quality import Figures, MelCepstralDistortion, is_better, si_sdr, summarize
+from simdist.decoding.quality import Figures, MelCepstralDistortion, compare, si_sdr, summarize
 
 
 def clip(seed: int, length: int = 6000) -> Tensor:
@@ -89,17 +89,28 @@ def test_figures_leave_padding_out() -> None:
 
 
 def test_summary() -> None:
-    figures = [{"mse": float(value), "si_sdr": -math.inf if value == 3 else float(value)} for value in range(5)]
-    summary = summarize(figures)
+    clips = {"mse": [0.0, 1.0, 2.0, 3.0, 4.0], "si_sdr": [0.0, 1.0, 2.0, -math.inf, 4.0], "mel": [math.nan] * 5}
+    summary = summarize(clips)
     assert summary["mse"]["value"] == 2
     assert 0.6 < summary["mse"]["interval"][0] < 1.2
     assert 2.8 < summary["mse"]["interval"][1] < 3.4
     assert summary["si_sdr"]["clips"] == 4
     assert summary["si_sdr"]["value"] == pytest.approx(7 / 4)
-    assert summarize([{"mel": math.nan}])["mel"] == {"value": None, "interval": None, "clips": 0}
+    assert summary["mel"] == {"value": None, "interval": None, "clips": 0}
 
 
-def test_what_is_better() -> None:
-    assert is_better("mse", 1.0, 2.0)
-    assert not is_better("si_sdr", 1.0, 2.0)
-    assert is_better("mel", None, 1.0) is None
+def test_comparison_is_clip_by_clip() -> None:
+    """A small difference on every clip is clear although clips differ much more; scipy's t-test agrees."""
+    random = np.random.default_rng(0)
+    clips = random.normal(0, 10, 50)
+    ours = {"mse": list(clips), "si_sdr": list(clips), "mel": list(clips)}
+    shift = random.normal(0.5, 0.5, 50)
+    theirs = {"mse": list(clips + shift), "si_sdr": list(clips + shift), "mel": list(clips - shift + 0.5)}
+    found = compare(ours, theirs)
+    assert found["mse"]["better"] is True
+    assert found["si_sdr"]["better"] is False
+    assert found["mel"]["better"] is None
+    assert found["mse"]["difference"] == pytest.approx(-shift.mean())
+    expected = stats.ttest_1samp(-shift, 0).confidence_interval(0.95)
+    assert found["mse"]["interval"] == pytest.approx([expected.low, expected.high], abs=0.05)
+    assert compare({"mel": [math.nan]}, {"mel": [1.0]})["mel"] == {"difference": None, "interval": None, "better": None}
