@@ -169,6 +169,9 @@ def analyze(
     which: str, settings: asked.AnalysisSettings | asked.CompareSettings, runs: tuple[Path, Path] | None = None
 ) -> int:
     """Do an analysis, or for `compare` those of two `runs`; returns the exit code."""
+    from simdist.analysis.extras import optional
+
+    optional("scipy")  # before anything imports it
     from simdist.analysis.command import Command
     from simdist.analysis.compare import compare
     from simdist.stopping import Stop, StoppedError, exit_code

@@ -1,4 +1,4 @@
-"""Packages that only analyses need, and what to type where they are missing."""
+"""Packages that only analyses need, and what to type where one is missing."""
 
 from __future__ import annotations
 

@@ -50,6 +50,12 @@ def test_help_has_an_example(which: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "--module MODULE" in printed
 
 
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], sim: Path) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)  # importing it fails from now on
+    printed = fails("distributions", f"--run={sim}")
+    assert "needs scipy, which is not installed: pip install 'simdist[analysis]'" in printed
+
+
 def test_help_needs_no_torch() -> None:
     code = "import sys; from simdist.analyze import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
     printed = subprocess.run(
