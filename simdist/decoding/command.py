@@ -82,7 +82,7 @@ class Command:
         if measured is None:
             return self._process.stopped()
         if self._is_main:
-            write_result(self.run.folder, self._result(time.monotonic() - began), measured)
+            write_result(self.run.folder, self._result(time.monotonic() - began, len(measured.keys)), measured)
             examples = task.examples()
             if examples:
                 config = self.run.config
@@ -91,9 +91,9 @@ class Command:
                     plot_examples(examples, title, temporary)
         return 0
 
-    def _result(self, seconds: float) -> dict[str, Any]:
+    def _result(self, seconds: float, measured: int) -> dict[str, Any]:
         config, task = self.run.config, self._task
-        splits = {"train": task.train_crops.clips, "test": task.test_crops.clips}
+        train, test = (crops.clips.split.manifest for crops in (task.train_crops, task.test_crops))
         return {
             "module": config.module,
             "loss": config.loss,
@@ -110,14 +110,8 @@ class Command:
             },
             "data": {
                 "crop": config.data.crop,
-                **{
-                    name: {
-                        "split": clips.split.manifest.split,
-                        "fingerprint": clips.split.manifest.fingerprint,
-                        "clips": len(clips),
-                    }
-                    for name, clips in splits.items()
-                },
+                "train": {"split": train.split, "fingerprint": train.fingerprint, "clips": len(task.train_crops)},
+                "test": {"split": test.split, "fingerprint": test.fingerprint, "clips": measured},
             },
             "seconds": seconds,
         }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from simdist.data import loader
-from simdist.data.crops import CropReader
+from simdist.data.crops import CorruptSampleError, CropReader
 from simdist.data.order import crop_start
 from simdist.decoding.quality import UNITS, Clips, Figures
 from simdist.engine.accelerator import Process
@@ -33,12 +33,18 @@ class Crops:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def read(self, reader: CropReader, number: int) -> tuple[Tensor, int]:
-        """The `number`-th clip's (T,) float32 crop, padded with zeros, and how many of its samples are real."""
+    def read(self, reader: CropReader, number: int) -> tuple[Tensor, int] | None:
+        """The `number`-th clip's (T,) float32 crop, padded with zeros, and how many of its samples are real.
+
+        None if it does not decode: training passes over such clips too, and says which.
+        """
         row, index = int(self.clips.rows[number]), self.clips.split.index
         length = int(index.num_samples[row])
         start = crop_start(self.seed, 0, str(index.key[row]), length, self.crop)
-        pcm = reader.read(row, start, self.crop)
+        try:
+            pcm = reader.read(row, start, self.crop)
+        except CorruptSampleError:
+            return None
         return torch.from_numpy(pcm.astype(np.float32)) / 32768, min(length, self.crop)
 
     def key(self, number: int) -> str:
@@ -60,10 +66,12 @@ def mean_signal(crops: Crops) -> Tensor:
     """(T,) the mean over training crops, sample by sample: what a decoder that ignores its latent does best by MSE."""
     reader, number = CropReader(crops.clips.split), min(len(crops), MEAN_CLIPS)
     chosen = np.linspace(0, len(crops) - 1, number).astype(int)  # spread over speakers, who follow each other
-    total = torch.zeros(crops.crop, dtype=torch.float64)
+    total, count = torch.zeros(crops.crop, dtype=torch.float64), 0
     for place in chosen:
-        total += crops.read(reader, int(place))[0]
-    return (total / number).float()
+        found = crops.read(reader, int(place))
+        if found is not None:
+            total, count = total + found[0], count + 1
+    return (total / max(count, 1)).float()
 
 
 def measure(
@@ -86,8 +94,9 @@ def measure(
     found: dict[int, tuple[dict[str, float], dict[str, float]]] = {}
     for first in range(0, len(test), world):  # in step, so that all ranks hear of a stop request
         number = first + rank
-        if number < len(test):
-            audio, length = test.read(reader, number)
+        clip = test.read(reader, number) if number < len(test) else None
+        if clip is not None:
+            audio, length = clip
             found[number] = figures(decode(audio, number), audio, length), figures(baseline, audio, length)
         advance(min(world, len(test) - first))
         if process.stopped():

@@ -148,9 +148,10 @@ class DecoderTask:
         count = min(self._config.examples, len(crops))
         found = []
         for number in [place * len(crops) // count for place in range(count)]:
-            audio, length = crops.read(reader, number)
-            decoded = self.decode(audio, number)
-            found.append(Example(crops.key(number), audio[:length].numpy(), decoded[:length].numpy()))
+            clip = crops.read(reader, number)
+            if clip is not None:
+                (audio, length), decoded = clip, self.decode(clip[0], number)
+                found.append(Example(crops.key(number), audio[:length].numpy(), decoded[:length].numpy()))
         return found
 
     @torch.no_grad()

@@ -7,23 +7,30 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 import simdist
 from simdist.cli import read_tree
 from simdist.data.loader import open_clips
+from simdist.data.splits import open_split
 from simdist.decode import main
+from simdist.decoding.frozen import open_encoder
 from simdist.decoding.measuring import Crops
 from simdist.decoding.quality import UNITS
 from simdist.decoding.settings import LOSS_NAMES, DecodingConfig
+from simdist.decoding.task import DecoderTask
 from simdist.durable import read_json_lines
+from simdist.engine.accelerator import Process
 from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
-from simdist.engine.run import existing_run
+from simdist.engine.run import existing_run, open_run
 from simdist.errors import InputError
 from simdist.models.waveform_losses import LOSSES
 from simdist.stopping import Stop
@@ -51,7 +58,8 @@ def training_clips(run: Path) -> Tensor:
     data = existing_run(run).config.data
     crops = Crops(open_clips(data, data.train_split), data.crop, 0)
     reader = CropReader(crops.clips.split)
-    return torch.stack([crops.read(reader, number)[0] for number in range(len(crops))])[:, None]
+    clips = [crops.read(reader, number) for number in range(len(crops))]
+    return torch.stack([clip[0] for clip in clips if clip is not None])[:, None]
 
 
 def test_it_learns_more_than_the_mean_signal(run_folder: Path, settings: Settings, train: Train) -> None:
@@ -262,6 +270,33 @@ def test_defaults_are_those_of_the_run(run_folder: Path) -> None:
     assert saved.untrained
     assert saved.optim.lr == 2e-4
     assert saved.train.epochs == 200
+
+
+def test_a_test_clip_that_does_not_decode_is_left_out(
+    run_folder: Path, settings: Settings, train: Train, tmp_path: Path
+) -> None:
+    config = settings(steps=2)
+    root = Path(shutil.copytree(config.data.root, tmp_path / "shards"))
+    split = open_split(root, "test")
+    shard = split.shard_path(0)
+    content = bytearray(shard.read_bytes())
+    start = int(split.index.offset[0])
+    content[start : start + int(split.index.size[0])] = bytes(int(split.index.size[0]))
+    shard.write_bytes(content)
+    train_config = replace(config.train, validate_every=0)
+    folder = train(run_folder, replace(config, train=train_config, data=replace(config.data, root=str(root))))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["data"]["test"]["clips"] == result["quality"]["decoder"]["mse"]["clips"] == len(split.index) - 1
+    assert str(split.index.key[0]) not in (folder / "figures.csv").read_text()
+
+
+def test_deepspeed_is_refused(run_folder: Path, settings: Settings) -> None:
+    run = existing_run(run_folder)
+    frozen, config = open_encoder(run_folder, run.config, settings())
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    process = cast("Process", SimpleNamespace(accelerator=accelerator))
+    with pytest.raises(InputError, match="launch it without --use_deepspeed"):
+        DecoderTask(open_run(run_folder / "decoders" / "0-mse", config), frozen, run.config, process)
 
 
 def test_wandb_offline_gets_audio(
