@@ -64,6 +64,10 @@ class Command:
         self.console.print(f"{which} of {escape(str(subject.run.folder))}, step {subject.step:,}, {subject.device}")
         return [self._one(which, subject, m, settings, found) for m, found in self._plan(which, subject, settings)]
 
+    def check(self, which: str, settings: AnalysisSettings) -> None:
+        """Raise the InputError that `work` would raise before it begins."""
+        self._plan(which, open_subject(settings), settings)
+
     def _plan(self, which: str, subject: Subject, settings: AnalysisSettings) -> list[tuple[int, Analysis]]:
         """The modules to analyse; of `all`, those that the analysis fits."""
         kind = getattr(importlib.import_module(f"simdist.analysis.{which.replace('-', '_')}"), CLASSES[which])

@@ -103,8 +103,11 @@ def _results(
     command: Command, which: str, asked: AnalysisSettings, runs: tuple[Path, Path], missing: list[str]
 ) -> list[Path] | None:
     """One analysis of one module of both runs; None, and the reason in `missing`, if it cannot be done."""
+    both = [dataclasses.replace(asked, run=run) for run in runs]
     try:
-        return [command.work(which, dataclasses.replace(asked, run=run))[0] for run in runs]
+        for one in both:  # first, so that nothing is computed in vain
+            command.check(which, one)
+        return [command.work(which, one)[0] for one in both]
     except InputError as error:
         missing.append(f"{which}, module {asked.module}: {error}")
         command.console.print(f"left out: {escape(missing[-1])}")
