@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import TypeVar
 
 from simdist.engine.reduction import OverlappedReduction
-from simdist.models.module import Draws, GreedyModule, ModuleLoss
+from simdist.models.module import Draws, GreedyModule, ModuleLoss, active_units
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module, default=GreedyModule)
 
@@ -256,5 +256,5 @@ def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:
         "nce": outcome.nce,
         "kl": outcome.kl,
         "accuracy": outcome.accuracy,
-        "active_units": outcome.active_units,
+        "active_units": active_units(outcome.mu),
     }
