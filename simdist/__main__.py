@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train the greedy modules of an encoder",
     "probe": "train simple classifiers on what each greedy module says",
     "decode": "train a decoder of one greedy module, back to the waveform",
+    "analyze": "see and hear what a latent holds",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 

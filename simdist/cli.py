@@ -9,10 +9,12 @@ import itertools
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import docstring_parser
 import jsonargparse
 import yaml
 from rich.console import Console
@@ -23,7 +25,11 @@ from simdist.durable import FULL
 from simdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from simdist.redaction import redacted
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Tree = TypeVar("Tree")  # Config, or another tree of frozen dataclasses
+Flat = TypeVar("Flat", bound="DataclassInstance")
 HIDDEN = ("help", "print_config", "print_shtab")
 jsonargparse.set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
@@ -143,6 +149,27 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for line in text.splitlines())
+
+
+def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
+    """One option for each field of a flat dataclass, with the sentence under it; fields may be inherited."""
+    hints, texts = typing.get_type_hints(settings), {}
+    for base in reversed(settings.__mro__[:-1]):
+        texts |= {item.arg_name: item.description for item in docstring_parser.parse_from_object(base).params}
+    for item in dataclasses.fields(settings):
+        option = "--" + item.name.replace("_", "-")
+        if hints[item.name] is bool and item.default is False:
+            parser.add_argument(option, action="store_true", help=texts[item.name])
+        else:
+            parser.add_argument(option, type=hints[item.name], default=item.default, help=texts[item.name])
+
+
+def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:
+    """The dataclass in what `parser` parsed; an impossible value ends the program with one line."""
+    try:
+        return settings(**{item.name: parsed[item.name] for item in dataclasses.fields(settings)})
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:

@@ -76,7 +76,7 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
     if loss is not None and loss not in LOSS_NAMES:
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
     mirrored(config.model, module)
-    folder = _find_decoder(run, module, loss, untrained)
+    folder = find_decoder(run, module, loss, untrained)
     checkpoint = _newest(folder, f"decoder {folder}")
     settings = read_tree(DecodingConfig, folder / CONFIG)
     decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
@@ -84,8 +84,8 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
     return decoder.eval()
 
 
-def _find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> Path:
-    """The folder of the decoder that is meant."""
+def find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> Path:
+    """The folder of the decoder that `load_decoder` means, whose arguments and errors these are."""
     names = {name: run / DECODERS / folder_name(module, name, untrained) for name in LOSS_NAMES}
     there = [name for name, folder in names.items() if (folder / CONFIG).is_file()]
     if loss is None and there:

@@ -37,6 +37,17 @@ ALLOWED = {
         "simdist.cli",
         "simdist.loading",
     },
+    "analysis": {
+        *LOW,
+        "simdist.analysis",
+        "simdist.probing",
+        "simdist.decoding",
+        "simdist.engine",
+        "simdist.models",
+        "simdist.data",
+        "simdist.cli",
+        "simdist.loading",
+    },
     "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli", "simdist.requeue"},
 }
 
@@ -75,7 +86,9 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "train",
         "probe",
         "decode",
+        "analyze",
         "probing/settings",
+        "analysis/settings",
         "decoding/settings",
         "pack",
         "import_upstream",
