@@ -1,0 +1,1 @@
+"""Graphs of jobs on a cluster. Imports no torch."""
