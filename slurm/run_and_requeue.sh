@@ -34,6 +34,7 @@ submit_successor() {
     local requeues=$1 options=(--dependency="afterany:$SLURM_JOB_ID" --job-name="$SLURM_JOB_NAME" --requeue)
     options+=(--partition="$SLURM_JOB_PARTITION" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_NTASKS")
     options+=(--time="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l)")
+    options+=(--output="$(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=STDOUT:1000 | tr --delete ' ')") # the same log
     options+=(${SLURM_NTASKS_PER_NODE:+--ntasks-per-node="$SLURM_NTASKS_PER_NODE"})
     options+=(${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
     options+=(${SLURM_GPUS_PER_NODE:+--gpus-per-node="$SLURM_GPUS_PER_NODE"})
