@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.sweep_file import Kind, Stage, SweepFile
-from launch.variants import Variant, differing, expand
+from launch.variants import Variant, differing, expand, plain
+from simdist.config import Config
 from simdist.engine.run import DONE
 from simdist.errors import InputError
 
@@ -68,13 +69,36 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Length:
+    """What decides how many steps a run takes, once the corpus is packed."""
+
+    data: Path
+    """Folder of the training split."""
+    epochs: float
+    batch_size: int
+    max_steps: int | None
+    stages: int
+    """Parts that each go through all epochs: greedy modules of a stagewise run, else one."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a sweep."""
+
+    folder: Path
+    varied: dict[str, Any]
+    """This run's values of the keys that vary over the sweep."""
+    length: Length
+
+
+@dataclass(frozen=True)
 class Plan:
     """A sweep's runs and jobs; parents stand before their children."""
 
     name: str
     folder: Path
     """`sweeps/NAME`: configurations of the runs, logs, submissions, report."""
-    variants: dict[str, Variant]
+    runs: dict[str, PlannedRun]
     """By run name."""
     jobs: dict[str, Job]
     """By job name."""
@@ -99,8 +123,8 @@ def config_file(folder: Path, run: str) -> Path:
     return folder / "configs" / f"{run}.yaml"
 
 
-def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> Plan:
-    """The graph of a sweep.
+def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> tuple[Plan, dict[str, Config]]:
+    """The graph of a sweep, and the configuration of each of its runs.
 
     Args:
         sweep: as the file says it.
@@ -117,7 +141,16 @@ def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> Plan:
         if job.name in jobs:
             raise InputError(f"two jobs are called {job.name}; name each label, module, loss and analysis once")
         jobs[job.name] = job
-    return Plan(sweep.name, folder, variants, jobs, differing(list(variants.values())))
+    varied = differing(list(variants.values()))
+    planned = {run: _planned_run(runs / run, variant, varied) for run, variant in variants.items()}
+    return Plan(sweep.name, folder, planned, jobs, varied), {run: variant.config for run, variant in variants.items()}
+
+
+def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRun:
+    data, train = variant.config.data, variant.config.train
+    stages = len(variant.config.model.modules) if train.schedule == "stagewise" else 1
+    length = Length(Path(data.root) / data.train_split, train.epochs, data.batch_size, train.max_steps, stages)
+    return PlannedRun(folder, {key: plain(variant.varied.get(key)) for key in varied}, length)
 
 
 def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Path) -> Iterator[Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from launch.sweep_file import Random, SweepFile, check_keys
 from simdist.cli import CONFIGS, Parser, experiment_parser, read_config
-from simdist.config import Config, identity, to_dict
+from simdist.config import Config, identity
 from simdist.errors import InputError
 
 DRAWS = ("uniform", "log_uniform", "integer", "choice")
@@ -186,10 +187,10 @@ def _spelled(settings: dict[str, Any]) -> str:
 def differing(variants: Sequence[Variant]) -> list[str]:
     """The varied keys that take more than one value over the sweep."""
     keys = dict.fromkeys(key for variant in variants for key in variant.varied)
-    texts = {key: {repr(to_dict_value(variant.varied.get(key))) for variant in variants} for key in keys}
+    texts = {key: {repr(plain(variant.varied.get(key))) for variant in variants} for key in keys}
     return [key for key in keys if len(texts[key]) > 1]
 
 
-def to_dict_value(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as YAML or JSON holds it."""
-    return to_dict(value) if dataclasses.is_dataclass(value) else value
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
