@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from simdist.cli import CONFIGS, experiment_parser, parse_experiment
 from simdist.config import Config
-from simdist.engine.step import DrawSource, ModuleTrainer, train_step
+from simdist.engine.step import DrawSource, ModuleTrainer, Step, train_step
 from simdist.models.encoder import GreedyEncoder
 
 
@@ -58,7 +58,7 @@ def peak(trainers: list[ModuleTrainer], config: Config, how: str) -> int:
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             if how == "local":
-                train_step(trainers, inputs, frames, 0, draws, lr=0.0, beta=0.001)
+                train_step(trainers, inputs, frames, Step(0, lr=0.0, beta=0.001), draws)
             else:
                 joint_step(trainers, inputs, frames, draws)
 

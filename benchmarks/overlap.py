@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from simdist.config import Config
 from simdist.engine.accelerator import build_accelerator, under_ddp
 from simdist.engine.reduction import OverlappedReduction
-from simdist.engine.step import DrawSource, ModuleTrainer, train_step
+from simdist.engine.step import DrawSource, ModuleTrainer, Step, train_step
 from simdist.models.encoder import GreedyEncoder
 
 CONFIG = replace(Config(), model=replace(Config().model, width=384))
@@ -56,10 +56,10 @@ def hidden_share(accelerator: Accelerator, overlapped: bool, out: Path | None) -
     draws, frames = DrawSource(0, 0, device), CONFIG.model.num_frames(CONFIG.data.crop)
     inputs = torch.randn(CLIPS, CONFIG.data.crop, 1, device=device) * 0.1
     for _ in range(2):  # DDP arranges its buckets anew after the first step
-        train_step(trainers, inputs, frames, 0, draws, lr=0.0, beta=0.0)
+        train_step(trainers, inputs, frames, Step(0, lr=0.0, beta=0.0), draws)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
-        train_step(trainers, inputs, frames, 0, draws, lr=0.0, beta=0.0)
+        train_step(trainers, inputs, frames, Step(0, lr=0.0, beta=0.0), draws)
     with TemporaryDirectory() as folder:
         path = out or Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))

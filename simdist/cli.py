@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from simdist.config import Config
-from simdist.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from simdist.durable import FULL
+from simdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 
 HIDDEN = ("help", "print_config", "print_shtab")
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -141,9 +142,13 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     try:
         code = main(argv)
     except InputError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        fail(f"{error.filename or 'a disk'}: {error.strerror}; make room and run the same command again", EXIT_FAILED)
     sys.exit(code)
 
 

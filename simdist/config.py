@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
 PLACE = {
@@ -48,6 +49,8 @@ class DataConfig:
     """Processes a rank that read and decode; 0 decodes in the training process."""
     cache: Literal["none", "memory", "device"] = field(default="none", metadata=TUNING)
     """Keep the decoded corpus (int16) nowhere, in each rank's memory, or on its GPU."""
+    max_bad_samples: int = field(default=10, metadata=TUNING)
+    """Samples that may fail to decode, and are passed over, before the run ends; 0 ends at the first."""
 
     def __post_init__(self) -> None:
         _require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
@@ -56,6 +59,7 @@ class DataConfig:
         _require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         _require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -227,8 +231,22 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end and when the run is stopped."""
     keep_last: int = field(default=2, metadata=TUNING)
     """Newest checkpoints that are kept."""
+    keep_every: int = field(default=0, metadata=TUNING)
+    """Also keep each checkpoint whose step is a multiple of this; 0 keeps none for that."""
     log_every: int = field(default=20, metadata=TUNING)
     """Steps between lines of metrics."""
+    preempt_signals: tuple[str, ...] = field(default=("SIGTERM", "SIGUSR2"), metadata=TUNING)
+    """Signals that ask a run to save and end with exit code 75, beside Ctrl-C (130)."""
+    max_requeues: int = field(default=100, metadata=TUNING)
+    """How often a run that is preempted under SLURM asks to be requeued; 0 never does."""
+    hang_timeout: float = field(default=1800.0, metadata=TUNING)
+    """Seconds without a step after which a run writes down all stacks and ends with exit code 75; 0 waits for ever."""
+    max_bad_steps: int = field(default=10, metadata=TUNING)
+    """Steps in a row that a module may skip for a loss or gradient that is not finite, before it is rolled back."""
+    after_rollback: Literal["lr", "seed"] = field(default="lr", metadata=TUNING)
+    """What is different for a module that was rolled back: half its learning rate, or other noise and negatives."""
+    max_rollbacks: int = field(default=5, metadata=TUNING)
+    """How often one module may be rolled back before the run ends as failed."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "train.epochs", self.epochs, "positive")
@@ -238,8 +256,12 @@ class TrainConfig:
         _require(limit is None or limit > 0, "train.validate_batches", limit, "positive or null")
         if self.cache_latents and self.schedule != "stagewise":
             raise ValueError("train.cache_latents is true; it needs train.schedule stagewise: joint latents never rest")
-        for key in ("checkpoint_every", "keep_last", "log_every", "accumulate"):
+        for key in ("checkpoint_every", "keep_last", "log_every", "accumulate", "max_bad_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
+        for key in ("keep_every", "max_requeues", "hang_timeout", "max_rollbacks"):
+            _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
+        for name in self.preempt_signals:
+            _require(name in PREEMPT_SIGNALS, "train.preempt_signals", name, f"among {', '.join(PREEMPT_SIGNALS)}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from simdist.errors import FailedError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
 
 
@@ -23,6 +28,26 @@ class HashedWriter:
     def write(self, content: bytes) -> int:
         self.digest.update(content)
         return self.file.write(content)
+
+
+@contextmanager
+def naming_the_disk(what: str, folder: Path, needed: int) -> Iterator[None]:
+    """Turn an error of the disk into a sentence: what could not be written, where, and how many bytes that takes."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room there" if error.errno in FULL else "see that it can be written"
+        raise FailedError(
+            f"{what} could not be written ({error.strerror or error}): it needs {needed:,} bytes below {folder}"
+            f"{_room_of(folder)}; {remedy} and run the same command again: nothing written before is lost"
+        ) from error
+
+
+def _room_of(folder: Path) -> str:
+    try:
+        return f", whose disk has {shutil.disk_usage(folder).free:,} free"
+    except OSError:
+        return ""
 
 
 def sha256_of(path: Path) -> str:

@@ -28,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, parsed = parse_experiment(parser, argv)
     if parsed.run.exists():
         raise InputError(f"{parsed.run} exists already; name a new run folder with --run")
-    from simdist.engine.checkpoint import Checkpoint, save_checkpoint
+    from simdist.engine.checkpoint import Checkpoint, Retention, save_checkpoint
     from simdist.engine.run import Run
     from simdist.models.upstream import load_upstream
 
     encoder, config = load_upstream(parsed.checkpoint, config)
     imported = Run(parsed.run, config)
     imported.write()
-    save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), keep_last=1)
+    save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))
     imported.event("imported", source=str(parsed.checkpoint))
     print(f"{parsed.checkpoint} is now step 0 of {parsed.run}; go on with")
     print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run {parsed.run}")

@@ -1,7 +1,9 @@
 """Stopping long work between two units of it: a signal sets a flag, and the work asks where it may end.
 
-Nothing is saved inside a handler: it may run in the middle of a collective or of a write. A second signal ends the
-process at once; whatever was complete before stays complete.
+Nothing is saved inside a handler: it may run in the middle of a collective or of a write. The same signal a second
+time, or Ctrl-C after another, ends the process at once; whatever was complete before stays complete. Another signal
+than the first is not impatience: SLURM sends SIGUSR2 and SIGTERM together, launchers answer Ctrl-C with SIGTERM; and a
+signal may arrive twice within a moment when both the launcher and the group get it.
 """
 
 from __future__ import annotations
@@ -9,13 +11,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from simdist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Ctrl-C; SLURM's end of time; its preemption
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+PREEMPTION = ("SIGTERM", "SIGUSR2")  # SLURM's end of time or preemption; what submitit asks SLURM for
+ECHO = 0.5  # seconds within which a signal that comes again is the same one
 
 
 class StoppedError(Exception):
@@ -27,10 +32,16 @@ class StoppedError(Exception):
 
 
 class Stop:
-    """Whether, and by which signal, this process was asked to stop. One that was never `installed` never is."""
+    """Whether, and by which signal, this process was asked to stop. One that was never `installed` never is.
 
-    def __init__(self) -> None:
+    Args:
+        preemption: names of the signals, beside SIGINT, that ask for it.
+    """
+
+    def __init__(self, preemption: Sequence[str] = PREEMPTION) -> None:
         self.signal_number = 0
+        self._since = 0.0
+        self._preemption = [signal.Signals[name] for name in preemption]
 
     def check(self) -> None:
         """Raise `StoppedError` if a signal has come."""
@@ -38,9 +49,14 @@ class Stop:
             raise StoppedError(self.signal_number)
 
     @contextmanager
-    def installed(self) -> Iterator[Stop]:
-        """Answer to the signals while inside; only in a process's main thread."""
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+    def installed(self, interrupt: bool = True) -> Iterator[Stop]:
+        """Answer to the signals while inside; only in a process's main thread.
+
+        Args:
+            interrupt: Ctrl-C too; otherwise it ends at once what has nothing to save yet.
+        """
+        numbers = [*self._preemption, *([signal.SIGINT] if interrupt else [])]
+        before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield self
         finally:
@@ -50,11 +66,12 @@ class Stop:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         name = signal.Signals(number).name
-        if self.signal_number:
+        if not self.signal_number:
+            self.signal_number, self._since = number, time.monotonic()
+            _say(f"{name}: stopping where it is safe; again to end at once")
+        elif number in (self.signal_number, signal.SIGINT) and time.monotonic() - self._since > ECHO:
             _say(f"{name} again: ending at once")
             os._exit(128 + number)
-        self.signal_number = number
-        _say(f"{name}: stopping where it is safe; again to end at once")
 
 
 def exit_code(signal_number: int) -> int:
@@ -64,7 +81,7 @@ def exit_code(signal_number: int) -> int:
 
 def ignore_signals() -> None:
     """For a process's children: a signal to the whole group reaches them first, and the parent decides."""
-    for number in (*SIGNALS, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from simdist.cli import CONFIGS, experiment_parser, parse_experiment, run
 from simdist.config import Config
 from simdist.errors import EXIT_OK
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from simdist.engine.run import Run
-    from simdist.engine.trainer import Trainer
-    from simdist.stopping import Stop
+from simdist.stopping import Stop
 
 DEMO = CONFIGS / "demo.yaml"
 DESCRIPTION = """\
@@ -34,7 +26,8 @@ Examples:
   accelerate launch -m simdist.train --config configs/sim_librispeech.yaml --data.root data/librispeech
   python -m simdist.train --config configs/gim_librispeech.yaml --config configs/debug.yaml --optim.lr 1e-4
 
-Exit codes: 0 finished, 2 wrong input, 75 preempted and saved (run it again), 130 stopped with Ctrl-C and saved.
+Exit codes: 0 finished; 1 failed (a full disk, diverging numbers, ...); 2 wrong input; 75 run it again: preempted and
+saved, or hung; 130 stopped with Ctrl-C and saved.
 """
 
 
@@ -48,67 +41,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     from simdist.engine.world import enter
 
     config, parsed = parse_experiment(parser, argv, default=DEMO)
-    enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
-    if not parsed.config or [str(path) for path in parsed.config] == [str(DEMO)]:
-        _make_demo_data(Path(config.data.root))
-    return train(config, parsed.run, parsed.force)
+    stop = Stop(config.train.preempt_signals)
+    with stop.installed(interrupt=False):  # a preemption may come while torch is imported
+        enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
+        if not parsed.config or [str(path) for path in parsed.config] == [str(DEMO)]:
+            _make_demo_data(Path(config.data.root))
+        return train(config, parsed.run, parsed.force, stop)
 
 
-def train(config: Config, folder: Path | None = None, force: bool = False) -> int:
+def train(config: Config, folder: Path | None = None, force: bool = False, stop: Stop | None = None) -> int:
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
     from dataclasses import replace
 
-    from simdist.engine.accelerator import build_accelerator, resolve_precision
-    from simdist.engine.lease import Lease
+    from simdist.engine.accelerator import resolve_precision
+    from simdist.engine.encoder_task import EncoderTask
     from simdist.engine.run import default_folder, open_run
+    from simdist.engine.running import build_process, complete
     from simdist.engine.trainer import Trainer
-    from simdist.stopping import Stop
 
     precision = resolve_precision(config.train.precision)
     config = replace(config, train=replace(config.train, precision=precision))
     run = open_run(folder or default_folder(config), config, force)
-    accelerator = build_accelerator(precision)
-    stop = Stop()
-    trainer = Trainer(run, accelerator, stop)
+    process = build_process(run, stop or Stop())
+    trainer = Trainer(run, EncoderTask(run, process), process)
     say = trainer.metrics.say
     if run.is_finished and not force:
         limit = "--train.max_steps" if trainer.timetable.is_cut_short else "--train.epochs"
         say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
         say(f"to train it longer: the same command with a larger {limit}, --run {run.folder} --force")
         return EXIT_OK
-    with Lease(run.folder) if accelerator.is_main_process else nullcontext() as lease:
-        trainer.lease = lease
-        return _train_to_the_end(trainer, run, accelerator, stop)
-
-
-def _train_to_the_end(trainer: Trainer, run: Run, accelerator: Accelerator, stop: Stop) -> int:
-    """Resume, train, and write down how it ended; returns the exit code."""
-    from simdist.stopping import exit_code
-
-    say = trainer.metrics.say
-    for line in trainer.describe():
-        say(line)
-    step = trainer.resume()
-    if accelerator.is_main_process:
-        run.write()
-        run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
-    accelerator.wait_for_everyone()
-    say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
-    with stop.installed():
-        signal_number = trainer.fit()
-    if accelerator.is_main_process:
-        run.event("stopped" if signal_number else "finished", step=trainer.step, signal=signal_number)
-    if signal_number:
-        say(f"stopped at step {trainer.step}, everything is saved; the same command continues")
-        return exit_code(signal_number)
-    if accelerator.is_main_process:
-        run.finish(trainer.step)
+    code = complete(trainer, process)
+    if code == EXIT_OK and process.accelerator.is_main_process:
         for line in summary(trainer.metrics.lines("train")):
             say(line)
         say(f"run folder: {run.folder}")
         say(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
-    accelerator.end_training()
-    return EXIT_OK
+    return code
 
 
 def summary(lines: list[dict]) -> list[str]:

@@ -32,6 +32,8 @@ class Batch:
     """(B,) int64, rows of the split's index."""
     consumed: int
     """Samples consumed by all ranks once this batch has been trained on: the loader's state."""
+    skipped: tuple[str, ...] = ()
+    """Why samples of this rank's share do not decode and were replaced."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +14,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from simdist.engine.deepspeed_settings import check_started, is_wanted, read_plugin
+from simdist.engine.watchdog import Watchdog
 from simdist.errors import InputError
+from simdist.stopping import Stop
 
 
 def resolve_precision(wanted: str) -> str:
@@ -70,10 +74,33 @@ class HostGroup:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
 
-    def maximum(self, value: int) -> int:
-        """The largest of all ranks' values, on every rank."""
+    def maximum(self, *values: int) -> list[int]:
+        """The largest of all ranks' values, each for itself, on every rank."""
         if self._group is None:
-            return value
-        tensor = torch.tensor(value)
+            return list(values)
+        tensor = torch.tensor(values)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
-        return int(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank; for what is rare."""
+        if self._group is None:
+            return [value]
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among the others, and how it is asked to end."""
+
+    accelerator: Accelerator
+    hosts: HostGroup
+    stop: Stop
+    watchdog: Watchdog
+
+    def stopped(self) -> int:
+        """The signal by which any rank was asked to stop, the same on all; 0 for none. Also tells of progress."""
+        self.watchdog.progress()
+        return self.hosts.maximum(self.stop.signal_number)[0]

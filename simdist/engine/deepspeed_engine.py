@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from simdist.config import Config
 from simdist.engine.accelerator import resolve_precision
 from simdist.engine.deepspeed_settings import fill
-from simdist.engine.step import DrawSource, NumberedModule, metrics_of
+from simdist.engine.step import DrawSource, NumberedModule, Step, StepOutcome, metrics_of, running_statistics, take_back
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Draws, GreedyModule, ModuleLoss
 
@@ -114,29 +114,29 @@ class DeepSpeedEngine:
         learning: Sequence[NumberedModule],
         inputs: Tensor,
         frames: list[int],
-        step: int,
+        step: Step,
         draws: DrawSource,
-        *,
-        lr: float,
-        beta: float,
-        measure: bool,
-    ) -> list[dict[str, Tensor]]:
+    ) -> StepOutcome:
         """Train all modules on one batch; see `train_step`. A step with a gradient that is not finite is skipped."""
         assert len(learning) == len(self.modules)
         accumulate, outcomes = self._config.train.accumulate, []
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._clipping.norms, self._clipping.measure = [], measure
+        for module, group in zip(self.modules, self._optimizer.param_groups, strict=True):
+            group["lr"] = step.lr * module.course.lr_scale
+        self._clipping.norms, self._clipping.measure = [], step.measure
+        buffers = [[buffer.clone() for buffer in running_statistics(module.module)] for module in self.modules]
         for number, x in enumerate(inputs.chunk(accumulate)):  # (B, T, 1) -> accumulate x (B / accumulate, T, 1)
-            part = step * accumulate + number
+            part = step.number * accumulate + number
             drawn = [draws.draw("train", part, module, len(x), frames) for module in self.modules]
-            loss, outcomes = self._engine(x, drawn, beta)
+            loss, outcomes = self._engine(x, drawn, step.beta)
             self._engine.backward(loss)  # divides by `accumulate`
             self._engine.step()  # updates after the last part
-        measured = [metrics_of(outcome) for outcome in outcomes] if measure else []
+        measured = [metrics_of(outcome) for outcome in outcomes] if step.measure else []
         for metrics, norm in zip(measured, self._clipping.norms, strict=False):
             metrics["grad_norm"] = norm
-        return measured
+        bad = (~torch.stack([outcome.loss.detach() for outcome in outcomes]).isfinite()).float()
+        for module, before, skipped in zip(self.modules, buffers, bad, strict=True):
+            take_back(module.module, before, skipped)
+        return StepOutcome(measured, bad)
 
     def state(self) -> list[dict[str, Any]]:
         """Each module's optimizer state as `LocalEngine` saves it, gathered from all ranks' partitions."""
@@ -147,12 +147,16 @@ class DeepSpeedEngine:
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Make the encoder's weights the master weights, and take up what either engine's `state` returned."""
-        for module in self.modules:
-            for parameter in module.module.parameters():
-                safe_set_full_fp32_param(parameter, parameter.data)
-        if states:
-            for module, group, state in zip(self.modules, self._optimizer.param_groups, states, strict=True):
-                self._scatter(group, list(module.module.parameters()), state["optimizer"]["state"])
+        for number in range(len(self.modules)):
+            self.load_module(number, states[number] if states else None)
+
+    def load_module(self, number: int, state: dict[str, Any] | None) -> None:
+        """The same for one module."""
+        parameters = list(self.modules[number].module.parameters())
+        for parameter in parameters:
+            safe_set_full_fp32_param(parameter, parameter.data)
+        if state is not None:
+            self._scatter(self._optimizer.param_groups[number], parameters, state["optimizer"]["state"])
 
     def _link_moments(self) -> None:
         """Make AdamW's state, and link it to the parameters; DeepSpeed does so after its update of the first group."""

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simdist.config import Config
 from simdist.engine.accelerator import under_ddp
 from simdist.engine.reduction import OverlappedReduction
-from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, train_step
+from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, Step, StepOutcome, train_step
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import GreedyModule
 
@@ -37,13 +37,9 @@ class Engine(Protocol):
         learning: Sequence[NumberedModule],
         inputs: Tensor,
         frames: list[int],
-        step: int,
+        step: Step,
         draws: DrawSource,
-        *,
-        lr: float,
-        beta: float,
-        measure: bool,
-    ) -> list[dict[str, Tensor]]:
+    ) -> StepOutcome:
         """Train `learning` on one batch; see `train_step`."""
         ...
 
@@ -53,6 +49,10 @@ class Engine(Protocol):
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Take up the encoder's weights, which were just loaded, and what `state` returned; [] is a fresh start."""
+        ...
+
+    def load_module(self, number: int, state: dict[str, Any] | None) -> None:
+        """The same for one module: its entry of `states`, or None."""
         ...
 
 
@@ -85,18 +85,11 @@ class LocalEngine:
         learning: Sequence[NumberedModule],
         inputs: Tensor,
         frames: list[int],
-        step: int,
+        step: Step,
         draws: DrawSource,
-        *,
-        lr: float,
-        beta: float,
-        measure: bool,
-    ) -> list[dict[str, Tensor]]:
+    ) -> StepOutcome:
         trainers = [self._trainers[module.number] for module in learning]
-        accumulate = self._config.train.accumulate
-        return train_step(
-            trainers, inputs, frames, step, draws, lr=lr, beta=beta, accumulate=accumulate, measure=measure
-        )
+        return train_step(trainers, inputs, frames, step, draws, self._config.train.accumulate)
 
     def state(self) -> list[dict[str, Any]]:
         return [trainer.state() for trainer in self._trainers]
@@ -105,6 +98,13 @@ class LocalEngine:
         if states:  # none in a run that began with weights from elsewhere
             for trainer, state in zip(self._trainers, states, strict=True):
                 trainer.load_state(state)
+
+    def load_module(self, number: int, state: dict[str, Any] | None) -> None:
+        trainer = self._trainers[number]
+        if state is None:
+            trainer.optimizer.state.clear()
+        else:
+            trainer.load_state(state)
 
     def _prepare(self, number: int, module: GreedyModule) -> ModuleTrainer:
         optim, accelerator = self._config.optim, self._accelerator

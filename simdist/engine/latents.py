@@ -27,7 +27,7 @@ from simdist.data.crops import CropReader
 from simdist.data.loader import Clips
 from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest
 from simdist.durable import replacing, sha256_of, write_json
-from simdist.engine.accelerator import HostGroup
+from simdist.engine.accelerator import Process
 from simdist.engine.step import NumberedModule, stream_seed
 from simdist.errors import InputError
 from simdist.stopping import Stop, StoppedError
@@ -48,7 +48,7 @@ class LatentCache:
         self._folder, self._trainers, self._clips, self._crop, self._seed = folder, trainers, clips, crop, seed
         self._reader = CropReader(clips.split)
 
-    def write(self, accelerator: Accelerator, hosts: HostGroup, stop: Stop) -> bool:
+    def write(self, process: Process) -> bool:
         """Write what is missing, shard after shard on all ranks; then rank 0 completes the split.
 
         Returns:
@@ -57,7 +57,7 @@ class LatentCache:
         Raises:
             InputError: the disk is full.
         """
-        identity = self._identity()
+        accelerator, identity = process.accelerator, self._identity()
         if accelerator.is_main_process:
             self._begin(identity)
         accelerator.wait_for_everyone()
@@ -65,8 +65,8 @@ class LatentCache:
         rank, world = accelerator.process_index, accelerator.num_processes
         for first in range(0, len(shards), world):  # in step, so that all ranks hear of a stop request
             if first + rank < len(shards):
-                self._write_missing(int(shards[first + rank]), accelerator, stop)
-            if hosts.maximum(stop.signal_number):
+                self._write_missing(int(shards[first + rank]), accelerator, process.stop)
+            if process.stopped():
                 return False
         if accelerator.is_main_process and not (self._folder / MANIFEST).exists():
             self._finish([int(shard) for shard in shards], identity)

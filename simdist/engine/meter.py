@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from simdist.config import SAMPLE_RATE, Config
-from simdist.data.loader import Batch
 
 
 class Meter:
@@ -16,16 +16,14 @@ class Meter:
         self._batch, self._seconds = config.data.batch_size, config.data.crop / SAMPLE_RATE
         self._waited, self._since, self._step = 0.0, time.perf_counter(), 0
 
-    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass `batches` on, measuring how long each took to arrive."""
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
             self._waited += time.perf_counter() - start
-            yield batch
 
     def reset(self, step: int) -> None:
         """Begin a new measurement at `step`."""

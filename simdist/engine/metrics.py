@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simdist.config import identity, to_dict
-from simdist.durable import append_json, read_json_lines, write_text
+from simdist.durable import append_json, naming_the_disk, read_json_lines, write_text
 from simdist.engine.run import Run
 
 SHOWN = {"train": "train", "validation": "valid"}
@@ -83,7 +83,8 @@ class MetricsLog:
         """Write one line to the file, to wandb, and to the terminal."""
         if not self._is_main:
             return
-        append_json(self._run.metrics, line)
+        with naming_the_disk(f"metrics of step {line['step']}", self._run.folder, len(json.dumps(line))):
+            append_json(self._run.metrics, line)
         text = describe(line, self._total)
         if self._bar is not None and line["kind"] == "train":
             self._bar.update(self._bar.task_ids[0], losses=text.partition(" | ")[2])
@@ -118,10 +119,10 @@ def describe(line: dict[str, Any], total_steps: int) -> str:
     """One line for the terminal: losses of all modules side by side."""
     modules = line["modules"]
     losses = " ".join(f"{module['loss']:.3f}" for module in modules)
-    accuracy = " ".join(f"{module['accuracy']:.2f}" for module in modules)
+    accuracy = " ".join(f"{module['accuracy']:.2f}" for module in modules if "accuracy" in module)
     stage = f"module {line['stage']} " if "stage" in line else ""
     text = f"{SHOWN[line['kind']]} step {line['step']}/{total_steps} {stage}epoch {line['epoch']:.2f} | "
-    text += f"loss {losses} | accuracy {accuracy}"
+    text += f"loss {losses}" + (f" | accuracy {accuracy}" if accuracy else "")
     if "samples_per_s" in line:
         text += f" | {line['samples_per_s']:.0f} clips/s, {line['data_wait']:.0%} waiting for data"
     return text

@@ -21,7 +21,7 @@ import yaml
 
 from simdist.cli import read_config
 from simdist.config import Config, differences, identity, to_dict
-from simdist.durable import append_json, read_json_lines, write_text
+from simdist.durable import append_json, naming_the_disk, read_json_lines, write_text
 from simdist.errors import InputError
 
 LEASE = "lease.json"  # all that a run which was killed at once may have
@@ -68,7 +68,13 @@ class Run:
 
     def event(self, name: str, **fields: Any) -> None:
         """Append to events.jsonl: start, resumed, stopped, finished, …"""
-        append_json(self.folder / EVENTS, {"event": name, "time": time.time(), "host": socket.gethostname(), **fields})
+        line = {"event": name, "time": time.time(), "host": socket.gethostname(), **fields}
+        with naming_the_disk(f"event {name!r}", self.folder, len(json.dumps(line))):
+            append_json(self.folder / EVENTS, line)
+
+    def count(self, name: str) -> int:
+        """How many events of one name were recorded."""
+        return sum(line["event"] == name for line in read_json_lines(self.folder / EVENTS))
 
     def write(self) -> None:
         """Create the folder, or bring its config and environment up to date."""
@@ -82,7 +88,8 @@ class Run:
 
     def finish(self, step: int) -> None:
         """Mark the run as complete."""
-        write_text(self.folder / DONE, json.dumps({"step": step, "time": time.time()}))
+        with naming_the_disk(DONE, self.folder, 100):
+            write_text(self.folder / DONE, json.dumps({"step": step, "time": time.time()}))
 
 
 def open_run(folder: Path, config: Config, force: bool = False) -> Run:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,13 +42,55 @@ class DrawSource:
 
     def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> Draws:
         """The draws of one module in one step of training or validation (`purpose`)."""
-        self._host.manual_seed(stream_seed(self._seed, purpose, step, trainer.number))
+        self._host.manual_seed(stream_seed(self._seed, purpose, step, trainer.number, *_attempt(trainer)))
         generator = self.noise(purpose, step, trainer)
         return trainer.module.draw(batch, frames[trainer.number], generator, self._host)
 
     def noise(self, purpose: str, step: int, trainer: NumberedModule) -> torch.Generator:
         """The rank's generator, set to where one module begins in one step."""
-        return self._generator.manual_seed(stream_seed(self._seed, purpose, step, trainer.number, self._rank))
+        names = (self._seed, purpose, step, trainer.number, self._rank, *_attempt(trainer))
+        return self._generator.manual_seed(stream_seed(*names))
+
+
+def _attempt(trainer: NumberedModule) -> tuple[str, ...]:
+    """What tells a module's draws from those before it was rolled back."""
+    return (f"attempt {trainer.course.reseeds}",) if trainer.course.reseeds else ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step is told beside its batch."""
+
+    number: int
+    """How many steps were taken before it; decides the draws."""
+    lr: float
+    """Learning rate."""
+    beta: float
+    """Weight of the KL."""
+    measure: bool = False
+    """Whether metrics are wanted."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a training step returns."""
+
+    metrics: list[dict[str, Tensor]]
+    """Of each module that learns, scalar tensors; [] unless they were wanted."""
+    bad: Tensor
+    """(modules,) 1 where a loss or gradient was not finite, so that the module was not updated; else 0."""
+
+
+@dataclass
+class Course:
+    """What rolling a module back has changed for it."""
+
+    lr_scale: float = 1.0
+    """Factor on the learning rate."""
+    reseeds: int = 0
+    """How often it was given other noise and negatives."""
+    rollbacks: int = 0
+    """How often it went back to a checkpoint."""
 
 
 @dataclass
@@ -59,6 +101,8 @@ class NumberedModule:
     """Which module of the encoder, from 0."""
     module: GreedyModule
     """The bare module."""
+    course: Course = field(default_factory=Course, kw_only=True)
+    """How it departs from the others' schedule."""
 
 
 @dataclass
@@ -75,23 +119,42 @@ class ModuleTrainer(NumberedModule):
     """Averages gradients over ranks; None in a single process."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to the module's, and begin to average them over ranks."""
-        self.scaler.scale(loss).backward()
+        """Add the loss's gradients to the module's, and begin to average them over ranks.
 
-    def update(self, lr: float, measure: bool) -> Tensor | None:
-        """One optimizer step with averaged gradients; returns their norm if it clips or is asked to `measure`."""
+        A loss that is not finite makes all of them NaN, so that every rank learns of it from the average.
+        """
+        gate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+        self.scaler.scale(loss).backward(gate.to(loss.dtype))
+
+    def update(self, lr: float, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One optimizer step with averaged gradients, unless one is not finite: then nothing changes.
+
+        The device decides, so that no step waits for the host: the fused optimizer skips by its `found_inf`.
+
+        Args:
+            lr: the step's learning rate.
+            buffers: what `running_statistics` returned before the forward; taken back if the step is skipped.
+
+        Returns:
+            The gradients' norm, and 1 if the step was skipped, else 0; scalars.
+        """
         if self.reduction is not None:
             self.reduction.wait()
         self.scaler.unscale_(self.optimizer)
-        norm = None
-        if measure or self.clip_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad_norm or float("inf"), foreach=True)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_grad_norm, norm, foreach=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self.course.lr_scale
+        bad = (~norm.isfinite()).float()
+        if not self.scaler.is_enabled():  # the scaler sets it by itself
+            self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        take_back(self.module, buffers, bad)
+        return norm, bad
 
     def state(self) -> dict[str, Any]:
         """State of optimizer and scaler."""
@@ -107,14 +170,10 @@ def train_step(
     trainers: list[ModuleTrainer],
     inputs: Tensor,
     frames: list[int],
-    step: int,
+    step: Step,
     draws: DrawSource,
-    *,
-    lr: float,
-    beta: float,
     accumulate: int = 1,
-    measure: bool = False,
-) -> list[dict[str, Tensor]]:
+) -> StepOutcome:
     """Train every module on one batch, from the audio upwards.
 
     A module is updated after the next one's forward, so that its gradients are averaged over ranks meanwhile. This
@@ -124,40 +183,41 @@ def train_step(
         trainers: the greedy modules that learn, in order.
         inputs: (B, T, 1) audio, or the (B, L, C) latent of the module below the first of them.
         frames: length of every module's latent for a crop.
-        step: number of the step; decides the draws.
+        step: which step, and its learning rate and beta.
         draws: source of noise, negatives and windows.
-        lr, beta: of this step.
-        accumulate: parts that the batch is trained in; gradients are averaged over them.
-        measure: also return metrics, those of the last part.
-
-    Returns:
-        Each module's metrics as scalar tensors, [] unless `measure`.
+        accumulate: parts that the batch is trained in; gradients are averaged over them. Metrics are the last part's.
     """
     parts = inputs.chunk(accumulate)  # (B, L, C) -> accumulate x (B / accumulate, L, C)
+    buffers = [[buffer.clone() for buffer in running_statistics(trainer.module)] for trainer in trainers]
     measured: list[dict[str, Tensor]] = []
+    updates: list[tuple[Tensor, Tensor]] = []
     for number, x in enumerate(parts):
         is_last = number == accumulate - 1
-        below: ModuleTrainer | None = None
-        for trainer in trainers:
+        for m, trainer in enumerate(trainers):
             with nullcontext() if is_last else _unreduced(trainer.wrapped):
-                outcome: ModuleLoss = trainer.wrapped(
-                    x, draws.draw("train", step * accumulate + number, trainer, len(x), frames), beta
-                )
-                if is_last and below is not None:
-                    _finish(below, measured, lr, measure)
+                drawn = draws.draw("train", step.number * accumulate + number, trainer, len(x), frames)
+                outcome: ModuleLoss = trainer.wrapped(x, drawn, step.beta)
+                if is_last and m > 0:
+                    updates.append(trainers[m - 1].update(step.lr, buffers[m - 1]))
                 trainer.backward(outcome.loss / accumulate)
-            if is_last and measure:
+            if is_last and step.measure:
                 measured.append(metrics_of(outcome))
-            below, x = trainer, outcome.latent
-        if is_last and below is not None:
-            _finish(below, measured, lr, measure)
-    return measured
+            x = outcome.latent
+    updates.append(trainers[-1].update(step.lr, buffers[-1]))
+    for metrics, (norm, _) in zip(measured, updates, strict=step.measure):
+        metrics["grad_norm"] = norm.float()
+    return StepOutcome(measured, torch.stack([bad for _, bad in updates]))
 
 
-def _finish(trainer: ModuleTrainer, measured: list[dict[str, Tensor]], lr: float, measure: bool) -> None:
-    norm = trainer.update(lr, measure)
-    if measure and norm is not None:
-        measured[-1]["grad_norm"] = norm.float()
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """BatchNorm's running means and variances."""
+    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+
+
+def take_back(module: nn.Module, buffers: list[Tensor], bad: Tensor) -> None:
+    """Give a module the running statistics it had before a forward, if that was `bad`; else change nothing."""
+    for now, before in zip(running_statistics(module), buffers, strict=True):
+        now.copy_(torch.where(bad > 0, before, now))
 
 
 def _unreduced(module: nn.Module) -> AbstractContextManager[None]:

@@ -2,140 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor
 
-from simdist.config import DataConfig
-from simdist.data.loader import BatchLoader, Clips, open_clips
-from simdist.engine.accelerator import HostGroup
-from simdist.engine.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from simdist.engine.engines import build_engine
-from simdist.engine.latents import LatentCache, sampled
+from simdist.data.loader import Batch
+from simdist.engine.accelerator import Process
+from simdist.engine.bad_steps import BadSteps
+from simdist.engine.checkpoint import Checkpoint, Retention, latest_checkpoint, load_checkpoint, remove_unfinished
 from simdist.engine.lease import Lease
 from simdist.engine.meter import Meter
 from simdist.engine.metrics import MetricsLog
 from simdist.engine.run import Run
-from simdist.engine.step import DrawSource, NumberedModule, frozen_latent, validation_step
+from simdist.engine.saving import Saver
+from simdist.engine.step import Course, Step
+from simdist.engine.task import Task
 from simdist.engine.timetable import Timetable
-from simdist.errors import InputError
-from simdist.models.encoder import GreedyEncoder, check_fit
-from simdist.stopping import Stop
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where training inputs come from."""
-
-    loader: BatchLoader
-    first_module: int
-    """The module that takes these inputs: 0 for audio."""
+from simdist.errors import EXIT_FAILED, FailedError, InputError
 
 
 class Trainer:
-    """Trains the encoder of one run: all modules in every step (`joint`), or one after the other (`stagewise`).
+    """Trains one task in one run folder.
+
+    What goes wrong on one rank (a disk, a shard, a lost lease) is kept until the ranks next agree, between two steps;
+    then all of them end with its message, and none waits in a collective for one that is gone.
 
     Args:
         run: the folder, with the resolved config.
-        accelerator: from `build_accelerator`.
-        stop: asked after every step.
+        task: what is trained.
+        process: this process among the others.
 
     Raises:
-        InputError: the data or the run's checkpoints do not fit the config.
+        InputError: the run's checkpoints do not fit.
     """
 
-    def __init__(self, run: Run, accelerator: Accelerator, stop: Stop) -> None:
+    def __init__(self, run: Run, task: Task, process: Process) -> None:
         config = run.config
-        self.run, self.config, self._accelerator, self._stop = run, config, accelerator, stop
-        self._clips = open_clips(config.data, config.data.train_split)
-        self._test_clips = self._open_validation()
-        self._loader = self._load(self._clips, config.data)
-        self._check_parts()
-        self.encoder = GreedyEncoder(config.model, config.loss, config.seed).to(accelerator.device)
-        self._frames = config.model.num_frames(config.data.crop)
-        self._engine = build_engine(accelerator, self.encoder, config)
-        self._draws = DrawSource(config.seed, accelerator.process_index, accelerator.device)
-        self.timetable = Timetable(config, len(self._clips))
-        self.metrics = MetricsLog(run, self.timetable.total_steps, accelerator.is_main_process)
-        self._hosts = HostGroup()
+        self.run, self.config, self.task, self._process = run, config, task, process
+        self._accelerator = process.accelerator
+        self._is_main = self._accelerator.is_main_process
+        self.timetable = Timetable(config, task.num_clips)
+        self.metrics = MetricsLog(run, self.timetable.total_steps, self._is_main)
         self.lease: Lease | None = None
         """Rank 0's right to write the run; None where there is no other process to fear."""
         self.step = 0
+        self._consumed = 0
+        self._failure: InputError | None = None
+        self._bad_steps = BadSteps(len(task.modules), self._accelerator.device)
+        self._bad_samples: set[str] = set()
+        self._news: set[str] = set()
+        retention = Retention(config.train.keep_last, config.train.keep_every)
+        self._saver = Saver(run.checkpoints, retention, self._check_lease)
         self._meter = Meter(config)
 
     def fit(self) -> int:
-        """Train to the end, or until a stop request; returns the signal that stopped it, 0 if it is finished."""
-        self.metrics.rewind(self.step)
-        with self.metrics.reporting(self.step):
-            stopped = self._catch_up()
-            while not stopped and self.step < self.timetable.total_steps:
-                stopped = self._run_stage(self.timetable.stage(self.step))
+        """Train to the end, or until a stop request; returns the signal that stopped it, 0 if it is finished.
+
+        Raises:
+            InputError: it cannot go on, on this or another rank. Everything up to the last checkpoint is safe.
+        """
+        if self._is_main:
+            self.metrics.rewind(self.step)
+        with self._process.watchdog.watching(), self.metrics.reporting(self.step):
+            try:
+                stopped = self._catch_up()
+                while not stopped and self.step < self.timetable.total_steps:
+                    stopped = self._run_stage(self.timetable.stage(self.step))
+            except InputError:
+                self._save()  # what is in memory is good: only the next step cannot be taken
+                raise
+            finally:
+                with self._held():
+                    self._saver.finish()
+            self._agree()
         return stopped
-
-    def _run_stage(self, stage: int) -> int:
-        """Train one stage to its end, or until a stop request."""
-        source = self._source(stage)
-        if source is None:
-            return self._hosts.maximum(self._stop.signal_number)
-        end = (stage + 1) * self.timetable.stage_steps
-        first = self.timetable.consumed(self.step)
-        last = first + (end - self.step) * self.config.data.batch_size
-        self._set_modes(stage)
-        self._meter.reset(self.step)
-        batches = self._meter.waiting(source.loader.batches(first, last))
-        stopped = 0
-        while not stopped and self.step < end:
-            self._take_step(stage, source.first_module, next(batches).inputs)
-            stopped = self._hosts.maximum(self._stop.signal_number)
-            if not stopped and self.timetable.validates(self.step):
-                stopped = self._validate()
-            if stopped or self.timetable.saves(self.step):
-                self.save()
-        return stopped
-
-    def _learning(self, stage: int) -> Sequence[NumberedModule]:
-        """The modules that learn in a stage."""
-        return self._engine.modules if self.timetable.stages == 1 else self._engine.modules[stage : stage + 1]
-
-    def _frozen(self, stage: int) -> Sequence[NumberedModule]:
-        """The modules below them, which learn no more."""
-        return [] if self.timetable.stages == 1 else self._engine.modules[:stage]
-
-    def _set_modes(self, stage: int) -> None:
-        """Modules that learn are in train mode, frozen ones normalise by their running statistics."""
-        self.encoder.eval()
-        for trainer in self._learning(stage):
-            trainer.module.train()
-
-    def _source(self, stage: int) -> Source | None:
-        """Where a stage's inputs come from: audio, or cached latents; None if a stop request came while caching."""
-        frozen = self._frozen(stage)
-        if not (frozen and self.config.train.cache_latents):
-            return Source(self._loader, 0)
-        self._share_buffers()
-        self.encoder.eval()
-        folder = self.run.folder / "latents" / f"module_{frozen[-1].number}"
-        data = self.config.data
-        self.metrics.say(f"latents of module {frozen[-1].number}: {folder}")
-        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, self.config.seed)
-        if not cache.write(self._accelerator, self._hosts, self._stop):
-            return None
-        latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
-        return Source(self._load(open_clips(latents, data.train_split), latents), stage)
 
     def resume(self) -> int:
         """Go back to the newest complete checkpoint, if there is one; returns the step."""
-        report = self.metrics.say
-        found = latest_checkpoint(self.run.checkpoints, report)
+        if self._is_main:
+            remove_unfinished(self.run.checkpoints)
+        self._accelerator.wait_for_everyone()
+        found = latest_checkpoint(self.run.checkpoints, self.metrics.say)
         if found is not None:
-            checkpoint = load_checkpoint(found)
-            self._restore(checkpoint)
-            self.step = checkpoint.step
+            self._restore(load_checkpoint(found))
         elif self.run.has_begun:
             raise InputError(
                 f"{self.run.folder} has no complete checkpoint left to go on from; restore one below "
@@ -143,34 +96,10 @@ class Trainer:
             )
         return self.step
 
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
-        optimizer = self._engine.state()
-        if self._accelerator.is_main_process:
-            checkpoint = Checkpoint(
-                step=self.step,
-                consumed=self.timetable.consumed(self.step),
-                fingerprint=self._clips.split.manifest.fingerprint,
-                model=self.encoder.state_dict(),
-                optimizer=optimizer,
-            )
-            save_checkpoint(self.run.checkpoints, checkpoint, self.config.train.keep_last)
-        self._accelerator.wait_for_everyone()
-
     def describe(self) -> list[str]:
         """What is about to happen, for the terminal."""
-        config, accelerator = self.config, self._accelerator
-        clips, world = self._clips, accelerator.num_processes
-        parameters = sum(p.numel() for p in self.encoder.parameters())
-        manifest = clips.split.manifest
-        short = f", {clips.num_short} shorter than a crop: {config.data.short_clips}" if clips.num_short else ""
-        rest = f", {self._engine.name}" if self._engine.name else ""
-        return [
-            f"world size {world} on {accelerator.device.type}{rest}, precision {config.train.precision}",
-            f"{manifest.corpus} {manifest.split}: {len(clips)} clips, {manifest.num_seconds / 3600:.2f} h{short}; "
-            f"batch {config.data.batch_size} = {world} x {config.data.batch_size // world}",
-            f"{len(self._engine.modules)} greedy modules, {parameters / 1e6:.2f} M parameters, {self._course()}",
-        ]
+        *lines, last = self.task.describe()
+        return [*lines, f"{last}, {self._course()}"]
 
     def _course(self) -> str:
         """How long the run is."""
@@ -180,106 +109,208 @@ class Trainer:
             return f"{table.total_steps} steps = {epochs}"
         return f"{table.total_steps} steps: {table.stages} stages of {table.stage_steps} steps = {epochs}"
 
-    def _load(self, clips: Clips, data: DataConfig) -> BatchLoader:
-        rank, world = self._accelerator.process_index, self._accelerator.num_processes
-        return BatchLoader(clips, data, self.config.seed, rank, world, self._accelerator.device)
+    def _run_stage(self, stage: int) -> int:
+        """Train one stage to its end, or until a stop request."""
+        end = (stage + 1) * self.timetable.stage_steps
+        last = self._consumed + (end - self.step) * self.config.data.batch_size
+        batches = self.task.batches(stage, self._consumed, last, self.metrics.say)
+        if batches is None:
+            return self._process.stopped()
+        self._meter.reset(self.step)
+        stopped = 0
+        while not stopped and self.step < end:
+            batch = self._fetch(batches)
+            stopped = self._agree()
+            if batch is not None and not stopped:
+                self._take_step(stage, batch)
+                if self.timetable.validates(self.step):
+                    stopped = self._validate()
+            if stopped or self.timetable.saves(self.step):
+                self._agree(everything=True)
+                self._save()
+        return stopped
 
-    def _check_parts(self) -> None:
-        parts, share = self.config.train.accumulate, self.config.data.batch_size // self._accelerator.num_processes
-        if share % parts:
-            raise InputError(
-                f"train.accumulate is {parts}, into which a rank's {share} clips of data.batch_size "
-                f"{self.config.data.batch_size} cannot be divided; take a divisor of {share}"
-            )
+    def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch; None if there is none to be had, which the next agreement tells all ranks."""
+        with self._held(), self._meter.waiting():
+            batch = next(batches)
+            self._news.update(set(batch.skipped) - self._bad_samples)
+            return batch
+        return None
 
-    def _open_validation(self) -> Clips | None:
-        """The test split's clips; None where no validation is wanted."""
-        config, world = self.config, self._accelerator.num_processes
-        if config.train.validate_every == 0:
-            return None
-        clips = open_clips(config.data, config.data.test_split)
-        if len(clips) < world:
-            raise InputError(
-                f"{clips.split.folder} has {len(clips)} clips for {world} ranks to validate on; "
-                "set --train.validate_every 0, or use fewer processes"
-            )
-        return clips
-
-    def _share_buffers(self) -> None:
-        """Send rank 0's BatchNorm statistics to all ranks, where they are about to be read."""
-        if self._accelerator.num_processes > 1:
-            for buffer in self.encoder.buffers():
-                broadcast(buffer)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        check_fit(self.encoder, checkpoint.model, f"the checkpoint of step {checkpoint.step} in {self.run.folder}")
-        fingerprint = self._clips.split.manifest.fingerprint
-        if checkpoint.fingerprint not in ("", fingerprint):
-            raise InputError(
-                f"{self._clips.split.folder} holds other data than the run in {self.run.folder} was trained on "
-                f"(fingerprint {fingerprint[:12]}, was {checkpoint.fingerprint[:12]}); restore it, or start a new --run"
-            )
-        self.encoder.load_state_dict(checkpoint.model)
-        self._engine.load_state(checkpoint.optimizer)
-
-    def _take_step(self, stage: int, first_module: int, inputs: Tensor) -> None:
-        lr, beta, number = self.timetable.lr(self.step), self.timetable.beta(self.step), self.step + 1
-        measure = self.timetable.logs(number)
-        outcome = self._engine.step(
-            self._learning(stage),
-            self._through_frozen(stage, first_module, inputs),
-            self._frames,
-            self.step,
-            self._draws,
-            lr=lr,
-            beta=beta,
-            measure=measure,
-        )
+    def _take_step(self, stage: int, batch: Batch) -> None:
+        table, number = self.timetable, self.step + 1
+        measure = table.logs(number)
+        step = Step(self.step, table.lr(self.step), table.beta(self.step), measure)
+        outcome = self.task.step(stage, batch, step)
         self.step = number
-        if self.lease is not None:
-            self.lease.check()
+        self._consumed = 0 if table.ends_stage(number) and number < table.total_steps else batch.consumed
+        self._bad_steps.push(self.task.learning(stage), outcome.bad)
+        self._process.watchdog.progress()
         if measure:
-            self._record("train", [outcome], {"lr": lr, "beta": beta, **self._meter.read(number)})
+            self._record("train", [outcome.metrics], {"lr": step.lr, "beta": step.beta, **self._meter.read(number)})
         self.metrics.advance(number)
 
-    def _through_frozen(self, stage: int, first_module: int, inputs: Tensor) -> Tensor:
-        """The input of the lowest module that learns."""
-        if first_module:  # cached latents: only their noise is missing
-            below = self._engine.modules[first_module - 1]
-            return sampled(inputs, below, self._draws.noise("frozen", self.step, below))
-        with self._accelerator.autocast():
-            return frozen_latent(self._frozen(stage), inputs, self.step, self._draws)
+    def _agree(self, everything: bool = False) -> int:
+        """All ranks hear of each other's signals, failures and skipped steps; returns the signal to stop for, or 0."""
+        with self._held():
+            self._check_lease()
+            self._saver.check()
+        arrived = self._bad_steps.arrived(everything)
+        flags = [flag for step in arrived for flag in step]
+        signal_number, failed, news, *flags = self._process.hosts.maximum(
+            self._process.stop.signal_number, int(self._failure is not None), int(bool(self._news)), *flags
+        )
+        if news:
+            self._pass_over_samples()
+        if failed:
+            self._fail()
+        width = len(self._bad_steps.in_a_row)
+        for first in range(0, len(flags), width):
+            self._count_bad_step(flags[first : first + width])
+        return signal_number
+
+    def _fail(self) -> None:
+        """Raise the first rank's failure on all of them."""
+        told = None if self._failure is None else (str(self._failure), self._failure.exit_code)
+        message, code = next(each for each in self._process.hosts.gather(told) if each is not None)
+        raise (FailedError if code == EXIT_FAILED else InputError)(message) from self._failure
+
+    def _pass_over_samples(self) -> None:
+        """Some rank met samples that do not decode: write down which, and end if they are too many."""
+        new = set().union(*self._process.hosts.gather(self._news)) - self._bad_samples
+        self._bad_samples |= new
+        self._news = set()
+        for reason in sorted(new):
+            self.metrics.say(f"passed over: {reason}")
+            self._event("bad_sample", step=self.step, reason=reason)
+        limit = self.config.data.max_bad_samples
+        if len(self._bad_samples) > limit:
+            raise FailedError(
+                f"{len(self._bad_samples)} samples do not decode, more than data.max_bad_samples {limit}: "
+                f"{sorted(self._bad_samples)[0]}; the others are in {self.run.folder / 'events.jsonl'}"
+            )
+
+    def _count_bad_step(self, flags: list[int]) -> None:
+        """A step has been skipped by some modules, or by none; the one to blame may have to go back."""
+        blamed = self._bad_steps.count(flags)
+        if blamed is None:
+            return
+        in_a_row = self._bad_steps.in_a_row[blamed]
+        if in_a_row == 1:
+            self.metrics.say(f"module {blamed} skips a step before step {self.step}: loss or gradient is not finite")
+            self._event("bad_step", step=self.step, module=blamed)
+        if in_a_row >= self.config.train.max_bad_steps:
+            self._roll_back(blamed, in_a_row)
+
+    def _roll_back(self, number: int, in_a_row: int) -> None:
+        """Take one module, and only that one, back to the last checkpoint, and let it go on differently."""
+        settings, course = self.config.train, self.task.modules[number].course
+        why = f"module {number} had no finite loss and gradient in {in_a_row} steps in a row up to step {self.step}"
+        if course.rollbacks >= settings.max_rollbacks:
+            raise FailedError(
+                f"{why}, and was rolled back {course.rollbacks} times before (train.max_rollbacks); "
+                "look at its losses in metrics.jsonl and begin anew with a lower --optim.lr or --optim.clip_grad_norm 1"
+            )
+        with self._held():
+            self._saver.finish()
+            self._saver.forget()
+        self._accelerator.wait_for_everyone()
+        found = latest_checkpoint(self.run.checkpoints, self.metrics.say)
+        checkpoint = None if found is None else load_checkpoint(found)
+        if checkpoint is None or not checkpoint.optimizer:
+            self.task.load_module(number, checkpoint and checkpoint.model, None)
+        else:
+            self.task.load_module(number, checkpoint.model, checkpoint.optimizer[number])
+        self._bad_steps.in_a_row[number] = 0
+        course.rollbacks += 1
+        if settings.after_rollback == "lr":
+            course.lr_scale /= 2
+            change = f"its learning rate times {course.lr_scale:g}"
+        else:
+            course.reseeds += 1
+            change = "other noise and negatives"
+        to = checkpoint.step if checkpoint else 0
+        self.metrics.say(f"{why}: it goes back to its weights of step {to}, with {change}; the others go on")
+        self._event("rolled_back", step=self.step, module=number, to_step=to, **asdict(course))
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint of this step."""
+        optimizer, courses = self.task.state(), [module.course for module in self.task.modules]
+        if not self._is_main:
+            return
+        checkpoint = Checkpoint(
+            step=self.step,
+            consumed=self._consumed,
+            fingerprint=self.task.fingerprint,
+            model=self.task.model.state_dict(),
+            optimizer=optimizer,
+            courses=[asdict(course) for course in courses] if any(course != Course() for course in courses) else [],
+            bad_steps=list(self._bad_steps.in_a_row) if any(self._bad_steps.in_a_row) else [],
+            bad_samples=sorted(self._bad_samples),
+        )
+        with self._held():
+            self._saver.save(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.fingerprint not in ("", self.task.fingerprint):
+            raise InputError(
+                f"the training split holds other data than the run in {self.run.folder} was trained on (fingerprint "
+                f"{self.task.fingerprint[:12]}, was {checkpoint.fingerprint[:12]}); restore it, or start a new --run"
+            )
+        self.task.load(checkpoint.model, checkpoint.optimizer)
+        self.step, self._consumed = checkpoint.step, checkpoint.consumed
+        self._bad_samples = set(checkpoint.bad_samples)
+        self._bad_steps.in_a_row = checkpoint.bad_steps or self._bad_steps.in_a_row
+        for module, course in zip(self.task.modules, checkpoint.courses, strict=False):
+            module.course = Course(**course)
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep a failure until the ranks next agree."""
+        try:
+            yield
+        except InputError as error:
+            self._failure = self._failure or error
+
+    def _event(self, name: str, **fields: Any) -> None:
+        if self._is_main:
+            with self._held():
+                self.run.event(name, **fields)
 
     def _catch_up(self) -> int:
         """A run that was stopped during a validation does it first."""
         done = {line["step"] for line in self.metrics.lines("validation")}
         due = self.timetable.validates(self.step) and self.step not in done
-        return self._validate() if self._hosts.maximum(int(due)) else 0
+        return self._validate() if self._process.hosts.maximum(int(due))[0] else 0
 
     def _validate(self) -> int:
         """Metrics on the test split; returns the signal that cut it short, 0 if it was completed."""
-        clips = self._test_clips
-        assert clips is not None
-        world, data = self._accelerator.num_processes, self.config.data
-        size = min(data.batch_size, len(clips) // world * world)  # never a batch that is partly filled
-        batches = min(len(clips) // size, self.config.train.validate_batches or len(clips))
-        loader = self._load(clips, replace(data, batch_size=size))
-        stage, beta = self.timetable.stage(self.step - 1), self.timetable.beta(self.step - 1)
-        self._share_buffers()
-        self.encoder.eval()
-        outcomes, stopped = [], 0
-        for number, batch in enumerate(loader.batches(0, batches * size)):
-            with self._accelerator.autocast():
-                x = frozen_latent(self._frozen(stage), batch.inputs, number, self._draws)
-            outcomes.append(validation_step(self._learning(stage), x, self._frames, number, self._draws, beta))
-            stopped = self._hosts.maximum(self._stop.signal_number)
-            if stopped:
-                break
-        self._set_modes(stage)
+        last = self.step - 1
+        step = Step(self.step, self.timetable.lr(last), self.timetable.beta(last))
+        outcomes: list[list[dict[str, Tensor]]] = []
+        stopped = self._agree()
+        with closing(self.task.validation(self.timetable.stage(last), step)) as measured:
+            while not stopped:
+                outcome = self._next_outcome(measured)
+                if outcome is None and self._failure is None:  # on all ranks: they look at equally many batches
+                    break
+                outcomes.append(outcome or [])
+                stopped = self._agree()
+                self._process.watchdog.progress()
         if not stopped:
-            self._record("validation", outcomes, {"clips": batches * size})
+            self._record("validation", outcomes, {"clips": self.task.validation_clips})
         self._meter.reset(self.step)
         return stopped
+
+    def _next_outcome(self, measured: Iterator[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]] | None:
+        with self._held():
+            return next(measured, None)
+        return None
 
     def _record(self, kind: str, outcomes: list[list[dict[str, Tensor]]], extra: dict[str, Any]) -> None:
         """Average over batches and ranks, and write the line."""
@@ -289,11 +320,11 @@ class Trainer:
         )
         means = iter(cast("Tensor", self._accelerator.reduce(values.mean(dim=0), "mean")).tolist())
         stage = self.timetable.stage(self.step - 1)
-        learning = self._learning(stage)
         modules = [
             {"module": trainer.number, **{name: next(means) for name in module}}
-            for trainer, module in zip(learning, names, strict=True)
+            for trainer, module in zip(self.task.learning(stage), names, strict=True)
         ]
         where = {"stage": stage} if self.timetable.stages > 1 else {}
         line = {"kind": kind, "step": self.step, "epoch": self.timetable.epoch_after(self.step), **where}
-        self.metrics.record({**line, "modules": modules, **extra})
+        with self._held():
+            self.metrics.record({**line, "modules": modules, **extra})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import lines, train, weights
+from training import build_trainer, lines, train, weights
 
 from simdist.config import Config
 from simdist.data.crops import CropReader
@@ -105,11 +105,7 @@ def test_latents_of_other_weights_are_replaced(stagewise: Config, tmp_path: Path
             file.unlink()
     other = replace(config, optim=replace(config.optim, lr=0.01))
     assert open_run(tmp_path / "run", other, force=True)
-    from simdist.engine.accelerator import build_accelerator
-    from simdist.engine.trainer import Trainer
-    from simdist.stopping import Stop
-
-    Trainer(open_run(tmp_path / "run", other, force=True), build_accelerator("no"), Stop()).fit()
+    build_trainer(open_run(tmp_path / "run", other, force=True)).fit()
     assert open_split(split, "train").manifest.fingerprint != before
 
 

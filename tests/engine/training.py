@@ -9,9 +9,10 @@ from torch import Tensor
 
 from simdist.config import Config
 from simdist.durable import read_json_lines
-from simdist.engine.accelerator import build_accelerator
 from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.engine.encoder_task import EncoderTask
 from simdist.engine.run import Run, open_run
+from simdist.engine.running import build_process
 from simdist.engine.trainer import Trainer
 from simdist.stopping import Stop
 
@@ -35,10 +36,15 @@ class StopAt(Stop):
         assert value == 0
 
 
+def build_trainer(run: Run, stop: Stop | None = None) -> Trainer:
+    process = build_process(run, stop or Stop())
+    return Trainer(run, EncoderTask(run, process), process)
+
+
 def train(config: Config, folder: Path, stop_at: int | None = None, question: int = 1) -> tuple[Trainer, int]:
     run = open_run(folder, config)
     stop = Stop() if stop_at is None else StopAt(stop_at, run, question)
-    trainer = Trainer(run, build_accelerator(config.train.precision), stop)
+    trainer = build_trainer(run, stop)
     if isinstance(stop, StopAt):
         stop.trainer = trainer
     trainer.resume()

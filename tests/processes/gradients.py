@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simdist.config import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.engine.accelerator import build_accelerator, under_ddp
 from simdist.engine.reduction import OverlappedReduction
-from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, train_step
+from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, Step, train_step
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Draws
 
@@ -94,11 +94,11 @@ def gradients(case: Case, first: int = 0, last: int = CLIPS) -> dict[str, Tensor
         is_shared = isinstance(wrapped, DistributedDataParallel)
         reduction = OverlappedReduction(wrapped, case.compress) if is_shared else None
         scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
-        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0, fused=True)
         trainers.append(ModuleTrainer(number, module, wrapped, optimizer, scaler, None, reduction))
     audio = torch.randn(CLIPS, SAMPLES, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draws = FixedDraws(case, first, last)
-    train_step(trainers, audio[first:last], FRAMES, 0, draws, lr=1.0, beta=0.1, accumulate=case.accumulate)
+    train_step(trainers, audio[first:last], FRAMES, Step(0, lr=1.0, beta=0.1), draws, case.accumulate)
     return {name: before[name] - p.detach() for name, p in encoder.named_parameters()}
 
 

@@ -1,0 +1,213 @@
+"""Training of an encoder's greedy modules: all in every step (`joint`), or one after the other (`stagewise`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from simdist.config import DataConfig
+from simdist.data.loader import Batch, BatchLoader, Clips, open_clips
+from simdist.engine.accelerator import Process
+from simdist.engine.engines import build_engine
+from simdist.engine.latents import LatentCache, sampled
+from simdist.engine.run import Run
+from simdist.engine.step import DrawSource, NumberedModule, Step, StepOutcome, frozen_latent, validation_step
+from simdist.errors import InputError
+from simdist.models.encoder import GreedyEncoder, check_fit
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training inputs come from."""
+
+    loader: BatchLoader
+    first_module: int
+    """The module that takes these inputs: 0 for audio."""
+
+
+class EncoderTask:
+    """The encoder of one run; see `Task`.
+
+    Args:
+        run: the folder, with the resolved config.
+        process: this process among the others.
+
+    Raises:
+        InputError: the data does not fit the config.
+    """
+
+    def __init__(self, run: Run, process: Process) -> None:
+        config = run.config
+        self._run, self._config, self._process = run, config, process
+        self._accelerator = process.accelerator
+        self._clips = open_clips(config.data, config.data.train_split)
+        self._test_clips = self._open_validation()
+        self._source = Source(self._load(self._clips, config.data), 0)
+        self._check_parts()
+        self.model = GreedyEncoder(config.model, config.loss, config.seed).to(self._accelerator.device)
+        self._frames = config.model.num_frames(config.data.crop)
+        self._engine = build_engine(self._accelerator, self.model, config)
+        self._draws = DrawSource(config.seed, self._accelerator.process_index, self._accelerator.device)
+
+    @property
+    def modules(self) -> Sequence[NumberedModule]:
+        return self._engine.modules
+
+    @property
+    def num_clips(self) -> int:
+        return len(self._clips)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._clips.split.manifest.fingerprint
+
+    @property
+    def validation_clips(self) -> int:
+        size, batches = self._validation_shape()
+        return size * batches
+
+    def describe(self) -> list[str]:
+        config, clips, world = self._config, self._clips, self._accelerator.num_processes
+        parameters = sum(p.numel() for p in self.model.parameters())
+        manifest = clips.split.manifest
+        short = f", {clips.num_short} shorter than a crop: {config.data.short_clips}" if clips.num_short else ""
+        rest = f", {self._engine.name}" if self._engine.name else ""
+        return [
+            f"world size {world} on {self._accelerator.device.type}{rest}, precision {config.train.precision}",
+            f"{manifest.corpus} {manifest.split}: {len(clips)} clips, {manifest.num_seconds / 3600:.2f} h{short}; "
+            f"batch {config.data.batch_size} = {world} x {config.data.batch_size // world}",
+            f"{len(self._engine.modules)} greedy modules, {parameters / 1e6:.2f} M parameters",
+        ]
+
+    def learning(self, stage: int) -> Sequence[NumberedModule]:
+        return self._engine.modules[stage : stage + 1] if self._is_stagewise else self._engine.modules
+
+    def batches(self, stage: int, first: int, last: int, say: Callable[[str], None]) -> Iterator[Batch] | None:
+        source = self._open_source(stage, say)
+        if source is None:
+            return None
+        self._source = source
+        self._set_modes(stage)
+        return source.loader.batches(first, last)
+
+    def step(self, stage: int, batch: Batch, step: Step) -> StepOutcome:
+        x = self._through_frozen(stage, batch.inputs, step.number)
+        return self._engine.step(self.learning(stage), x, self._frames, step, self._draws)
+
+    def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
+        clips = self._test_clips
+        assert clips is not None
+        size, batches = self._validation_shape()
+        loader = self._load(clips, replace(self._config.data, batch_size=size))
+        self._share_buffers()
+        self.model.eval()
+        try:
+            for number, batch in enumerate(loader.batches(0, batches * size)):
+                with self._accelerator.autocast():
+                    x = frozen_latent(self._frozen(stage), batch.inputs, number, self._draws)
+                yield validation_step(self.learning(stage), x, self._frames, number, self._draws, step.beta)
+        finally:
+            self._set_modes(stage)
+
+    def state(self) -> list[dict[str, Any]]:
+        return self._engine.state()
+
+    def load(self, model: dict[str, Tensor], optimizer: list[dict[str, Any]]) -> None:
+        check_fit(self.model, model, f"the checkpoint in {self._run.folder}")
+        self.model.load_state_dict(model)
+        self._engine.load_state(optimizer)
+
+    def load_module(self, number: int, model: dict[str, Tensor] | None, optimizer: dict[str, Any] | None) -> None:
+        if model is None:
+            model = GreedyEncoder(self._config.model, self._config.loss, self._config.seed).state_dict()
+        prefix = f"greedy.{number}."
+        self._engine.modules[number].module.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}
+        )
+        self._engine.load_module(number, optimizer)
+
+    @property
+    def _is_stagewise(self) -> bool:
+        return self._config.train.schedule == "stagewise"
+
+    def _frozen(self, stage: int) -> Sequence[NumberedModule]:
+        """The modules below those that learn, which learn no more."""
+        return self._engine.modules[:stage] if self._is_stagewise else []
+
+    def _set_modes(self, stage: int) -> None:
+        """Modules that learn are in train mode, frozen ones normalise by their running statistics."""
+        self.model.eval()
+        for trainer in self.learning(stage):
+            trainer.module.train()
+
+    def _open_source(self, stage: int, say: Callable[[str], None]) -> Source | None:
+        """Where a stage's inputs come from: audio, or cached latents; None if a stop request came while caching."""
+        frozen = self._frozen(stage)
+        if not (frozen and self._config.train.cache_latents):
+            return (
+                self._source
+                if self._source.first_module == 0
+                else Source(self._load(self._clips, self._config.data), 0)
+            )
+        self._share_buffers()
+        self.model.eval()
+        folder = self._run.folder / "latents" / f"module_{frozen[-1].number}"
+        data = self._config.data
+        say(f"latents of module {frozen[-1].number}: {folder}")
+        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, self._config.seed)
+        if not cache.write(self._process):
+            return None
+        latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
+        return Source(self._load(open_clips(latents, data.train_split), latents), stage)
+
+    def _through_frozen(self, stage: int, inputs: Tensor, step: int) -> Tensor:
+        """The input of the lowest module that learns."""
+        first_module = self._source.first_module
+        if first_module:  # cached latents: only their noise is missing
+            below = self._engine.modules[first_module - 1]
+            return sampled(inputs, below, self._draws.noise("frozen", step, below))
+        with self._accelerator.autocast():
+            return frozen_latent(self._frozen(stage), inputs, step, self._draws)
+
+    def _load(self, clips: Clips, data: DataConfig) -> BatchLoader:
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        return BatchLoader(clips, data, self._config.seed, rank, world, self._accelerator.device)
+
+    def _check_parts(self) -> None:
+        parts, share = self._config.train.accumulate, self._config.data.batch_size // self._accelerator.num_processes
+        if share % parts:
+            raise InputError(
+                f"train.accumulate is {parts}, into which a rank's {share} clips of data.batch_size "
+                f"{self._config.data.batch_size} cannot be divided; take a divisor of {share}"
+            )
+
+    def _open_validation(self) -> Clips | None:
+        """The test split's clips; None where no validation is wanted."""
+        config, world = self._config, self._accelerator.num_processes
+        if config.train.validate_every == 0:
+            return None
+        clips = open_clips(config.data, config.data.test_split)
+        if len(clips) < world:
+            raise InputError(
+                f"{clips.split.folder} has {len(clips)} clips for {world} ranks to validate on; "
+                "set --train.validate_every 0, or use fewer processes"
+            )
+        return clips
+
+    def _validation_shape(self) -> tuple[int, int]:
+        """Clips in a global batch of a validation, and how many of those."""
+        if self._test_clips is None:
+            return 0, 0
+        world, clips = self._accelerator.num_processes, len(self._test_clips)
+        size = min(self._config.data.batch_size, clips // world * world)  # never a batch that is partly filled
+        return size, min(clips // size, self._config.train.validate_batches or clips)
+
+    def _share_buffers(self) -> None:
+        """Send rank 0's BatchNorm statistics to all ranks, where they are about to be read."""
+        if self._accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                broadcast(buffer)

@@ -1,0 +1,74 @@
+"""From a trainer to an exit code: the lease, resuming, signals, the queue, and what is written down about the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import nullcontext
+
+from simdist.engine.accelerator import HostGroup, Process, build_accelerator
+from simdist.engine.lease import Lease
+from simdist.engine.run import Run
+from simdist.engine.trainer import Trainer
+from simdist.engine.watchdog import Watchdog
+from simdist.errors import EXIT_OK
+from simdist.requeue import requeue
+from simdist.stopping import Stop, exit_code
+
+
+def build_process(run: Run, stop: Stop) -> Process:
+    """This process among the others that train `run`."""
+    settings = run.config.train
+    accelerator = build_accelerator(settings.precision)
+    stacks = run.folder / f"stacks-rank{accelerator.process_index}.txt"
+    return Process(accelerator, HostGroup(), stop, Watchdog(settings.hang_timeout, stacks))
+
+
+def complete(trainer: Trainer, process: Process) -> int:
+    """Take a run from where it is to its end, or to a stop request; returns the exit code.
+
+    Raises:
+        InputError: it cannot go on; the last checkpoint is safe.
+    """
+    accelerator, run = process.accelerator, trainer.run
+    with Lease(run.folder) if accelerator.is_main_process else nullcontext() as lease, process.stop.installed():
+        trainer.lease = lease
+        signal_number = _train(trainer, process)
+        if accelerator.is_main_process and not signal_number:
+            run.finish(trainer.step)
+    if signal_number:
+        _leave(trainer, process, signal_number)
+        return exit_code(signal_number)
+    accelerator.wait_for_everyone()  # the rank that hosts the store leaves last
+    accelerator.end_training()
+    return EXIT_OK
+
+
+def _train(trainer: Trainer, process: Process) -> int:
+    """Resume and train; returns the signal that stopped it, or 0."""
+    accelerator, run, say = process.accelerator, trainer.run, trainer.metrics.say
+    for line in trainer.describe():
+        say(line)
+    step = trainer.resume()
+    if accelerator.is_main_process:
+        run.write()
+        run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
+    signal_number = trainer.fit()
+    if accelerator.is_main_process:
+        run.event("stopped" if signal_number else "finished", step=trainer.step, signal=signal_number)
+    return signal_number
+
+
+def _leave(trainer: Trainer, process: Process, signal_number: int) -> None:
+    """Say that everything is saved, and ask for the job to be run again if it was not a person who ended it."""
+    run, say = trainer.run, trainer.metrics.say
+    say(f"stopped at step {trainer.step}, everything is saved; the same command continues")
+    if not process.accelerator.is_main_process or signal_number == signal.SIGINT:
+        return
+    asked, sentence = requeue(os.environ, run.count("requeued"), run.config.train.max_requeues)
+    if asked:
+        run.event("requeued", step=trainer.step)
+    if sentence:
+        say(sentence)
