@@ -60,7 +60,8 @@ def work(command: Sequence[str], marker: Path | None) -> int:
     if code == EXIT_OK and marker is not None and _is_first_rank():
         marker.parent.mkdir(parents=True, exist_ok=True)
         seconds = time.time() - begin
-        write_json(marker, {"command": list(command), "seconds": seconds, "time": begin, "host": socket.gethostname()})
+        place = {"host": socket.gethostname(), "partition": os.environ.get("SLURM_JOB_PARTITION")}
+        write_json(marker, {"command": list(command), "seconds": seconds, "time": begin, **place})
     return code
 
 

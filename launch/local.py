@@ -153,7 +153,9 @@ class LocalExecutor:
 
     def _end_all(self, number: int) -> None:
         """Hand the signal on, and wait until every job has saved; a second signal to this process ends it at once."""
-        self._say(f"asking {len(self._running)} running jobs to save and end" if self._running else "nothing was running")
+        self._say(
+            f"asking {len(self._running)} running jobs to save and end" if self._running else "nothing was running"
+        )
         for running in self._running.values():
             running.process.send_signal(signal.SIGTERM if number != signal.SIGINT else signal.SIGINT)
         for name, running in self._running.items():

@@ -190,7 +190,9 @@ def _pack(stage: Stage, variant: Variant) -> list[Job]:
 def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tuple[str, ...]) -> Job:
     stage = next(stage for stage in sweep.stages.values() if stage.kind == "train")
     command = ("train", "--config", str(config), "--run", str(folder), *_words(stage))
-    return Job(f"{stage.name}/{run}", stage.name, "train", command, folder, (folder / DONE,), parents, stage.resources, run)
+    return Job(
+        f"{stage.name}/{run}", stage.name, "train", command, folder, (folder / DONE,), parents, stage.resources, run
+    )
 
 
 def _on_run(stage: Stage, variant: Variant, folder: Path, parents: tuple[str, ...]) -> Iterator[Job]:
@@ -261,4 +263,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(_text(part) for part in value)
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from rich.console import Console
 from launch.debug import run_here
 from launch.dry_run import show
 from launch.graph import blocked_by
-from launch.local import LocalExecutor, Outcome, visible_gpus
 from launch.listing import write_plan
+from launch.local import LocalExecutor, Outcome, visible_gpus
 from launch.plan import RUNS, SWEEPS, Plan, build
 from launch.records import Records, last_lines
 from launch.sweep_file import read_sweep
@@ -43,13 +44,16 @@ of slurm/profiles/, or a profile's file. Then: launch/status.py, launch/logs.py,
 Exit codes: 0 submitted, or finished; 1 jobs failed; 2 wrong input; 75 and 130 stopped, the same command continues.
 """
 LOCK_SECONDS = 2.0
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parsed = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides = [word for word in words if OVERRIDE.match(word)]  # they may stand anywhere among the options
+    parsed = _parser().parse_args([word for word in words if word not in overrides])
     try:
-        plan, configs = build(read_sweep(parsed.SWEEP, parsed.overrides), parsed.runs, parsed.sweeps)
+        plan, configs = build(read_sweep(parsed.SWEEP, overrides), parsed.runs, parsed.sweeps)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(parsed.SWEEP) else f"{parsed.SWEEP}: {text}") from error
@@ -74,7 +78,12 @@ def _parser() -> Parser:
     add("overrides", type=str, nargs="*", metavar="key=value", help="Keys of the sweep or of the configuration.")
     add("--cluster", type=str, required=True, help="local, debug, slurm, or a profile.")
     add("--dry-run", action="store_true", help="Show the graph, the sbatch scripts and the GPU-hours; do nothing.")
-    add("--jobs", type=int | None, default=None, help="local: processes at a time; null is one a GPU, or a two-core pair.")
+    add(
+        "--jobs",
+        type=int | None,
+        default=None,
+        help="local: processes at a time; null is one a GPU, or a two-core pair.",
+    )
     add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer asks for.")
     add("--wait", action="store_true", help="SLURM: stay, and submit successors for jobs that could not requeue.")
     add("--runs", type=Path, default=RUNS, help="Folder of the runs.")

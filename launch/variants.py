@@ -157,7 +157,9 @@ class _Value:
 @functools.cache
 def _value(key: str, given: _Value) -> Any:
     """A configuration key's value with the right type; the parser takes 10 ms, so each is asked once."""
-    sections = {item.name for item in dataclasses.fields(Config) if dataclasses.is_dataclass(getattr(Config(), item.name))}
+    sections = {
+        item.name for item in dataclasses.fields(Config) if dataclasses.is_dataclass(getattr(Config(), item.name))
+    }
     section, _, name = key.rpartition(".")
     if key in sections or "." in section:
         raise InputError(f"{key} cannot be set as a whole; set its fields, such as {key.split('.')[0]}.FIELD")

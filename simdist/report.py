@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog="python -m simdist.report", description=DESCRIPTION)
     parser.add_argument("RUN", type=str, nargs="+", help="Run folders, or folders of runs.")
-    parser.add_argument("--out", type=Path | None, default=None, help="Folder for the files; nothing is written without it.")
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="Folder for the files; nothing is written without it."
+    )
     metrics = Literal["accuracy", "balanced_accuracy", "accuracy_without_silence"]
     parser.add_argument("--metric", type=metrics, default="accuracy", help="What the table of probes shows.")
     parsed = parser.parse_args(argv)

@@ -71,7 +71,9 @@ def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str) -> S
         said = json.loads(what)
         numbers = [_text(values.get(module), most, 100) for module in modules]
         chance = f"{100 * said['chance']:.1f}"
-        rows.append([*map(_plain, group), *(_plain(said.get(key)) for key in keys), str(most_of(values)), *numbers, chance])
+        rows.append(
+            [*map(_plain, group), *(_plain(said.get(key)) for key in keys), str(most_of(values)), *numbers, chance]
+        )
     named = [key.rpartition(".")[2] for key in keys]
     columns = ["whole" if module is None else f"module {module}" for module in modules]
     title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
@@ -108,13 +110,15 @@ def _settings(cells: Mapping[Cell, Statistic], never: Sequence[str] = ()) -> lis
 def _by_label(cells: Mapping[Cell, Statistic]) -> list[Cell]:
     """Rows that are compared with each other stand together: by label and settings, then by group in order."""
     groups = list(dict.fromkeys(cell.group for cell in cells))
-    return sorted(cells, key=lambda cell: (cell.what, groups.index(cell.group), -1 if cell.module is None else cell.module))
+    return sorted(
+        cells, key=lambda cell: (cell.what, groups.index(cell.group), -1 if cell.module is None else cell.module)
+    )
 
 
 def _modules(cells: Mapping[Cell, Statistic]) -> list[int | None]:
     found = {cell.module for cell in cells}
-    numbers: list[int | None] = sorted(module for module in found if module is not None)
-    return [*numbers, None] if None in found else numbers
+    numbers = sorted(module for module in found if module is not None)
+    return [*numbers, *([None] if None in found else [])]
 
 
 def most_of(values: Mapping[Any, Statistic]) -> int:
