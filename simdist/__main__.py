@@ -12,6 +12,7 @@ COMMANDS = {
     "pack": "a corpus becomes WebDataset shards",
     "train": "train the greedy modules of an encoder",
     "probe": "train simple classifiers on what each greedy module says",
+    "doctor": "is this machine, corpus and cluster ready? with remedies",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 

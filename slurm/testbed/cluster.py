@@ -175,7 +175,7 @@ def _start_database(at: Layout) -> None:
 def _daemon(
     at: Layout, program: str, *words: str, name: str | None = None, environment: dict[str, str] | None = None
 ) -> None:
-    """Start a daemon in a session of its own, so that Ctrl-C at the terminal does not reach it, and as nobody's child."""
+    """Start a daemon as nobody's child, in a session of its own, so that Ctrl-C at the terminal does not reach it."""
     output = at.log(name or program).with_suffix(".out")  # SLURM's daemons also write logs of their own
     with output.open("ab") as log:
         words = ("setsid", "--fork", program, *words)
