@@ -113,7 +113,7 @@ class LocalExecutor:
             )
         self._running[job.name] = _Running(job, process, device, time.monotonic())
         self._starts[job.name] += 1
-        self._records.started(Record(job.name, "local", str(process.pid), log))
+        self._records.started(Record(job.name, "local", str(process.pid), log, identity=job.identity))
         self._say(f"{job.name} started")
 
     def _environment(self, device: str | None) -> dict[str, str]:

@@ -40,6 +40,8 @@ class Record:
     """Exit code, once a local job has ended."""
     parents: dict[str, str] = field(default_factory=dict)
     """Ids of the jobs that SLURM waits for, by name."""
+    identity: str = ""
+    """Of the job as it was then: its options may have changed since."""
     starts: int = 1
     """Times that it was started or submitted."""
 
@@ -61,6 +63,7 @@ class Records:
             errors=str(record.errors) if record.errors else None,
             host=socket.gethostname(),
             parents=record.parents,
+            identity=record.identity,
         )
 
     def ended(self, job: str, code: int) -> None:
@@ -108,6 +111,7 @@ def _record(line: dict[str, Any]) -> Record:
         time=line["time"],
         code=line.get("code"),
         parents=line.get("parents") or {},
+        identity=line.get("identity", ""),
         starts=line["starts"],
     )
 

@@ -135,7 +135,8 @@ class Submitter:
         for job in group.jobs:
             log = folder / f"{found[job.name]}_0_log.out"
             parents = {parent: ids[parent] for parent in group.parents if parent in ids}
-            self._records.started(Record(job.name, self._cluster, found[job.name], log, parents=parents))
+            record = Record(job.name, self._cluster, found[job.name], log, parents=parents, identity=job.identity)
+            self._records.started(record)
         self._records.numbered(uid)
         return found
 

@@ -71,6 +71,8 @@ def find_states(
             found[name] = State("queued", "there is no SLURM on this machine to ask")
         else:
             found[name] = _on_cluster(left[name], queue, accounts)
+        if name in left and left[name].identity != job.identity and found[name].word not in ALIVE:
+            found[name] = State("missing", "its options have changed")
         if job.kind == "train" and found[name].word not in ("done", *ALIVE) and _is_held(job.folder, moment):
             found[name] = State("running", "by a process that this sweep did not start")
     return _with_blocked(plan, found)

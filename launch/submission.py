@@ -19,7 +19,7 @@ class Submission:
     submit: tuple[str, ...]
     """Jobs without a place in the queue."""
     cancel: tuple[str, ...]
-    """Jobs of `submit` that have one, but wait for a parent that was submitted anew."""
+    """Jobs of `submit` that have one, but wait for a parent that was submitted anew, or have other options now."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def what_is_missing(
             continue
         open_parents = [parent for parent in job.parents if states[parent].word != "done"]
         moved = any(parent in submit or _has_moved(parent, job.name, records) for parent in open_parents)
+        moved = moved or (job.name in records and records[job.name].identity != job.identity)
         if word in ALIVE and (not moved or _has_begun(word, job)):
             continue
         if word in ("failed", "cancelled") and not (retry or moved):  # SLURM cancels what waits for a job that ended
