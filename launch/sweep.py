@@ -15,6 +15,7 @@ if __name__ == "__main__":  # the folder of this file, first in a script's path,
 import filelock
 from rich.console import Console
 
+from launch.cancel import OWNER, write_owner
 from launch.debug import run_here
 from launch.dry_run import show
 from launch.graph import blocked_by
@@ -116,6 +117,7 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
     def say(text: str) -> None:
         console.print(text, markup=False)
 
+    write_owner(plan.folder)
     say(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs; logs in {plan.folder}/logs")
     if cluster == "debug":
         outcome = run_here(plan, say)
@@ -125,6 +127,7 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
         stop = Stop()
         with stop.installed():
             outcome = LocalExecutor(plan, number, say, stop, devices).run()
+    (plan.folder / OWNER).unlink(missing_ok=True)
     _conclude(plan, outcome, console)
     return outcome.code
 
