@@ -17,9 +17,7 @@ AIR = 10.0  # seconds for the step, and for SLURM
 
 def check_cluster(profile: Profile, save_seconds: float) -> Iterator[Finding]:
     """Everything that can be told without a job; `save_seconds` is what a checkpoint takes."""
-    missing = [
-        command for command in ("sbatch", "srun", "scontrol", "squeue", "sacct") if shutil.which(command) is None
-    ]
+    missing = [command for command in COMMANDS if shutil.which(command) is None]
     if missing:
         yield error("slurm", f"{', '.join(missing)} not found", "run the doctor on a login node of the cluster")
         return

@@ -99,14 +99,9 @@ def _compare_commands(sight: Sight) -> Finding:
 
 def _compare_address(profile: Profile, sight: Sight) -> Finding:
     if sight.address is not None:
-        resolved = (
-            "its name resolves" if sight.address == sight.node else "its name does not resolve, SLURM's address is"
-        )
-        return ok("address", f"{sight.node} is reached at {sight.address} ({resolved})")
-    text, remedy = (
-        f"{sight.node} does not resolve, and SLURM gives no address",
-        "export MASTER_ADDR in the setup lines",
-    )
+        how = "" if sight.address == sight.node else f" at {sight.address}, for its name does not resolve"
+        return ok("address", f"other nodes reach {sight.node}{how}")
+    text, remedy = f"{sight.node} does not resolve, SLURM gives no address", "export MASTER_ADDR in the setup lines"
     return (error if profile.nodes > 1 else warning)("address", text, remedy)
 
 

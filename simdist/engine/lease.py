@@ -3,7 +3,7 @@
 After a node failed, its orphans may live on beside the requeued job; after `kill -9` of a launcher, its ranks do. File
 locks die with the wrong process or do not exist on the file system, so the holder touches the file every few seconds,
 and another process takes over only when it has watched the file rest. A holder that was suspended finds another's name
-in it and stops.
+in it and stops. So does the orphan of a job that SLURM has requeued: the same job in a later life takes over at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from simdist.durable import write_json
 from simdist.engine.run import LEASE
 from simdist.errors import InputError
+from simdist.requeue import job_id
 
 REFRESH = 3.0  # seconds between two touches
 PATIENCE = 30.0  # seconds without one, after which a holder on another host is taken for dead
@@ -53,12 +54,13 @@ class Lease:
             InputError: a living process holds it.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        holder = self._read()
-        if holder is not None and not _is_dead(holder):
+        holder, mine = self._read(), _describe(self._token)
+        outlives = holder is not None and _is_earlier_life(holder, mine)
+        if holder is not None and not outlives and not _is_dead(holder):
             self._wait_until_it_rests(holder)
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token, "since": time.time()}
         write_json(self._path, mine)
-        time.sleep(0.05)  # of two that take over at the same moment, the second one's name stays
+        # the orphan looks every `refresh` seconds; of two that take over at one moment, the second one's name stays
+        time.sleep(2 * self._refresh if outlives else 0.05)
         if not self._is_mine():
             raise InputError(f"{self._path.parent} was taken by another process at this moment; run this command later")
         threading.Thread(target=self._keep_fresh, daemon=True, name="lease").start()
@@ -114,6 +116,18 @@ class Lease:
         with contextlib.suppress(FileNotFoundError):
             return self._path.stat().st_mtime_ns
         return 0
+
+
+def _describe(token: str) -> dict[str, Any]:
+    """Who this process is."""
+    life = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    job = {"job": job_id(os.environ), "life": life}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, "since": time.time(), **job}
+
+
+def _is_earlier_life(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether the holder is what SLURM's job was before it was requeued and became `mine`."""
+    return mine["job"] is not None and holder.get("job") == mine["job"] and holder.get("life", 0) < mine["life"]
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:

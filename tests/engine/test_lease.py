@@ -63,3 +63,21 @@ def test_a_torn_lease_holds_nobody_off(tmp_path: Path, content: str) -> None:
     (tmp_path / "lease.json").write_text(content)
     with quick(tmp_path):
         pass
+
+
+def test_a_requeued_job_follows_its_own_orphan_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    with quick(tmp_path) as orphan:
+        with pytest.raises(InputError, match="wait for it"):  # two processes of one life
+            quick(tmp_path).__enter__()
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        with quick(tmp_path) as heir:
+            time.sleep(0.2)
+            heir.check()
+            with pytest.raises(LeaseLostError, match="stopping without writing"):
+                orphan.check()
+    monkeypatch.setenv("SLURM_JOB_ID", "43")
+    with quick(tmp_path):
+        monkeypatch.setenv("SLURM_JOB_ID", "44")
+        with pytest.raises(InputError, match="wait for it"):
+            quick(tmp_path).__enter__()

@@ -67,11 +67,12 @@ class Slurm:
 
 @dataclass(frozen=True)
 class Training:
-    """A training run that rests a second after each step until `let_go`."""
+    """A training run that rests after each step until `let_go`."""
 
     folder: Path
     data: Path
     rest_from: int = 12
+    rest_seconds: float = 1.0
 
     @property
     def log(self) -> Path:
@@ -96,7 +97,11 @@ class Training:
     @property
     def variables(self) -> dict[str, str]:
         """Environment that makes it rest."""
-        return {"SIMDIST_REST_FROM": str(self.rest_from), "SIMDIST_REST_UNTIL": str(self.folder.with_suffix(".go"))}
+        return {
+            "SIMDIST_REST_FROM": str(self.rest_from),
+            "SIMDIST_REST_SECONDS": str(self.rest_seconds),
+            "SIMDIST_REST_UNTIL": str(self.folder.with_suffix(".go")),
+        }
 
     def let_go(self) -> None:
         self.folder.with_suffix(".go").touch()

@@ -1,5 +1,5 @@
-"""With this folder on PYTHONPATH, training rests a second after each step from SIMDIST_REST_FROM on, until the file
-SIMDIST_REST_UNTIL exists: so a test can disturb a run in its middle, on a machine of any speed, and then let it go.
+"""With this folder on PYTHONPATH, training rests for SIMDIST_REST_SECONDS after each step from SIMDIST_REST_FROM on,
+until the file SIMDIST_REST_UNTIL exists: so a test can disturb a run in its middle, on a machine of any speed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ if "SIMDIST_REST_FROM" in os.environ:
     from simdist.engine.timetable import Timetable
 
     first, gate = int(os.environ["SIMDIST_REST_FROM"]), Path(os.environ["SIMDIST_REST_UNTIL"])
+    seconds = float(os.environ["SIMDIST_REST_SECONDS"])
     saves = Timetable.saves
 
     def rested_saves(self: Timetable, step: int) -> bool:
-        if step >= first and not gate.exists():
-            time.sleep(1.0)
+        end = time.monotonic() + seconds * (step >= first)
+        while time.monotonic() < end and not gate.exists():
+            time.sleep(0.05)
         return saves(self, step)
 
     Timetable.saves = rested_saves

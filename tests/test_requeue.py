@@ -1,0 +1,66 @@
+"""Back into the queue: what is asked of SLURM, and when it is not. `scontrol` is a script here, real in tests/slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simdist.requeue import job_id, requeue
+
+JOB = {"SLURM_JOB_ID": "42"}
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `scontrol` that writes down what it was asked."""
+    script = tmp_path / "bin" / "scontrol"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n'
+        f'[ "$1" = show ] && cat {tmp_path}/state && exit 0\n'
+        f'[ -e {tmp_path}/refuse ] && echo "Requested operation is presently disabled" >&2 && exit 1\nexit 0\n'
+    )
+    script.chmod(0o755)
+    (tmp_path / "state").write_text("JobId=42 JobName=train\n   JobState=RUNNING Reason=None\n")
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    return tmp_path / "asked"
+
+
+def test_outside_slurm_nothing_is_asked_or_said() -> None:
+    assert requeue({}, 0, 10) == (False, "")
+
+
+def test_a_job_and_an_array_task(asked: Path) -> None:
+    assert requeue(JOB, 0, 10) == (True, "job 42 is requeued")
+    array = JOB | {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}
+    assert job_id(array) == "40_2"
+    assert requeue(array, 0, 10)[0]
+    assert asked.read_text().splitlines() == ["show job 42", "requeue 42", "show job 40_2", "requeue 40_2"]
+
+
+def test_an_endless_loop_ends(asked: Path) -> None:
+    done, sentence = requeue(JOB, 10, 10)
+    assert not done
+    assert "was requeued 10 times (train.max_requeues)" in sentence
+    assert not asked.exists()
+
+
+def test_a_cancelled_job_does_not_come_back(asked: Path) -> None:
+    (asked.parent / "state").write_text("JobId=42\n   JobState=CANCELLED Reason=None\n")
+    assert requeue(JOB, 0, 10) == (False, "job 42 was cancelled; not requeued")
+    assert "requeue" not in asked.read_text()
+
+
+def test_slurm_refuses(asked: Path) -> None:
+    (asked.parent / "refuse").touch()
+    done, sentence = requeue(JOB, 0, 10)
+    assert not done
+    assert sentence == "SLURM does not requeue job 42: Requested operation is presently disabled"
+
+
+def test_no_scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done, sentence = requeue(JOB, 0, 10)
+    assert not done
+    assert "scontrol cannot be run here (No such file or directory); exit code 75 asks for a successor" in sentence
