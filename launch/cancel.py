@@ -18,7 +18,7 @@ from launch.listing import find_sweeps, read_plan
 from launch.plan import SWEEPS, Plan
 from launch.queue import cancel, has_slurm, read_queue
 from launch.records import Record, Records
-from launch.states import ALIVE, find_states
+from launch.states import ALIVE, find_states, process_runs
 from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
 
@@ -33,6 +33,7 @@ Examples:
   python launch/cancel.py smoke --stage probe
 """
 OWNER = "sweep.json"  # the process that runs a sweep on this machine
+OWNER_WORD = "sweep"  # in its command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,17 +119,13 @@ def local_owner(folder: Path) -> int | None:
         return None
     if owner["host"] != socket.gethostname():
         raise InputError(f"{folder.name} runs on {owner['host']}, as process {owner['pid']}; cancel it there")
-    try:
-        os.kill(owner["pid"], 0)
-    except OSError:
-        return None
-    return owner["pid"]
+    return owner["pid"] if process_runs(owner["pid"], OWNER_WORD) else None
 
 
 def _end_local(plan: Plan, pid: int, everything: bool) -> None:
     if not everything:
         raise InputError(
-            f"{plan.name} runs on this machine, where only all of it can be stopped: python launch/cancel.py {plan.name}"
+            f"{plan.name} runs on this machine, where it stops as a whole: python launch/cancel.py {plan.name}"
         )
     os.kill(pid, signal.SIGTERM)
     print(f"asked process {pid} to save and end what it runs of {plan.name}")

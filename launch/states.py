@@ -6,8 +6,8 @@ jobs that are neither, for it is slow, lags behind, and calls a job PREEMPTED lo
 
 from __future__ import annotations
 
-import os
 import socket
+import subprocess
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -87,20 +87,19 @@ def _local(record: Record) -> State:
 
 
 def is_alive(record: Record) -> bool:
-    """Whether a local job's process lives on this machine; numbers of processes are used again, so it is looked at."""
-    if record.host != socket.gethostname():
-        return False
+    """Whether a local job's process lives on this machine."""
+    return record.host == socket.gethostname() and process_runs(int(record.id), "launch.job")
+
+
+def process_runs(pid: int, word: str) -> bool:
+    """Whether a process lives and has `word` in its command; numbers of processes are used again."""
     try:
-        return b"launch.job" in Path(f"/proc/{record.id}/cmdline").read_bytes()
+        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        pass
-    if Path("/proc/self").exists():
-        return False
-    try:
-        os.kill(int(record.id), 0)
-    except OSError:
-        return False
-    return True
+        if Path("/proc/self").exists():
+            return False
+    listed = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)
+    return word in listed.stdout
 
 
 def _on_cluster(record: Record, queue: Mapping[str, Entry], accounts: Mapping[str, Account]) -> State:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from simdist.cli import Parser
+from simdist.cli import Parser, read_yaml
 from simdist.config import Config
 from simdist.errors import InputError
 
@@ -129,10 +129,9 @@ def parse_sweep(content: Mapping[str, Any], where: str) -> SweepFile:
         **{key: value for key, value in content.items() if value is not None},
         "base": [base] if isinstance(base, str) else base,
         "stages": {},
+        "random": None,
     }
-    if isinstance(plain.get("random"), dict):
-        check_keys(plain["random"], [item.name for item in dataclasses.fields(Random)], f"{where}: random")
-    sweep = _typed(SweepFile, plain, where)
+    sweep = dataclasses.replace(_typed(SweepFile, plain, where), random=_random(content.get("random"), where))
     if not sweep.name or "/" in sweep.name or sweep.name.startswith("."):
         raise InputError(f"{where}: name is {sweep.name!r}; it must be a folder's name")
     if not sweep.seeds or min(sweep.seeds) < 0 or len(set(sweep.seeds)) < len(sweep.seeds):
@@ -150,6 +149,16 @@ def check_keys(given: Mapping[str, Any], valid: Iterable[str], where: str) -> No
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(f"{where}: unknown key {key!r}: {hint}valid ones here are {', '.join(known)}")
+
+
+def _random(entry: Any, where: str) -> Random | None:
+    if entry is None:
+        return None
+    where = f"{where}: random"
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} is {entry!r}; it must be keys and values, such as `samples: 20`")
+    check_keys(entry, [item.name for item in dataclasses.fields(Random)], where)
+    return _typed(Random, entry, where)
 
 
 def _stage(name: str, entry: Any, where: str) -> Stage:
@@ -213,13 +222,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         folder = file.parent if file.parent.is_dir() else Path("configs/sweeps")
         found = ", ".join(sorted(path.name for path in folder.glob("*.yaml"))) or "none"
         raise InputError(f"sweep file {file} does not exist; those in {folder} are {found}")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds {type(content).__name__}, not keys and values such as `name: mine`")
-    return content
+    return read_yaml(file)
 
 
 def _override(content: dict[str, Any], text: str) -> None:
