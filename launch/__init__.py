@@ -1,1 +1,1 @@
-"""Graphs of jobs on a cluster. Imports no torch."""
+"""Sweeps: a YAML file becomes a graph of jobs, on SLURM, on this machine or in this process. Imports no torch."""
