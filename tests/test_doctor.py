@@ -78,13 +78,16 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.message.startswith("0.1 GB free")
 
 
-def test_the_largest_checkpoint_is_what_is_measured(tmp_path: Path) -> None:
+def test_the_largest_checkpoint_is_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "MODEL_BYTES", 2_000_000)
     for run, size in (("a", 5_000_000), ("b", 1_000)):
         checkpoint = tmp_path / run / "checkpoints" / "step_00000010"
         checkpoint.mkdir(parents=True)
         (checkpoint / "model.safetensors").write_bytes(bytes(size))
     ((found,), _) = machine.check_disk(tmp_path)
     assert "a checkpoint of 5.0 MB is saved in" in found.message
+    ((found,), _) = machine.check_disk(tmp_path / "b")
+    assert "a checkpoint of 2.0 MB is saved in" in found.message
 
 
 def test_a_slow_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

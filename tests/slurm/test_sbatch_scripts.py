@@ -11,10 +11,10 @@ from jobs import Slurm, Training, await_
 CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
 
 
-def submit_counted(testbed: Slurm, folder: Path, runs: int, **variables: str) -> str:
-    """Submit a job whose command ends with 75 until it was run so many times; it writes a line each time."""
+def submit_counted(testbed: Slurm, folder: Path, runs: int, end: str = "exit 75", **variables: str) -> str:
+    """Submit a job whose command ends like this until it was run so many times; it writes a line each time."""
     script, count = folder / "job.sbatch", folder / "count"
-    command = f"echo once >> {count}; [[ $(wc -l < {count}) -ge {runs} ]] || exit 75"
+    command = f"echo once >> {count}; [[ $(wc -l < {count}) -ge {runs} ]] || {end}"
     script.write_text(
         f"#!/bin/bash\n#SBATCH --requeue\nsource slurm/run_and_requeue.sh\nrun_and_requeue bash -c '{command}'\n"
     )
@@ -25,6 +25,11 @@ def test_exit_code_75_is_run_again(testbed: Slurm, tmp_path: Path) -> None:
     job = submit_counted(testbed, tmp_path, runs=3)
     assert testbed.await_state(job, "COMPLETED")["Restarts"] == "2"
     assert (tmp_path / "count").read_text() == "once\n" * 3
+
+
+def test_a_command_that_the_warning_killed_at_its_start_is_run_again(testbed: Slurm, tmp_path: Path) -> None:
+    job = submit_counted(testbed, tmp_path, runs=2, end="kill -USR2 $$")
+    assert testbed.await_state(job, "COMPLETED")["Restarts"] == "1"
 
 
 def test_but_not_for_ever(testbed: Slurm, tmp_path: Path) -> None:

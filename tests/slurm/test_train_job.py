@@ -61,6 +61,21 @@ def test_an_operator_requeues_it(testbed: Slurm, training: Training, undisturbed
     assert training.weights() == undisturbed(1).weights()
 
 
+def test_cancelled_it_stays_away_until_it_is_submitted_again(
+    testbed: Slurm, training: Training, undisturbed: Callable[[int], Training]
+) -> None:
+    job = submit(testbed, training, "--partition=low", *ONE_TASK)
+    training.await_step(15)
+    testbed.ask("scancel", job)
+    await_(lambda: job not in testbed.ask("squeue", "--noheader", "--format=%i").split(), "its end", training.tail)
+    training.let_go()
+    again = submit(testbed, training, "--partition=low", *ONE_TASK)
+    testbed.await_state(again, "COMPLETED")
+    assert testbed.job(job)["JobState"] == "CANCELLED"
+    assert training.events("requeued") == []
+    assert training.weights() == undisturbed(1).weights()
+
+
 def test_a_node_dies_with_all_that_runs_on_it(
     testbed: Slurm, training: Training, undisturbed: Callable[[int], Training]
 ) -> None:
