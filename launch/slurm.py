@@ -33,6 +33,7 @@ from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 ROOT = Path(__file__).parent.parent  # the code
 WITHOUT_GPU = ("pack", "report")
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
+pause = time.sleep
 
 
 def profile_named(cluster: str) -> Profile:
@@ -63,7 +64,7 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
         submitter.prune()
     states = submitter.submit(retry=True)
     while wait and not _is_over(states):
-        time.sleep(LOOK_SECONDS)
+        pause(LOOK_SECONDS)
         states = submitter.submit(retry=False)
     explain(plan, states, Records(plan.folder).latest(), console)
     if not wait:
