@@ -245,15 +245,20 @@ class _Executor(SlurmExecutor):
 
 
 def requeue_lines(profile: Profile) -> list[str]:
-    """Shell that ends the batch script: a command that asks to be run again, and has not been requeued, is."""
+    """Shell that ends the batch script: a command that asks to be run again, and has not been requeued, is.
+
+    So is one that a warning (USR1, USR2, TERM) killed before it could listen.
+    """
     if not profile.requeue:
         return []
     return [
         "code=$?",
-        f'if [ $code -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ] &&',
-        '   [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
-        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script',
-        "fi",
+        "case $code in 75|138|140|143)",
+        f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ] &&',
+        '       [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
+        '        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script',
+        "    fi",
+        "esac",
         "exit $code",
     ]
 

@@ -18,7 +18,7 @@ from sweeps import FakeSlurm, finish, of_kind, sweep_file
 
 import launch.cancel
 import launch.logs
-import launch.queue
+import launch.states
 import launch.status
 from launch.listing import write_plan
 from launch.overview import loose_runs, overview
