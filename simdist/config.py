@@ -49,8 +49,10 @@ class DataConfig:
     """Processes a rank that read and decode; 0 decodes in the training process."""
     cache: Literal["none", "memory", "device"] = field(default="none", metadata=TUNING)
     """Keep the decoded corpus (int16) nowhere, in each rank's memory, or on its GPU."""
+    retry_seconds: float = field(default=60.0, metadata=TUNING)
+    """How long a shard that cannot be read is tried again (a network file system may fail for a while); 0 never."""
     max_bad_samples: int = field(default=10, metadata=TUNING)
-    """Samples that may fail to decode, and are passed over, before the run ends; 0 ends at the first."""
+    """Samples that do not decode and are skipped before the run ends; 0 ends it at the first."""
 
     def __post_init__(self) -> None:
         _require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
@@ -59,6 +61,7 @@ class DataConfig:
         _require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         _require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        _require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (never) or more")
         _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
 
 

@@ -2,19 +2,26 @@
 
 WAV members are canonical PCM16, so a crop is one `pread`. FLAC members are handed to libsndfile through a window on the
 tar; it seeks inside the FLAC and reads only the blocks around the crop. Cached latents (NPY) are read like WAV.
+
+Bytes that cannot be read are an `InputError`, at the end of `ShardFiles`' patience; bytes that are read and do not
+decode are a `CorruptSampleError`, which the loader passes over.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from simdist.data.shard_files import RETRY_SECONDS, Clock, ShardFiles
 from simdist.data.splits import Split
 from simdist.errors import InputError
 
@@ -23,14 +30,18 @@ NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .
 
 
 class CorruptSampleError(InputError):
-    """A sample of a shard does not decode."""
+    """A sample of a shard does not decode. The message is the same for every crop of the sample."""
 
 
 class _TarMember(io.RawIOBase):
-    """Bytes [offset, offset + size) of an open file, as a seekable file of its own."""
+    """Bytes [offset, offset + size) of a tar, as a seekable file of its own.
 
-    def __init__(self, descriptor: int, offset: int, size: int) -> None:
-        self._descriptor, self._offset, self._size, self._place = descriptor, offset, size, 0
+    libsndfile calls it from C, where an exception would be printed and forgotten: it is kept in `failure` instead.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], offset: int, size: int) -> None:
+        self._read, self._offset, self._size, self._place = read, offset, size, 0
+        self.failure: InputError | None = None
 
     def seekable(self) -> bool:
         return True
@@ -48,23 +59,29 @@ class _TarMember(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         count = max(0, min(len(buffer), self._size - self._place))
-        content = os.pread(self._descriptor, count, self._offset + self._place)
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
+        if self.failure is not None or count == 0:
+            return 0
+        try:
+            buffer[:count] = self._read(count, self._offset + self._place)
+        except InputError as error:
+            self.failure = error
+            return 0
+        self._place += count
+        return count
 
 
 class CropReader:
-    """Reads crops of one split; opens each tar once a process, and survives fork.
+    """Reads crops of one split; survives fork.
 
     Args:
         split: an opened split.
+        retry_seconds: how long a tar that cannot be read is tried again.
+        clock: tells and passes the time of waiting.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, retry_seconds: float = RETRY_SECONDS, clock: Clock | None = None) -> None:
         self._split = split
-        self._files: dict[int, int] = {}
-        self._owner = os.getpid()
+        self._files = ShardFiles(split, retry_seconds, clock)
         self._decoders = {"wav": self._decode_wav, "flac": self._decode_flac, "npy": self._decode_npy}
 
     def read(self, row: int, start: int, count: int) -> npt.NDArray[Any]:
@@ -75,16 +92,16 @@ class CropReader:
 
         Raises:
             CorruptSampleError: the member does not decode, or ends too early.
-            InputError: the tar cannot be opened.
+            InputError: the tar cannot be read.
         """
         index = self._split.index
         available = min(count, int(index.num_samples[row]) - start)
         try:
             decoded = self._decoders[self._split.manifest.encoding](row, start, available)
         except (OSError, RuntimeError, ValueError) as error:
-            raise CorruptSampleError(self._describe(row, str(error))) from error
+            raise self._corrupt(row) from error
         if len(decoded) != available:
-            raise CorruptSampleError(self._describe(row, f"it ends {available - len(decoded)} samples too early"))
+            raise self._corrupt(row)
         if available == count:
             return decoded
         crop = np.zeros((count, *decoded.shape[1:]), dtype=decoded.dtype)
@@ -95,63 +112,71 @@ class CropReader:
         """The whole utterance, (num_samples,) int16."""
         return self.read(row, 0, int(self._split.index.num_samples[row]))
 
+    def _bytes(self, row: int, count: int, offset: int) -> bytes:
+        return self._files.read(int(self._split.index.shard[row]), count, offset)
+
     def _decode_wav(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
         offset = int(self._split.index.offset[row]) + WAV_HEADER + 2 * start
-        return np.frombuffer(os.pread(self._file(row), 2 * count, offset), dtype="<i2")
+        return np.frombuffer(self._bytes(row, 2 * count, offset), dtype="<i2")
 
     def _decode_npy(self, row: int, start: int, count: int) -> npt.NDArray[np.float16]:
         index = self._split.index
         frame = (int(index.size[row]) - NPY_HEADER) // int(index.num_samples[row])  # bytes
-        content = os.pread(self._file(row), count * frame, int(index.offset[row]) + NPY_HEADER + start * frame)
+        content = self._bytes(row, count * frame, int(index.offset[row]) + NPY_HEADER + start * frame)
         return np.frombuffer(content, dtype="<f2").reshape(-1, frame // 2)
 
     def _decode_flac(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
         index = self._split.index
-        member = _TarMember(self._file(row), int(index.offset[row]), int(index.size[row]))
-        with soundfile.SoundFile(cast("BinaryIO", member)) as sound:
-            sound.seek(start)
-            return np.asarray(sound.read(count, dtype="int16"), dtype=np.int16)
+        member = _TarMember(partial(self._bytes, row), int(index.offset[row]), int(index.size[row]))
+        try:
+            with soundfile.SoundFile(cast("BinaryIO", member)) as sound:
+                sound.seek(start)
+                return np.asarray(sound.read(count, dtype="int16"), dtype=np.int16)
+        finally:
+            if member.failure is not None:
+                raise member.failure
 
-    def _file(self, row: int) -> int:
-        if self._owner != os.getpid():  # a forked worker opens its own
-            self._files, self._owner = {}, os.getpid()
-        shard = int(self._split.index.shard[row])
-        if shard not in self._files:
-            path = self._split.shard_path(shard)
-            try:
-                self._files[shard] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise InputError(
-                    f"shard {path} cannot be opened ({error.strerror}); restore it, or pack again with --overwrite"
-                ) from error
-        return self._files[shard]
-
-    def _describe(self, row: int, reason: str) -> str:
+    def _corrupt(self, row: int) -> CorruptSampleError:
         index = self._split.index
         path = self._split.shard_path(int(index.shard[row]))
-        return (
-            f"sample {index.key[row]} in {path} does not decode: {reason}; check the shards with simdist.pack --verify"
+        return CorruptSampleError(
+            f"sample {index.key[row]} in {path} does not decode; check the shards with simdist.pack --verify"
         )
 
 
-def read_corpus(split: Split, progress: bool = False) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+@dataclass(frozen=True)
+class DecodedCorpus:
+    """A whole split in memory."""
+
+    samples: npt.NDArray[np.int16]
+    """(total,) all utterances one after the other."""
+    starts: npt.NDArray[np.int64]
+    """(N,) where each begins."""
+    corrupt: frozenset[int]
+    """Rows of utterances that do not decode as a whole, though some of their crops may; silence stands for them."""
+
+
+def read_corpus(reader: CropReader, split: Split, progress: bool = False) -> DecodedCorpus:
     """Decode a whole split into memory.
 
-    Returns:
-        (total,) int16 samples of all utterances one after the other, and (N,) int64 where each begins.
+    Raises:
+        InputError: a tar cannot be read.
     """
     from rich.progress import track
 
     lengths = split.index.num_samples
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    samples = np.empty(int(lengths.sum()), dtype=np.int16)
-    reader = CropReader(split)
+    samples = np.zeros(int(lengths.sum()), dtype=np.int16)
+    corrupt: set[int] = set()
 
     def load(row: int) -> None:
-        samples[starts[row] : starts[row] + lengths[row]] = reader.read_all(row)
+        try:
+            samples[starts[row] : starts[row] + lengths[row]] = reader.read_all(row)
+        except CorruptSampleError:
+            corrupt.add(row)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # libsndfile decodes outside the GIL
         done = pool.map(load, range(len(lengths)))
         for _ in track(done, "decoding the corpus", total=len(lengths), disable=not progress):
             pass
-    return samples, starts
+    return DecodedCorpus(samples, starts, frozenset(corrupt))

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from simdist.config import DataConfig
-from simdist.data.crops import CropReader, read_corpus
+from simdist.data.crops import CorruptSampleError, CropReader, read_corpus
+from simdist.data.integrity import check_shards
 from simdist.data.order import SampleStream, crop_start
 from simdist.data.splits import Split, open_split
+from simdist.data.workers import answers
 from simdist.errors import InputError
-from simdist.stopping import ignore_signals
+
+MOST_SKIPPED = 256  # samples in a row that do not decode, after which the corpus is beyond help
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Batch:
     consumed: int
     """Samples consumed by all ranks once this batch has been trained on: the loader's state."""
     skipped: tuple[str, ...] = ()
-    """Why samples of this rank's share do not decode and were replaced."""
+    """Why samples of this share were replaced by later ones: the messages of their `CorruptSampleError`s."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,13 @@ class Clips:
 
 
 def open_clips(config: DataConfig, name: str) -> Clips:
-    """Open split `name` of `config.root` and decide what happens to clips shorter than a crop.
+    """Open split `name` of `config.root`, check its shards, and decide what happens to clips shorter than a crop.
 
     Raises:
-        InputError: the split cannot be opened, or no clip of it is long enough.
+        InputError: the split cannot be opened, shards are damaged, or no clip of it is long enough.
     """
     split = open_split(config.root, name)
+    check_shards(split)
     if split.manifest.sample_rate != 16_000:
         raise InputError(
             f"{split.folder} was packed at {split.manifest.sample_rate} Hz; simdist trains at 16,000 Hz: pack again"
@@ -72,41 +77,76 @@ def open_clips(config: DataConfig, name: str) -> Clips:
     return Clips(split, rows, int((~long_enough).sum()))
 
 
-class CropDataset(Dataset[tuple[Tensor, Tensor] | InputError]):
+class Share(NamedTuple):
+    """What one rank takes of a global batch."""
+
+    crops: list[tuple[int, int]]
+    """(row, first audio sample) of each."""
+    apart: dict[int, np.ndarray]
+    """The audio of those crops, by place in the list, that no cache holds."""
+    skipped: list[str]
+    """Why samples were passed over."""
+
+
+class CropDataset(Dataset[tuple[Tensor, Tensor, list[str]] | InputError]):
     """Maps a global sample number to the crops of one rank's share of the batch that begins there."""
 
     def __init__(self, clips: Clips, config: DataConfig, seed: int, rank: int, share: int, cached: bool) -> None:
         self._clips, self._crop, self._seed = clips, config.crop, seed
         self._rank, self._share = rank, share
         self._stream = SampleStream(clips.split.index.shard[clips.rows], seed, config.shuffle_window)
-        self._reader = CropReader(clips.split)
-        self.memory = read_corpus(clips.split, progress=rank == 0) if cached else None
+        self._reader = CropReader(clips.split, config.retry_seconds)
+        self.memory = read_corpus(self._reader, clips.split, progress=rank == 0) if cached else None
+        self._uncached = self.memory.corrupt if self.memory else None  # rows; None: all
 
-    def locate(self, first: int) -> list[tuple[int, int]]:
-        """(row, first audio sample) of each crop of this rank in the global batch that begins at number `first`."""
-        index, crops = self._clips.split.index, []
-        begin = first + self._rank * self._share
-        for epoch, place in self._stream.rows(begin, begin + self._share):
-            row = int(self._clips.rows[place])
-            start = crop_start(self._seed, epoch, str(index.key[row]), int(index.num_samples[row]), self._crop)
-            crops.append((row, start))
-        return crops
+    def share(self, first: int) -> Share:
+        """This rank's share of the global batch that begins at number `first`.
 
-    def __getitem__(self, first: int) -> tuple[Tensor, Tensor] | InputError:
-        crops = self.locate(first)
+        Raises:
+            InputError: a tar cannot be read, or nothing decodes.
+        """
+        share, begin = Share([], {}, []), first + self._rank * self._share
+        for place in range(self._share):
+            row, start, audio = self._find(begin + place, share.skipped)
+            share.crops.append((row, start))
+            if audio is not None:
+                share.apart[place] = audio
+        return share
+
+    def __getitem__(self, first: int) -> tuple[Tensor, Tensor, list[str]] | InputError:
         try:
-            clips = np.stack([self._read(row, start) for row, start in crops])
+            crops, apart, skipped = self.share(first)
         except InputError as error:  # a DataLoader worker would wrap it in a traceback
             return error
-        return torch.from_numpy(clips), torch.tensor([row for row, _ in crops])
+        clips = [apart[i] if i in apart else self._remembered(row, start) for i, (row, start) in enumerate(crops)]
+        return torch.from_numpy(np.stack(clips)), torch.tensor([row for row, _ in crops]), skipped
 
-    def _read(self, row: int, start: int) -> np.ndarray:
-        if self.memory is None:
-            return self._reader.read(row, start, self._crop)
-        samples, starts = self.memory
+    def _find(self, number: int, skipped: list[str]) -> tuple[int, int, np.ndarray | None]:
+        """Row, start and audio of sample `number`, or of the next that decodes; no audio where it is cached."""
+        tries = min(self._stream.num_samples, MOST_SKIPPED)
+        for further in range(tries):
+            row, start = self._locate(number, further)
+            if self._uncached is not None and row not in self._uncached:
+                return row, start, None
+            try:
+                return row, start, self._reader.read(row, start, self._crop)
+            except CorruptSampleError as error:
+                skipped.append(str(error))
+        raise InputError(f"{tries} samples in a row do not decode, at last this: {skipped[-1]}")
+
+    def _locate(self, number: int, further: int) -> tuple[int, int]:
+        """Row and first audio sample of a crop."""
+        index = self._clips.split.index
+        epoch, place = self._stream.at(number, further)
+        row = int(self._clips.rows[place])
+        return row, crop_start(self._seed, epoch, str(index.key[row]), int(index.num_samples[row]), self._crop)
+
+    def _remembered(self, row: int, start: int) -> np.ndarray:
+        assert self.memory is not None
         length = min(self._crop, int(self._clips.split.index.num_samples[row]) - start)
+        begin = self.memory.starts[row] + start
         crop = np.zeros(self._crop, dtype=np.int16)
-        crop[:length] = samples[starts[row] + start : starts[row] + start + length]
+        crop[:length] = self.memory.samples[begin : begin + length]
         return crop
 
 
@@ -147,30 +187,21 @@ class BatchLoader:
         """Batches that begin at global sample number `first`, `first + G`, … below `last`."""
         requests = range(first, last, self._config.batch_size)
         loaded = self._from_device(requests) if self._device_cache is not None else self._from_workers(requests)
-        for begin, (inputs, rows) in zip(requests, loaded, strict=True):
-            yield Batch(inputs, rows, begin + self._config.batch_size)
+        for begin, (inputs, rows, skipped) in zip(requests, loaded, strict=True):
+            yield Batch(inputs, rows, begin + self._config.batch_size, tuple(skipped))
 
-    def _from_workers(self, requests: range) -> Iterator[tuple[Tensor, Tensor]]:
+    def _from_workers(self, requests: range) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         workers = self._config.num_workers if self._config.cache == "none" else 0
-        loader = DataLoader(
-            self._dataset,
-            batch_size=None,
-            sampler=requests,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            pin_memory=self._device.type == "cuda",
-            worker_init_fn=lambda worker: ignore_signals(),
-        )
-        for item in loader:
-            if isinstance(item, InputError):
-                raise item
-            clips, rows = item
+        for answer in answers(self._dataset, requests, workers, pin_memory=self._device.type == "cuda"):
+            if isinstance(answer, InputError):
+                raise answer
+            clips, rows, skipped = answer
             values = clips.to(self._device, non_blocking=True).float()
-            yield values if clips.is_floating_point() else values.div_(32768).unsqueeze(2), rows
+            yield values if clips.is_floating_point() else values.div_(32768).unsqueeze(2), rows, skipped
 
     def _to_device(self) -> tuple[Tensor, Tensor, Tensor]:
         assert self._dataset.memory is not None
-        samples, starts = self._dataset.memory
+        samples, starts = self._dataset.memory.samples, self._dataset.memory.starts
         silence = np.zeros(self._config.crop, dtype=np.int16)  # a crop that pads reads on into it, then is masked
         lengths = np.diff(np.append(starts, len(samples)))
         arrays = np.concatenate([samples, silence]), starts, lengths
@@ -178,13 +209,17 @@ class BatchLoader:
         audio, begin, length = (torch.from_numpy(array).to(self._device) for array in arrays)
         return audio, begin, length
 
-    def _from_device(self, requests: range) -> Iterator[tuple[Tensor, Tensor]]:
+    def _from_device(self, requests: range) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         assert self._device_cache is not None
         samples, starts, lengths = self._device_cache
         ramp = torch.arange(self._config.crop, device=self._device)
         for begin in requests:
-            where = torch.tensor(self._dataset.locate(begin))  # (B, 2)
+            crops, apart, skipped = self._dataset.share(begin)
+            where = torch.tensor(crops)  # (B, 2)
             rows, first = where.to(self._device, non_blocking=True).unbind(1)
             place = first[:, None] + ramp  # (B, T) sample within the utterance
             audio = samples[starts[rows, None] + place].float().div_(32768)
-            yield (audio * (place < lengths[rows, None])).unsqueeze(2), where[:, 0]
+            audio *= place < lengths[rows, None]
+            for i, crop in apart.items():
+                audio[i] = torch.from_numpy(crop).to(self._device).float().div_(32768)
+            yield audio.unsqueeze(2), where[:, 0], skipped

@@ -5,13 +5,15 @@ Epochs follow each other as one endless stream of sample numbers 0, 1, 2, …; n
 training data is one integer, all ranks have the same number of steps, every sample appears once an epoch even where
 G does not divide N (a batch may span two epochs), and another world size sees the same batches.
 
+A sample that does not decode is replaced by the next one of its epoch's order that does, with that one's own crop.
+Which one this is follows from the shards alone, so all ranks, and a run that is resumed, still see the same batches.
+
 Random bits are taken raw from numpy's PCG64, whose stream is fixed for ever; `Generator.shuffle` is not.
 """
 
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -56,12 +58,24 @@ class SampleStream:
 
     def __init__(self, shard: npt.NDArray[np.int32], seed: int, window: int) -> None:
         self.num_samples = len(shard)
-        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard, seed, epoch, window))
+        self._shard, self._seed, self._window = shard, seed, window
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the two latest epochs asked for
+
+    def at(self, number: int, further: int = 0) -> tuple[int, int]:
+        """(epoch, row) of sample `number`, or of the one `further` places on in that epoch, as in a circle."""
+        epoch, place = divmod(number, self.num_samples)
+        return epoch, int(self._order(epoch)[(place + further) % self.num_samples])
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._orders:
+            if len(self._orders) == 2:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = epoch_order(self._shard, self._seed, epoch, self._window)
+        return self._orders[epoch]
 
     def rows(self, first: int, last: int) -> list[tuple[int, int]]:
         """(epoch, row) of the sample numbers `first` … `last - 1`."""
-        numbers = range(first, last)
-        return [(n // self.num_samples, int(self._order(n // self.num_samples)[n % self.num_samples])) for n in numbers]
+        return [self.at(number) for number in range(first, last)]
 
 
 def crop_start(seed: int, epoch: int, key: str, num_samples: int, crop: int) -> int:

@@ -29,6 +29,7 @@ from simdist.data.splits import Manifest
 from simdist.errors import InputError
 from simdist.stopping import Stop
 
+INDEX_BYTES = 512  # an utterance in index, sidecar, manifest and report, about
 LOCK_SECONDS = 2.0  # children of a packing that was just killed may hold its lock for a moment
 
 
@@ -94,7 +95,8 @@ def pack(corpus: Corpus, out: Path, options: Options, console: Console, stop: St
                     split.plan.name, split.folder, _in_order(split), corpus, split.identity
                 )
         except OSError as error:
-            raise DiskError(f"{error.filename or out} cannot be written: {error.strerror}") from error
+            refused = DiskError(f"{error.filename or out} cannot be written: {error.strerror}")
+            raise _with_bytes_needed(refused, splits) from error
     return splits
 
 
@@ -198,7 +200,9 @@ def _write(job: ShardJob, check_stop: Callable[[], None]) -> tuple[Path, Shard, 
 
 
 def _with_bytes_needed(error: DiskError, splits: Sequence[PackedSplit]) -> DiskError:
-    needed = sum(folders.expected_bytes(job) for split in splits for job in split.missing())
+    incomplete = [split for split in splits if not split.manifest]
+    needed = sum(folders.expected_bytes(job) for split in incomplete for job in split.missing())
+    needed += sum(INDEX_BYTES * len(split.plan.utterances) for split in incomplete)
     free = folders.free_bytes(splits[0].folder)
     return DiskError(
         f"{error}; what is missing needs about {needed:,} bytes and {free:,} are free there "

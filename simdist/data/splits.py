@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,11 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 PHONE_HOP = 160  # samples between two phone labels: 10 ms at 16 kHz
+
+
+def is_plain(name: object) -> bool:
+    """Whether a name that was read from a file stays in the folder that it is looked up in."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,14 @@ class Manifest:
     """sha256 over the shards' sha256: two splits with equal fingerprints hold equal data."""
     packed_with: dict[str, Any] = field(default_factory=dict)
     """What the split was packed from and how, by which a later packing sees whether it is the same."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a name could lead out of the folder: shards and labels become names of files."""
+        if self.encoding not in ("flac", "wav", "npy"):
+            raise ValueError(f"its encoding is {self.encoding!r}, not flac, wav or npy")
+        for name in [shard["name"] for shard in self.shards] + list(self.labels):
+            if not is_plain(name):
+                raise ValueError(f"it names {name!r}, which is no plain file name")
 
 
 @dataclass(frozen=True)
@@ -123,14 +137,31 @@ def open_split(root: str | Path, name: str) -> Split:
     manifest = _read_manifest(folder / MANIFEST)
     try:
         index = Index.load(folder / INDEX)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{folder / INDEX} cannot be read ({error}); pack again with --overwrite") from error
-    if len(index) != manifest.num_samples:
-        raise InputError(
-            f"{folder / INDEX} has {len(index)} samples and {MANIFEST} {manifest.num_samples}; "
-            "pack again with --overwrite"
-        )
+        _check_index(index, manifest)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{folder / INDEX} cannot be used ({error}); pack again with --overwrite") from error
     return Split(folder, manifest, index)
+
+
+def _check_index(index: Index, manifest: Manifest) -> None:
+    """Raise ValueError unless the index describes samples inside the manifest's shards, under plain names."""
+    if len(index) != manifest.num_samples:
+        raise ValueError(f"it has {len(index)} samples and {MANIFEST} {manifest.num_samples}")
+    columns = {name: value for name, value in vars(index).items() if name != "labels"} | index.labels
+    for name, column in columns.items():
+        if column.shape != (len(index),):
+            raise ValueError(f"its column {name!r} has the shape {column.shape}, not ({len(index)},)")
+    if len(index) == 0:
+        return
+    if index.shard.min() < 0 or index.shard.max() >= len(manifest.shards):
+        raise ValueError("it names a shard that the manifest does not have")
+    sizes = np.array([shard["bytes"] for shard in manifest.shards], dtype=np.int64)[index.shard]
+    inside = (index.offset >= 0) & (index.size >= 0) & (index.offset + index.size <= sizes) & (index.num_samples > 0)
+    for row in np.flatnonzero(~inside)[:1]:
+        raise ValueError(f"sample {index.key[row]} does not lie inside its shard")
+    for key in index.key.tolist():
+        if not is_plain(key):
+            raise ValueError(f"it names a sample {key!r}, which is no plain file name")
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -144,4 +175,7 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path} has format version {version}, this simdist reads {FORMAT_VERSION}; "
             "pack again with --overwrite, or use the simdist that packed it"
         )
-    return Manifest(**{f.name: stored[f.name] for f in dataclasses.fields(Manifest)})
+    try:
+        return Manifest(**{f.name: stored[f.name] for f in dataclasses.fields(Manifest)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest of simdist ({error}); pack again with --overwrite") from error

@@ -42,6 +42,7 @@ VARIANTS = [  # none with "breath": those voices read memory that espeak-ng neve
 ]  # fmt: skip
 FEMALE = set(VARIANTS[:8])
 TEST_FRACTION = 0.2
+BYTES_A_SECOND = 20_000  # of FLAC and phone labels, about
 NOISE = 12.0  # standard deviation of the background, in steps of 16-bit audio: silence is quiet, not exactly zero
 _MARKER = "synthetic.json"
 _BEGUN = ".generating.json"
@@ -151,7 +152,12 @@ def generate(source: Path, parameters: Parameters, workers: int, console: Consol
             _write_lists(source, speakers)
             write_json(source / _MARKER, {"generation": GENERATION, **asdict(parameters)})
         except OSError as error:
-            raise DiskError(f"{error.filename or source} cannot be written: {error.strerror}") from error
+            needed, free = int(60 * parameters.minutes * BYTES_A_SECOND), folders.free_bytes(source)
+            raise DiskError(
+                f"{error.filename or source} cannot be written: {error.strerror}; the corpus takes about {needed:,} "
+                f"bytes and {free:,} are free there (finished speakers are kept: make room and run the same command "
+                "again)"
+            ) from error
         (source / _BEGUN).unlink(missing_ok=True)
         shutil.rmtree(source / _PARTS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from simdist.data import audio, parallel
 from simdist.data.corpora import Problem, num_phone_frames
 from simdist.data.progress import progress
-from simdist.data.splits import Index, Split, open_split
+from simdist.data.splits import Index, Split, is_plain, open_split
 from simdist.durable import sha256_of
 from simdist.stopping import Stop
 
@@ -61,6 +62,7 @@ def _verify_shard(job: _Job, check_stop: Callable[[], None]) -> tuple[list[Probl
     problems: list[Problem] = []
     if sha256_of(job.path) != job.sha256:
         problems.append(Problem(str(job.path), "is damaged: it does not have the sha256 that the manifest states"))
+    problems += [Problem(f"{job.path}:{name}", reason) for name, reason in _bad_members(job.path)]
     with job.path.open("rb") as file:
         for row in range(count):
             check_stop()
@@ -68,6 +70,21 @@ def _verify_shard(job: _Job, check_stop: Callable[[], None]) -> tuple[list[Probl
             if reason:
                 problems.append(Problem(f"{job.path}:{job.rows.key[row]}", reason))
     return problems, count
+
+
+def _bad_members(path: Path) -> list[tuple[str, str]]:
+    """Members that other programs, which unpack the tar, should not meet."""
+    found = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not is_plain(member.name):
+                    found.append((member.name, "its name is not a plain file name: unpacked, it could lead elsewhere"))
+                elif not member.isfile():
+                    found.append((member.name, "is no plain file but a link, folder or device"))
+    except (tarfile.TarError, OSError) as error:
+        found.append(("", f"is no readable tar from there on ({error})"))
+    return found
 
 
 def _verify_sample(descriptor: int, rows: Index, row: int) -> str:

@@ -27,6 +27,8 @@ class Source:
     loader: BatchLoader
     first_module: int
     """The module that takes these inputs: 0 for audio."""
+    skipped: tuple[str, ...] = ()
+    """Why utterances are missing in cached latents."""
 
 
 class EncoderTask:
@@ -92,7 +94,7 @@ class EncoderTask:
             return None
         self._source = source
         self._set_modes(stage)
-        return source.loader.batches(first, last)
+        return _telling(source.loader.batches(first, last), source.skipped)
 
     def step(self, stage: int, batch: Batch, step: Step) -> StepOutcome:
         x = self._through_frozen(stage, batch.inputs, step.number)
@@ -158,11 +160,12 @@ class EncoderTask:
         folder = self._run.folder / "latents" / f"module_{frozen[-1].number}"
         data = self._config.data
         say(f"latents of module {frozen[-1].number}: {folder}")
-        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, self._config.seed)
+        seed = self._config.seed
+        cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, seed, data.retry_seconds)
         if not cache.write(self._process):
             return None
         latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
-        return Source(self._load(open_clips(latents, data.train_split), latents), stage)
+        return Source(self._load(open_clips(latents, data.train_split), latents), stage, cache.skipped)
 
     def _through_frozen(self, stage: int, inputs: Tensor, step: int) -> Tensor:
         """The input of the lowest module that learns."""
@@ -211,3 +214,10 @@ class EncoderTask:
         if self._accelerator.num_processes > 1:
             for buffer in self.model.buffers():
                 broadcast(buffer)
+
+
+def _telling(batches: Iterator[Batch], skipped: tuple[str, ...]) -> Iterator[Batch]:
+    """The same batches, of which the first also tells of what was skipped before."""
+    for batch in batches:
+        yield replace(batch, skipped=batch.skipped + skipped)
+        skipped = ()

@@ -23,10 +23,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from webdataset.writer import TarWriter
 
-from simdist.data.crops import CropReader
+from simdist.data.crops import CorruptSampleError, CropReader
+from simdist.data.integrity import damaged_shards
 from simdist.data.loader import Clips
-from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest
-from simdist.durable import replacing, sha256_of, write_json
+from simdist.data.shard_files import RETRY_SECONDS
+from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest, open_split
+from simdist.durable import TEMPORARY, replacing, sha256_of, write_json
 from simdist.engine.accelerator import Process
 from simdist.engine.step import NumberedModule, stream_seed
 from simdist.errors import InputError
@@ -42,14 +44,27 @@ class LatentCache:
         clips: the audio.
         crop: utterances are padded to at least so many samples.
         seed: decides the noise of the modules below the last one.
+        retry_seconds: how long a shard of audio that cannot be read is tried again.
     """
 
-    def __init__(self, folder: Path, trainers: Sequence[NumberedModule], clips: Clips, crop: int, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trainers: Sequence[NumberedModule],
+        clips: Clips,
+        crop: int,
+        seed: int,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         self._folder, self._trainers, self._clips, self._crop, self._seed = folder, trainers, clips, crop, seed
-        self._reader = CropReader(clips.split)
+        self._reader = CropReader(clips.split, retry_seconds)
+        self.skipped: tuple[str, ...] = ()
+        """Why utterances are not in the split: the messages of their `CorruptSampleError`s."""
 
     def write(self, process: Process) -> bool:
         """Write what is missing, shard after shard on all ranks; then rank 0 completes the split.
+
+        Utterances that do not decode are left out, and told of in `skipped` once the split is complete.
 
         Returns:
             Whether it is complete; not if any rank was asked to stop, and then finished shards stay.
@@ -71,6 +86,7 @@ class LatentCache:
         if accelerator.is_main_process and not (self._folder / MANIFEST).exists():
             self._finish([int(shard) for shard in shards], identity)
         accelerator.wait_for_everyone()
+        self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with.get("skipped", []))
         return True
 
     def _write_missing(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
@@ -95,30 +111,50 @@ class LatentCache:
         return digest.hexdigest()
 
     def _begin(self, identity: str) -> None:
-        """Remove latents of other weights."""
+        """Remove latents of other weights, shards that were damaged since, and what a killed process left."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f"{TEMPORARY}*"):
+            leftover.unlink()
         marker = self._folder / ".identity"
         if not marker.exists() or marker.read_text() != identity:
             for path in self._folder.iterdir():
                 path.unlink()
             with replacing(marker) as temporary:
                 temporary.write_text(identity)
+        if (self._folder / MANIFEST).exists():
+            self._drop_damaged()
+
+    def _drop_damaged(self) -> None:
+        """Make damaged shards missing ones, and the split with them incomplete: they are written again."""
+        try:
+            split = open_split(self._folder.parent, self._folder.name)
+            damaged = {split.manifest.shards[i]["name"] for i in damaged_shards(split)}
+        except InputError:  # index or manifest
+            damaged = {path.name for path in self._folder.glob("shard-*.tar")}
+            (self._folder / MANIFEST).unlink()
+        for name in sorted(damaged):
+            (self._folder / MANIFEST).unlink(missing_ok=True)
+            (self._folder / f".{Path(name).stem}.json").unlink(missing_ok=True)
 
     def _write_shard(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
-        index, rows = self._clips.split.index, []
+        index, rows, skipped = self._clips.split.index, [], []
         final = self._folder / f"shard-{shard:06d}.tar"
         with replacing(final) as temporary:
             with TarWriter(str(temporary), mtime=0) as tar:
                 for row in self._clips.rows[index.shard[self._clips.rows] == shard]:
                     stop.check()
-                    latent = self._encode(int(row), accelerator)
+                    try:
+                        latent = self._encode(int(row), accelerator)
+                    except CorruptSampleError as error:
+                        skipped.append(str(error))
+                        continue
                     tar.write({"__key__": str(index.key[row]), "npy": latent})
                     rows.append({"key": str(index.key[row]), "row": int(row), "num_samples": len(latent)})
             with tarfile.open(temporary) as tar:
                 for row, member in zip(rows, tar, strict=True):
                     row["offset"], row["size"] = member.offset_data, member.size
             facts = {"name": final.name, "sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
-        write_json(self._sidecar(shard), {"rows": rows, "shard": facts})
+        write_json(self._sidecar(shard), {"rows": rows, "shard": facts, "skipped": skipped})
 
     @torch.no_grad()
     def _encode(self, row: int, accelerator: Accelerator) -> np.ndarray:
@@ -162,6 +198,7 @@ class LatentCache:
             shards=[s["shard"] | {"num_samples": len(s["rows"]), "num_seconds": 0.0} for s in sidecars],
             labels={},
             fingerprint=identity,
+            packed_with={"skipped": [text for s in sidecars for text in s.get("skipped", [])]},
         )
         write_json(self._folder / MANIFEST, asdict(manifest))
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +14,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from damage import rotten_copy, unchanged_times
+from torch.utils.data import Dataset
 
 from simdist.config import DataConfig
-from simdist.data.crops import CorruptSampleError, CropReader
+from simdist.data.crops import CropReader
 from simdist.data.loader import BatchLoader, open_clips
+from simdist.data.order import SampleStream, crop_start
 from simdist.data.splits import open_split
+from simdist.data.workers import answers
 from simdist.errors import InputError
 
 CPU = torch.device("cpu")
@@ -110,18 +118,154 @@ def test_a_batch_that_does_not_divide(config: DataConfig) -> None:
         BatchLoader(open_clips(config, "train"), config, 0, 0, 3, CPU)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_sample_is_named_without_a_traceback(config: DataConfig, tmp_path: Path, workers: int) -> None:
-    import shutil
+def test_a_corrupt_sample_is_replaced_by_the_next_of_its_epochs_order_with_that_ones_crop(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    """Expected batches are put together from the sound corpus: sample by sample, and the next one where one is bad."""
+    sound = open_clips(config, "train")
+    stream = SampleStream(sound.split.index.shard, 0, config.shuffle_window)
+    order = [[row for _, row in stream.rows(e * len(sound), (e + 1) * len(sound))] for e in range(2)]
+    bad = [order[0][2], order[0][3], order[0][-1]]  # two in a row, and an epoch's last: a circle
+    root = rotten_copy(config.root, tmp_path / "shards", bad)
+    reader = CropReader(sound.split)
 
-    root = Path(shutil.copytree(config.root, tmp_path / "shards"))
+    def expected(number: int) -> tuple[int, np.ndarray]:
+        epoch, place = divmod(number, len(sound))
+        while order[epoch][place % len(sound)] in bad:
+            place += 1
+        row = order[epoch][place % len(sound)]
+        start = crop_start(0, epoch, str(sound.split.index.key[row]), int(sound.split.index.num_samples[row]), 8000)
+        return row, reader.read(row, start, 8000)
+
+    settings = replace(config, root=str(root))
+    loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
+    skipped = set()
+    for batch in loader.batches(0, 2 * len(sound) // 4 * 4):
+        for i in range(4):
+            row, audio = expected(batch.consumed - 4 + i)
+            assert int(batch.rows[i]) == row
+            assert torch.equal(batch.inputs[i, :, 0], torch.from_numpy(audio).float() / 32768)
+        skipped |= set(batch.skipped)
+    path = open_split(root, "train").shard_path(0)
+    assert skipped == {
+        f"sample {sound.split.index.key[row]} in {path} does not decode; check the shards with simdist.pack --verify"
+        for row in bad
+    }
+
+
+def test_all_ranks_workers_and_caches_skip_alike(config: DataConfig, tmp_path: Path) -> None:
+    root = rotten_copy(config.root, tmp_path / "shards", [0, 5, 6])
+    settings = replace(config, root=str(root))
+    corpus = open_clips(settings, "train")
+    reference = list(BatchLoader(corpus, settings, 0, 0, 1, CPU).batches(0, 80))
+    assert len({text for batch in reference for text in batch.skipped}) == 3
+    for world, workers, cache in ((2, 0, "none"), (1, 2, "none"), (2, 0, "memory"), (1, 0, "device"), (2, 0, "device")):
+        other = replace(settings, num_workers=workers, cache=cache)
+        ranks = [BatchLoader(corpus, other, 0, r, world, CPU).batches(0, 80) for r in range(world)]
+        for whole, *parts in zip(reference, *ranks, strict=True):
+            assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
+            assert torch.equal(whole.inputs, torch.cat([part.inputs for part in parts]))
+            assert whole.skipped == tuple(text for part in parts for text in part.skipped)
+    entered = BatchLoader(corpus, settings, 0, 0, 1, CPU).batches(40, 80)
+    for batch, whole in zip(entered, reference[10:], strict=True):
+        assert torch.equal(batch.inputs, whole.inputs)
+        assert batch.skipped == whole.skipped
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "device"])
+def test_a_crop_beside_the_damage_is_used_whatever_the_cache(config: DataConfig, tmp_path: Path, cache: str) -> None:
+    """A cache decodes whole utterances; what it cannot hold must not be lost to it alone."""
+    root = rotten_copy(config.root, tmp_path / "shards", [])
     split = open_split(root, "train")
-    with split.shard_path(0).open("r+b") as tar:
-        tar.seek(int(split.index.offset[3]) + 1000)
-        tar.write(b"\xff" * 40_000)
+    row = int(np.argmax(split.index.num_samples))
+    path = split.shard_path(int(split.index.shard[row]))
+    with unchanged_times(path), path.open("r+b") as tar:
+        tar.seek(int(split.index.offset[row] + split.index.size[row] - 300))
+        tar.write(b"\xff" * 200)
+    settings = replace(config, root=str(root), batch_size=1, cache=cache)
+    loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
+    sound = BatchLoader(open_clips(replace(settings, root=config.root), "train"), settings, 0, 0, 1, CPU)
+    seen = [0, 0]
+    for batch, reference in zip(loader.batches(0, 200), sound.batches(0, 200), strict=True):
+        if int(reference.rows) == row:
+            seen[bool(batch.skipped)] += 1
+        if not batch.skipped:
+            assert torch.equal(batch.inputs, reference.inputs)
+    assert seen[0] > 0, "a crop before the damage"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corpus_without_a_sound_sample_is_an_error_in_one_line(
+    config: DataConfig, tmp_path: Path, workers: int
+) -> None:
+    number = len(open_split(config.root, "train").index)
+    root = rotten_copy(config.root, tmp_path / "shards", list(range(number)))
     settings = replace(config, root=str(root), num_workers=workers)
     loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
-    with pytest.raises(
-        CorruptSampleError, match=rf"^sample {split.index.key[3]} in .*shard-000000.tar does not decode"
+    with pytest.raises(InputError, match=rf"^{number} samples in a row do not decode, at last this: sample .*\.tar"):
+        next(loader.batches(0, 4))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_lost_ends_the_training_in_one_line(config: DataConfig, tmp_path: Path, workers: int) -> None:
+    root = Path(shutil.copytree(config.root, tmp_path / "shards"))
+    settings = replace(config, root=str(root), num_workers=workers, retry_seconds=0.2)
+    loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
+    path = open_split(root, "train").shard_path(0)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"^shard {path} cannot be read \(No such file or directory\).*; restore it"):
+        next(loader.batches(0, 4))
+
+
+def test_workers_that_are_killed_are_replaced_and_nothing_is_lost(
+    config: DataConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = open_clips(config, "train")
+    reference = BatchLoader(corpus, config, 0, 0, 1, CPU).batches(0, 160)
+    others = set(multiprocessing.active_children())
+    killed = 0
+    for batch, whole in zip(
+        BatchLoader(corpus, replace(config, num_workers=2), 0, 0, 1, CPU).batches(0, 160), reference, strict=True
     ):
-        list(loader.batches(0, 400))
+        assert torch.equal(batch.inputs, whole.inputs)
+        if batch.consumed == 40:
+            worker = min(set(multiprocessing.active_children()) - others, key=lambda process: process.pid or 0)
+            worker.kill()
+            killed += 1
+    assert killed == 1
+    assert capfd.readouterr().err == "a loader worker died (SIGKILL); others take over\n"
+    assert set(multiprocessing.active_children()) == others, "no process is left behind"
+
+
+def test_workers_that_die_again_and_again_end_the_training_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simdist.data.workers.MOST_DEATHS", 2)
+
+    class Deadly(Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            os.kill(os.getpid(), 9)
+            return index
+
+    with pytest.raises(
+        InputError, match=r"died 2 times in a row \(SIGKILL\), perhaps for want of memory; .*\(now 1; 0"
+    ):
+        next(answers(Deadly(), range(10), 1, pin_memory=False))
+
+
+def test_an_error_of_the_program_in_a_worker_is_not_taken_for_a_death() -> None:
+    class Wrong(Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        next(answers(Wrong(), range(10), 1, pin_memory=False))
+
+
+def test_signals_to_workers_are_not_answered(config: DataConfig) -> None:
+    others = set(multiprocessing.active_children())
+    batches = BatchLoader(open_clips(config, "train"), replace(config, num_workers=1), 0, 0, 1, CPU).batches(0, 80)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    assert worker.pid is not None
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGINT):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 19

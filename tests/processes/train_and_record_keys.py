@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import simdist.train
 from simdist.cli import run
-from simdist.data.loader import BatchLoader
-
-output, *argv = sys.argv[1:]
-keys: list[str] = []
-batches = BatchLoader.batches
+from simdist.data.loader import Batch, BatchLoader
 
 
-def recorded_batches(self: BatchLoader, first: int, last: int):
-    for batch in batches(self, first, last):
-        if self._dataset._clips.split.folder.name == "train":
-            keys.extend(str(key) for key in self._dataset._clips.split.index.key[batch.rows])
-        yield batch
+def main() -> None:
+    """The command, with `BatchLoader.batches` watched."""
+    output, *argv = sys.argv[1:]
+    keys: list[str] = []
+    batches = BatchLoader.batches
+
+    def recorded_batches(self: BatchLoader, first: int, last: int) -> Iterator[Batch]:
+        for batch in batches(self, first, last):
+            if self._dataset._clips.split.folder.name == "train":
+                keys.extend(str(key) for key in self._dataset._clips.split.index.key[batch.rows])
+            yield batch
+
+    BatchLoader.batches = recorded_batches
+    try:
+        run(simdist.train.main, argv)
+    finally:
+        Path(f"{output}.{os.environ['RANK']}").write_text(json.dumps(keys))
 
 
-BatchLoader.batches = recorded_batches
-try:
-    run(simdist.train.main, argv)
-finally:
-    Path(f"{output}.{os.environ['RANK']}").write_text(json.dumps(keys))
+if __name__ == "__main__":  # loader workers import this file
+    main()
