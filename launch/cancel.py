@@ -16,9 +16,9 @@ if __name__ == "__main__":  # the folder of this file, first in a script's path,
 from launch.graph import done_jobs
 from launch.listing import find_sweeps, read_plan
 from launch.plan import SWEEPS, Plan
-from launch.queue import cancel, has_slurm, read_queue
+from launch.queue import cancel
 from launch.records import Record, Records
-from launch.states import ALIVE, find_states, process_runs
+from launch.states import find_states, process_runs
 from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
 
@@ -90,12 +90,7 @@ def children_first(wanted: Sequence[str], records: Mapping[str, Record], alive: 
 def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
     records = Records(plan.folder).latest()
     states = find_states(plan, done_jobs(plan), records)
-    blocked = read_queue() if has_slurm() and records else {}  # what waits for ever is in the queue, too
-    alive = {
-        name: state
-        for name, state in states.items()
-        if name in records and (state.word in ALIVE or records[name].id in blocked)
-    }
+    alive = {name: state for name, state in states.items() if state.in_queue}
     ids = children_first(wanted, records, alive)
     if ids:
         cancel(ids)

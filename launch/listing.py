@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,23 @@ import yaml
 
 from launch.plan import Job, Length, Plan, PlannedRun
 from simdist.config import Config, to_dict
-from simdist.durable import write_json, write_text
+from simdist.durable import TEMPORARY, write_json
 from simdist.errors import InputError
 
 FILE = "plan.json"
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def write_plan(plan: Plan, configs: Mapping[str, Config]) -> None:
     """The graph, and the runs' configurations, which their jobs read."""
     (plan.folder / "configs").mkdir(parents=True, exist_ok=True)
     for run, config in configs.items():
-        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        text = yaml.dump(to_dict(config), Dumper=DUMPER, sort_keys=False)
         file = plan.config_file(run)
-        if not file.exists() or file.read_text() != text:
-            write_text(file, text)
+        if not file.exists() or file.read_text() != text:  # not synced: made again by the next command if it is lost
+            temporary = file.with_name(f"{TEMPORARY}{os.getpid()}-{file.name}")
+            temporary.write_text(text)
+            temporary.replace(file)
     write_json(plan.folder / FILE, json.loads(json.dumps(dataclasses.asdict(plan), default=str)))
 
 

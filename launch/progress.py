@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,37 +45,40 @@ class Progress:
 
 def read_progress(folder: Path, length: Length, now: float) -> Progress:
     """The progress of the run in `folder`, which need not have begun."""
-    lines = [line for line in tail_of(folder / METRICS) if line.get("kind") == "train"]
+    lines: list[dict[str, Any]] = []
     losses: dict[int, float] = {}
-    for line in lines:  # a stagewise run's lines hold one module each
-        losses |= {module.get("module", m): module["loss"] for m, module in enumerate(line["modules"])}
-    rates = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
+    for line in tail_of(folder / METRICS):
+        if line.get("kind") != "train":
+            continue
+        lines.append(line)
+        losses = {module.get("module", m): module["loss"] for m, module in enumerate(line["modules"])} | losses
+        if length.stages == 1 or len(losses) == length.stages:  # a stagewise run's lines hold one module each
+            break
+    rate = lines[0].get("samples_per_s") if lines else None
     restarts, host = _events(folder / EVENTS)
     return Progress(
-        step=lines[-1]["step"] if lines else 0,
+        step=lines[0]["step"] if lines else 0,
         total=total_steps(length),
         losses=tuple(losses[module] for module in sorted(losses)),
-        steps_per_s=rates[-1] / length.batch_size if rates else None,
+        steps_per_s=rate / length.batch_size if rate else None,
         restarts=restarts,
         host=host,
         heartbeat=heartbeat_age(folder, now),
     )
 
 
-def tail_of(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of a JSON-lines file; [] if there is none."""
+def tail_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The last whole lines of a JSON-lines file, the last one first; nothing if there is none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             text = file.read()
     except OSError:
-        return []
-    found = []
-    for line in text.splitlines()[1 if size > TAIL_BYTES else 0 :]:
+        return
+    for line in reversed(text.splitlines()[1 if size > TAIL_BYTES else 0 :]):
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            yield json.loads(line)
 
 
 def _events(path: Path) -> tuple[int, str]:

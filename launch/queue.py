@@ -35,6 +35,11 @@ class Entry:
         return self.state in RUNNING
 
     @property
+    def shown_reason(self) -> str:
+        """Why it waits; nothing for a running job."""
+        return "" if self.is_running or self.reason in ("None", "(null)") else self.reason
+
+    @property
     def will_never_run(self) -> bool:
         return self.state == "PENDING" and self.reason == NEVER
 

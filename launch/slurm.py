@@ -33,6 +33,7 @@ from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 ROOT = Path(__file__).parent.parent  # the code
 WITHOUT_GPU = ("pack", "report")
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
+pause = time.sleep
 
 
 def profile_named(cluster: str) -> Profile:
@@ -63,7 +64,7 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
         submitter.prune()
     states = submitter.submit(retry=True)
     while wait and not _is_over(states):
-        time.sleep(LOOK_SECONDS)
+        pause(LOOK_SECONDS)
         states = submitter.submit(retry=False)
     explain(plan, states, Records(plan.folder).latest(), console)
     if not wait:
@@ -244,15 +245,20 @@ class _Executor(SlurmExecutor):
 
 
 def requeue_lines(profile: Profile) -> list[str]:
-    """Shell that ends the batch script: a command that asks to be run again, and has not been requeued, is."""
+    """Shell that ends the batch script: a command that asks to be run again, and has not been requeued, is.
+
+    So is one that a warning (USR1, USR2, TERM) killed before it could listen.
+    """
     if not profile.requeue:
         return []
     return [
         "code=$?",
-        f'if [ $code -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ] &&',
-        '   [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
-        '    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script',
-        "fi",
+        "case $code in 75|138|140|143)",
+        f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ] &&',
+        '       [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
+        '        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script',
+        "    fi",
+        "esac",
         "exit $code",
     ]
 

@@ -35,6 +35,8 @@ class State:
     word: Word
     reason: str = ""
     nodes: str = ""
+    in_queue: bool = False
+    """Whether SLURM still has it, running, waiting, or waiting for what will never be."""
 
 
 def find_states(
@@ -106,8 +108,8 @@ def _on_cluster(record: Record, queue: Mapping[str, Entry], accounts: Mapping[st
     entry = queue.get(record.id)
     if entry is not None:
         if entry.will_never_run:
-            return State("never", "what it depends on failed")
-        return State("running", "", entry.nodes) if entry.is_running else State("queued", entry.reason)
+            return State("never", "what it depends on failed", in_queue=True)
+        return State("running" if entry.is_running else "queued", entry.shown_reason, entry.nodes, in_queue=True)
     account = accounts.get(record.id)
     if account is None:
         return State("stopped", "it left the queue, and the accounting does not know it")
@@ -146,7 +148,7 @@ def _with_blocked(plan: Plan, states: dict[str, State]) -> dict[str, State]:
     }
     for name, root in blocked_by(plan, failed).items():
         if states[name].word not in ("done", "running"):
-            states[name] = State("never", f"{root} {states[root].word}")
+            states[name] = State("never", f"{root} {states[root].word}", in_queue=states[name].in_queue)
     return states
 
 

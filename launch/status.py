@@ -46,10 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("SWEEP", type=str | None, nargs="?", default=None, help="A sweep's name or file; none is all.")
     parser.add_argument("--watch", action="store_true", help="Stay, and look again every few seconds.")
     parser.add_argument("--every", type=float, default=5.0, help="--watch: seconds between two looks.")
+    parser.add_argument("--rows", type=int, default=200, help="Runs to show at most of a sweep, the most notable ones.")
     parser.add_argument("--json", action="store_true", help="Everything as JSON, for programs.")
     parser.add_argument("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)
+    if parsed.rows < 1:
+        raise InputError(f"--rows is {parsed.rows}; it must be at least 1")
     if parsed.every <= 0:
         raise InputError(f"--every is {parsed.every:g}; it must be more than 0 seconds")
     if parsed.watch and parsed.json:
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = FILE_COLUMNS
     for one in found:
-        console.print(as_renderable(one))
+        console.print(as_renderable(one, parsed.rows))
     return EXIT_OK
 
 
@@ -110,9 +113,14 @@ def _live(found: Sequence[Overview]) -> Group:
     return Group(Text(time.strftime("%H:%M:%S  Ctrl-C to leave")), *(as_renderable(one) for one in order))
 
 
-def as_renderable(found: Overview) -> RenderableType:
+def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     """A table, what failed with the end of its log, what will never run, and the counts."""
-    parts: list[RenderableType] = [_table(found)]
+    rows = found.rows
+    if len(rows) > num_rows:
+        rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.word))[:num_rows]
+    parts: list[RenderableType] = [_table(found.name, rows)]
+    if len(rows) < len(found.rows):
+        parts.append(Text(f"… and {len(found.rows) - len(rows)} runs more (--rows {len(found.rows)} shows all)"))
     failed = [name for name, state in found.states.items() if state.word == "failed"]
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))
@@ -129,9 +137,9 @@ def as_renderable(found: Overview) -> RenderableType:
     return Group(*parts)
 
 
-def _table(found: Overview) -> Table:
-    varied = list(dict.fromkeys(key for row in found.rows for key in row.varied))
-    table = Table(title=found.name, title_justify="left")
+def _table(name: str, rows: Sequence[Row]) -> Table:
+    varied = list(dict.fromkeys(key for row in rows for key in row.varied))
+    table = Table(title=name, title_justify="left")
     heads = [key.rpartition(".")[2] for key in varied]
     for head in ("run", *heads, "stage", "state"):
         table.add_column(head, no_wrap=True)
@@ -139,7 +147,7 @@ def _table(found: Overview) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("node", no_wrap=True)
     table.add_column("heartbeat", justify="right", no_wrap=True)
-    for row in found.rows:
+    for row in rows:
         table.add_row(row.run, *(_plain(row.varied.get(key)) for key in varied), *_cells(row))
     return table
 

@@ -64,7 +64,7 @@ def what_is_missing(
         hopeless = [p for p in open_parents if p not in submit and states[p].word not in ALIVE]
         if hopeless and not (job.takes_what_there_is and word not in ALIVE):
             continue
-        if word in ALIVE:
+        if states[job.name].in_queue:
             cancel[job.name] = None
         submit[job.name] = None
     return Submission(tuple(submit), tuple(cancel))

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from simdist.cli import CONFIGS, Parser, experiment_parser, read_config
 from simdist.config import Config, identity
 from simdist.errors import InputError
 
+PLAIN_TYPES = (int, float, bool, str)
 DRAWS = ("uniform", "log_uniform", "integer", "choice")
 
 
@@ -29,7 +31,7 @@ class Variant:
     varied: dict[str, Any]
     """Every key of variants, grid, random and seeds with this run's value; a variant's own name as `variant`."""
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         """The run folder's name, as `simdist.train` would choose it."""
         return f"{self.config.name}-{identity(self.config)[:8]}"
@@ -154,9 +156,27 @@ class _Value:
         return hash(self._text)
 
 
-@functools.cache
 def _value(key: str, given: _Value) -> Any:
-    """A configuration key's value with the right type; the parser takes 10 ms, so each is asked once."""
+    """A configuration key's value with the right type; the parser takes 10 ms, so it is asked when it must."""
+    kind = _plain_types().get(key)
+    if kind is not None and type(given.value) in (kind, int) and (kind is float or type(given.value) is kind):
+        return kind(given.value)
+    return _parsed(key, given)
+
+
+@functools.cache
+def _plain_types() -> dict[str, type]:
+    """Keys that are a number, a truth value or a text, and nothing else."""
+    found = {key: kind for key, kind in typing.get_type_hints(Config).items() if kind in PLAIN_TYPES}
+    for section, kind in typing.get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind).items()
+            found |= {f"{section}.{name}": hint for name, hint in hints if hint in PLAIN_TYPES}
+    return found
+
+
+@functools.cache
+def _parsed(key: str, given: _Value) -> Any:
     sections = {
         item.name for item in dataclasses.fields(Config) if dataclasses.is_dataclass(getattr(Config(), item.name))
     }

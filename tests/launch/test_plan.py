@@ -77,7 +77,7 @@ def test_labels_and_modules_decide_how_many_jobs_probe_a_run() -> None:
     assert commands({"labels": "all", "modules": "all"}) == ["probe --all"]
     assert commands({"labels": ["phone"], "modules": "all"}) == ["probe --label phone --module all"]
     assert commands({"labels": ["phone"], "modules": [-1, 3]}) == ["probe --label phone --module 3"]
-    with pytest.raises(InputError, match="module 4 does not exist in small-.* modules 0 to 3"):
+    with pytest.raises(InputError, match=r"module 4 does not exist in small-.* modules 0 to 3"):
         commands({"labels": ["phone"], "modules": [4]})
     with pytest.raises(InputError, match="modules are given without labels"):
         commands({"modules": [1]})

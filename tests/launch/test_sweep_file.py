@@ -81,7 +81,7 @@ def test_overrides_reach_the_configuration_and_the_sweep(tmp_path: Path) -> None
 def test_overrides_that_are_none(word: str, tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("name: a\n")
-    with pytest.raises(InputError, match="override|YAML|no keys below"):
+    with pytest.raises(InputError, match=r"override|YAML|no keys below"):
         read_sweep(file, [word])
 
 
