@@ -21,8 +21,15 @@ TORCHLESS = {  # what the launcher may use; none of it imports torch
     "simdist.profiles",
     "simdist.stopping",
 }
-LOW = {"simdist.config", "simdist.errors", "simdist.torchaudio_import", "simdist.durable", "simdist.stopping"}
-LOW |= {"simdist.requeue"}
+LOW = {
+    "simdist.config",
+    "simdist.errors",
+    "simdist.torchaudio_import",
+    "simdist.durable",
+    "simdist.redaction",
+    "simdist.requeue",
+    "simdist.stopping",
+}
 ALLOWED = {
     "data": {*LOW, "simdist.data"},
     "models": {*LOW, "simdist.models"},
@@ -69,6 +76,7 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "config",
         "cli",
         "errors",
+        "redaction",
         "__init__",
         "__main__",
         "train",

@@ -50,8 +50,11 @@ def test_no_node_is_free(testbed: Slurm, tmp_path: Path) -> None:
 
 def test_setup_lines_that_fail_on_the_node(testbed: Slurm, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
-    profile.write_text("partition: low\ncpus_per_task: 1\nsetup: ['module load cuda || exit 9']\n")
+    lines = ["export WANDB_API_KEY=hunter2hunter2", "module load cuda || exit 9"]
+    profile.write_text(f"partition: low\ncpus_per_task: 1\nsetup: {json.dumps(lines)}\n")
     code, found = examine(testbed, f"--cluster={profile}", f"--runs={tmp_path}/runs")
     assert code == 1
     assert found["node"]["level"] == "error"
     assert "module" in found["node"]["message"]
+    assert "module load cuda || exit 9" in found["node"]["remedy"]
+    assert "hunter2" not in json.dumps(found)
