@@ -3,8 +3,8 @@
 Of the three that could act, this one does. SLURM requeues by itself only with `PreemptMode=REQUEUE`, not at a time
 limit; submitit's handler calls `checkpoint()` on rank 0 while the other ranks go on, and is replaced by ours inside a
 job. Where `scontrol` is missing, the job ends with exit code 75, and who started it (slurm/*.sbatch, launch/) submits
-it again. A job that was cancelled gets SIGTERM too, and must not come back, which SLURM would allow: its state is asked for first.
-SLURM says COMPLETING then, not CANCELLED, as it does of a job that it has just requeued itself.
+it again. A job that was cancelled gets SIGTERM too, and must not come back, which SLURM would allow: its state is asked
+for first. SLURM says COMPLETING then, not CANCELLED, as it does of a job that it has just requeued itself.
 """
 
 from __future__ import annotations
