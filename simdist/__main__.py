@@ -14,6 +14,7 @@ COMMANDS = {
     "probe": "train simple classifiers on what each greedy module says",
     "decode": "train a decoder of one greedy module, back to the waveform",
     "analyze": "see and hear what a latent holds",
+    "doctor": "is this machine, corpus and cluster ready? with remedies",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 

@@ -233,14 +233,24 @@ def _check_yaml(file: str) -> None:
             raise InputError(f"config file {file} does not exist; did you mean {preset}?")
         presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
         raise InputError(f"config file {file} does not exist; the presets in {CONFIGS} are {presets}")
+    read_yaml(Path(file))
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys and values in a YAML file.
+
+    Raises:
+        InputError: it is not YAML, is empty, or holds something else.
+    """
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         raise InputError(f"{file} is empty; a config holds at least one key, such as `name: mine`")
     if not isinstance(content, dict):
         raise InputError(f"{file} holds {type(content).__name__}, not keys and values such as `optim: {{lr: 1e-4}}`")
+    return content
 
 
 def config_from(parser: Parser, parsed: jsonargparse.Namespace) -> Config:

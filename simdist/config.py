@@ -353,6 +353,11 @@ def _identity_items(config: Any, prefix: str = "", places: bool = True) -> Itera
             yield key, json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
+def identity_keys(config: Experiment) -> list[str]:
+    """The dotted keys of every field that can change a number."""
+    return [key for key, _ in _identity_items(config)]
+
+
 def identity(config: Experiment) -> str:
     """Sixteen hex digits of the sha256 over every field that can change a number; the run's identity."""
     text = json.dumps(dict(_identity_items(config)), sort_keys=True)

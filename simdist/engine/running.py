@@ -15,7 +15,7 @@ from simdist.engine.trainer import Trainer
 from simdist.engine.watchdog import Watchdog
 from simdist.errors import EXIT_OK
 from simdist.requeue import requeue
-from simdist.stopping import Stop, exit_code
+from simdist.stopping import Stop, exit_code, ignore_signals
 
 
 def build_process(run: Run[Any], stop: Stop) -> Process:
@@ -74,6 +74,7 @@ def _leave(trainer: Trainer, process: Process, signal_number: int) -> None:
     say(f"stopped at step {trainer.step}, everything is saved; the same command continues")
     if not process.accelerator.is_main_process or signal_number == signal.SIGINT:
         return
+    ignore_signals()  # SLURM ends the job as soon as it is back in the queue, before that could be written down
     asked, sentence = requeue(os.environ, run.count("requeued"), run.config.train.max_requeues)
     if asked:
         run.event("requeued", step=trainer.step)
