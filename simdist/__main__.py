@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train the greedy modules of an encoder",
     "probe": "train simple classifiers on what each greedy module says",
     "doctor": "is this machine, corpus and cluster ready? with remedies",
+    "report": "a folder of runs becomes tables",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 
