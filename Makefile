@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -29,6 +29,9 @@ check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/performance.md
+	$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from simdist.cli import CONFIGS, experiment_parser, parse_experiment
 from simdist.config import Config
-from simdist.engine.step import DrawSource, ModuleTrainer, Step, train_step
+from simdist.engine.step import DrawSource, ModuleTrainer, Step, running_statistics, train_step
 from simdist.models.encoder import GreedyEncoder
 
 
@@ -46,7 +46,7 @@ def joint_step(trainers: list[ModuleTrainer], x: torch.Tensor, frames: list[int]
         x = outcome.latent
     torch.stack(losses).sum().backward()
     for trainer in trainers:
-        trainer.update(0.0, measure=False)
+        trainer.update(0.0, running_statistics(trainer.module))
 
 
 def peak(trainers: list[ModuleTrainer], config: Config, how: str) -> int:

@@ -25,6 +25,7 @@ Examples:
   accelerate launch -m simdist.train
   accelerate launch -m simdist.train --config configs/sim_librispeech.yaml --data.root data/librispeech
   python -m simdist.train --config configs/gim_librispeech.yaml --config configs/debug.yaml --optim.lr 1e-4
+  python -m simdist.train --profile   # where does a step's time go? A table, and a trace for ui.perfetto.dev
 
 Exit codes: 0 finished; 1 failed (a full disk, diverging numbers, ...); 2 wrong input; 75 run it again: preempted and
 saved, or hung; 130 stopped with Ctrl-C and saved.
@@ -38,18 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="Go on in a run folder although the configuration differs."
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="Print where a step's time goes and write RUN/profile/trace.json."
+    )
     from simdist.engine.world import enter
 
+    # torch asks Linux for huge pages then: on a CPU, a fifth of a small model's step goes to page faults without them
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     config, parsed = parse_experiment(parser, argv, default=DEMO)
     stop = Stop(config.train.preempt_signals)
     with stop.installed(interrupt=False):  # a preemption may come while torch is imported
         enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
         if not parsed.config or [str(path) for path in parsed.config] == [str(DEMO)]:
             _make_demo_data(Path(config.data.root))
-        return train(config, parsed.run, parsed.force, stop)
+        return train(config, parsed.run, parsed.force, stop, parsed.profile)
 
 
-def train(config: Config, folder: Path | None = None, force: bool = False, stop: Stop | None = None) -> int:
+def train(
+    config: Config,
+    folder: Path | None = None,
+    force: bool = False,
+    stop: Stop | None = None,
+    profile: bool = False,
+) -> int:
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
     from dataclasses import replace
 
@@ -70,7 +82,13 @@ def train(config: Config, folder: Path | None = None, force: bool = False, stop:
         say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
         say(f"to train it longer: the same command with a larger {limit}, --run {run.folder} --force")
         return EXIT_OK
+    if profile and process.accelerator.is_main_process:
+        from simdist.engine.profile import StepProfile
+
+        trainer.profile = StepProfile(run.folder / "profile", trainer.task.modules, process.accelerator.device, say)
     code = complete(trainer, process)
+    if trainer.profile is not None:
+        trainer.profile.close()
     if code == EXIT_OK and process.accelerator.is_main_process:
         for line in summary(trainer.metrics.lines("train")):
             say(line)

@@ -21,7 +21,14 @@ TORCHLESS = {  # what the launcher may use; none of it imports torch
     "simdist.profiles",
     "simdist.stopping",
 }
-LOW = {"simdist.config", "simdist.errors", "simdist.torchaudio_import", "simdist.durable", "simdist.stopping"}
+LOW = {
+    "simdist.config",
+    "simdist.errors",
+    "simdist.torchaudio_import",
+    "simdist.durable",
+    "simdist.redaction",
+    "simdist.stopping",
+}
 LOW |= {"simdist.requeue"}
 ALLOWED = {
     "data": {*LOW, "simdist.data"},
@@ -68,6 +75,7 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "config",
         "cli",
         "errors",
+        "redaction",
         "__init__",
         "__main__",
         "train",

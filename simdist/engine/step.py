@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simdist.engine.reduction import OverlappedReduction
-from simdist.models.module import Draws, GreedyModule, ModuleLoss
+from simdist.models.module import Draws, GreedyModule, ModuleLoss, active_units
 
 
 def stream_seed(*names: int | str) -> int:
@@ -253,5 +253,5 @@ def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:
         "nce": outcome.nce,
         "kl": outcome.kl,
         "accuracy": outcome.accuracy,
-        "active_units": outcome.active_units,
+        "active_units": active_units(outcome.mu),
     }

@@ -17,6 +17,7 @@ from simdist.engine.checkpoint import Checkpoint, Retention, latest_checkpoint, 
 from simdist.engine.lease import Lease
 from simdist.engine.meter import Meter
 from simdist.engine.metrics import MetricsLog
+from simdist.engine.profile import StepProfile
 from simdist.engine.run import Run
 from simdist.engine.saving import Saver
 from simdist.engine.step import Course, Step
@@ -49,6 +50,8 @@ class Trainer:
         self.metrics = MetricsLog(run, self.timetable.total_steps, self._is_main)
         self.lease: Lease | None = None
         """Rank 0's right to write the run; None where there is no other process to fear."""
+        self.profile: StepProfile | None = None
+        """Watches the first steps, if it is wanted."""
         self.step = 0
         self._consumed = 0
         self._failure: InputError | None = None
@@ -116,6 +119,8 @@ class Trainer:
         batches = self.task.batches(stage, self._consumed, last, self.metrics.say)
         if batches is None:
             return self._process.stopped()
+        if self.profile is not None:
+            batches = self.profile.watched(batches)
         self._meter.reset(self.step)
         stopped = 0
         while not stopped and self.step < end:
@@ -123,6 +128,8 @@ class Trainer:
             stopped = self._agree()
             if batch is not None and not stopped:
                 self._take_step(stage, batch)
+                if self.profile is not None:
+                    self.profile.step_taken()
                 if self.timetable.validates(self.step):
                     stopped = self._validate()
             if stopped or self.timetable.saves(self.step):

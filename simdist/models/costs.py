@@ -2,16 +2,18 @@
 
 Legend: B clips, L frames, C channels of a latent, H of a GRU, A anchors, K steps predicted, N negatives.
 
-A multiplication with its addition is two FLOPs. Counted are convolutions and matrix products, as torch's own counter
-does, for they are what a GPU's peak refers to; normalisation, sampling and the optimizer cost bandwidth, not FLOPs.
-A module's input is detached, so its first convolution (or its GRU, if that is all it has) computes no gradient for it.
+A multiplication with its addition is two FLOPs. Counted are the products that the method needs, for they are what a
+GPU's peak refers to; normalisation, sampling and the optimizer cost bandwidth, not FLOPs. What an implementation does
+on top (the first layer twice, kernels filled up to whole strides) is not counted. A module's input is detached, so its
+first convolution (or its GRU, if that is all it has) computes no gradient for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from simdist.config import Config, LayerConfig, ModuleConfig
+from simdist.models.stem import LARGEST_WINDOW
 
 PARTS = ("convs", "heads", "gru", "nce")
 FLOAT32, INT64 = 4, 8  # bytes
@@ -94,13 +96,14 @@ def _module_cost(
 ) -> tuple[ModuleCost, int, int]:
     """Cost, frames and channels of a module whose input is (clips, channels, frames); activations of `size` bytes."""
     convs, trained = Cost(), False
-    for layer in module.layers:
+    for number, layer in enumerate(module.layers):
         frames_in, frames = frames, layer.output_frames(frames)
         if layer.kind == "maxpool":
-            convs.kept_bytes += (INT64 + size) * clips * channels * frames if trained else 0  # where and what each is
+            in_stem = number == 1 and _is_stem(module, config)  # then its output, after the ReLU, is kept as well
+            convs.kept_bytes += (INT64 + size * in_stem) * clips * channels * frames
             continue
-        convs.kept_bytes += 0 if trained else size * clips * channels * frames_in  # later inputs: kept by the ReLU
-        convs += _conv(config, layer, clips, frames, channels, size, trained)
+        kept = _kept_by_conv(config, module, number, clips, (frames_in, frames), channels, size)
+        convs += replace(_conv(config, layer, clips, frames, channels, trained), kept_bytes=kept)
         channels, trained = config.model.width, True
     heads = Cost()
     if module.layers and config.model.head != "none":
@@ -113,28 +116,72 @@ def _module_cost(
     return cost, frames, channels
 
 
-def _conv(config: Config, layer: LayerConfig, clips: int, frames: int, channels: int, size: int, trained: bool) -> Cost:
-    """A convolution, its BatchNorm (which keeps its input) and its ReLU (which keeps its output)."""
+def _conv(config: Config, layer: LayerConfig, clips: int, frames: int, channels: int, trained: bool) -> Cost:
+    """Parameters and products of a convolution with its BatchNorm."""
     width, norm = config.model.width, config.model.batch_norm
     weights = width * channels * layer.kernel
     cost = Cost(parameters=weights + width + (2 * width if norm else 0))
     cost.product(2 * clips * frames * weights, left_grad=trained)
-    cost.kept_bytes = size * clips * frames * width * (2 if norm else 1) + _cast(size, weights)
     return cost
+
+
+def _is_stem(module: ModuleConfig, config: Config) -> bool:
+    """Whether `models.stem` computes the first layer: over few numbers at a time, which want no gradient."""
+    first = module.layers[0]
+    reads_audio = module is config.model.modules[0]
+    return first.kind == "conv" and (1 if reads_audio else config.model.width) * first.kernel <= LARGEST_WINDOW
+
+
+def _kept_by_conv(
+    config: Config,
+    module: ModuleConfig,
+    number: int,
+    clips: int,
+    frames: tuple[int, int],
+    channels: int,
+    size: int,
+) -> int:
+    """Bytes that layer `number`, a convolution of `frames` (in, out) over `channels`, keeps for its backward pass.
+
+    In general: its padded input and its weights by taps, the BatchNorm's input, and the ReLU's output. A stem keeps
+    windows of audio instead of the first layer's output, whether a convolution or a pooling follows.
+    """
+    layer, width, model = module.layers[number], config.model.width, config.model
+    stem = _is_stem(module, config)
+    followed = [layer.kind for layer in module.layers[1:2]]
+    after_layer = size * clips * frames[1] * width * (2 if model.batch_norm else 1)
+    if stem and number == 0:
+        window = layer.kernel * channels
+        if followed == ["conv"]:
+            return FLOAT32 * (window + 1) * width  # its windows are padded for the next layer: counted there
+        pooled = followed == ["maxpool"]
+        kept = size * clips * frames[1] * (window + pooled)
+        return kept + (0 if pooled else size * clips * frames[1] * width)
+    taps = -(-layer.kernel // layer.stride)
+    block_frames = (frames[1] + taps - 1) * layer.stride
+    weights = FLOAT32 * taps * layer.stride * channels * width * (layer.stride > 1)
+    if stem and number == 1:
+        window = module.layers[0].kernel * (1 if module is model.modules[0] else width)
+        return size * clips * block_frames * (window + 1) + weights + after_layer
+    padded = layer.padding > 0 or block_frames != frames[0]
+    pooled = number > 0 and module.layers[number - 1].kind == "maxpool"
+    own_input = padded or pooled or (number == 0 and size != FLOAT32)  # else the layer below keeps it
+    return size * clips * block_frames * channels * own_input + weights + after_layer
 
 
 def _heads(config: Config, clips: int, frames: int, channels: int, size: int, trained: bool) -> Cost:
     """The 1x1 convolutions, two draws, and the KL: of log_var, the draws and the KL everything is float32."""
     width, variational = config.model.width, config.model.head == "variational"
-    weights, latents = width * channels * config.model.head_kernel, clips * frames * width
+    weights = width * channels * config.model.head_kernel
     cost = Cost(parameters=(weights + width) * (1 + variational))
     cost.product(2 * clips * frames * weights * (1 + variational), left_grad=trained)
-    cost.kept_bytes = _cast(size, weights)
+    rows = clips * (frames + config.model.head_kernel - 1)  # the last ones of a clip are cut off
+    if config.model.head_kernel > 1:  # each head keeps its padded input
+        cost.kept_bytes = size * rows * channels * (1 + variational)
     if variational:
-        # mu and exp(log_var / 2), for the draws and the KL; log_var before its clamp; the latent's and context's noise
+        # mu, log_var, the latent's and the context's noise
         window = min(frames, config.loss.window or frames)
-        cost.kept_bytes += FLOAT32 * (latents * 4 + clips * window * width)
-        cost.kept_bytes += FLOAT32 * clips * frames * channels if size != FLOAT32 else 0  # log_var's input in float32
+        cost.kept_bytes += (size + FLOAT32) * rows * width + FLOAT32 * clips * (frames + window) * width
     return cost
 
 
@@ -153,17 +200,19 @@ def _gru(config: Config, clips: int, frames: int, channels: int, size: int, trai
 def _nce(
     config: Config, module: ModuleConfig, clips: int, frames: int, channels: int, size: int, trained: bool
 ) -> Cost:
-    """Predictions (B*A, K, C) against their K positives and N negatives, gathered to (B*A, K + N, C)."""
+    """Predictions (B*A, K, C) against their K positives, views of the latents, and N negatives, gathered each time."""
     steps, negatives = module.prediction_steps or config.loss.prediction_steps, config.loss.num_negatives
     context = config.model.context_width if module.gru else channels
     anchors = clips * (min(frames, config.loss.window or frames) - 1)  # B * A
     cost = Cost(parameters=steps * channels * context)
     cost.product(2 * anchors * cost.parameters, left_grad=trained or module.gru)
-    cost.product(2 * anchors * steps * (steps + negatives) * channels, left_grad=True, right_grad=trained)
-    candidates = anchors * (steps + negatives)
-    cost.kept_bytes = size * (anchors * context + anchors * steps * channels + candidates * channels)
-    cost.kept_bytes += INT64 * candidates * trained  # rows, for the gradient of gathering
-    cost.kept_bytes += FLOAT32 * anchors * steps * (negatives + 3)  # scores, their log-sum-exp, weights
+    cost.product(2 * anchors * steps * (1 + negatives) * channels, left_grad=True, right_grad=trained)
+    cost.kept_bytes = size * (anchors * context + anchors * steps * channels)
+    if config.model.head != "none" if module.layers else size != FLOAT32:  # else the latent is kept already
+        cost.kept_bytes += size * clips * frames * channels
+    cost.kept_bytes += INT64 * anchors * negatives  # rows
+    cost.kept_bytes += FLOAT32 * anchors * steps * (negatives + 2)  # scores, their log-sum-exp, the difference
+    cost.kept_bytes += FLOAT32 * anchors // clips * steps  # weights
     cost.kept_bytes += _cast(size, cost.parameters)
     return cost
 

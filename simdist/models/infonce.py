@@ -9,12 +9,14 @@ K x N gathered copies of the latents.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from simdist.models.convolution import apply
 from simdist.models.precision import wide
 
 
@@ -90,25 +92,86 @@ def info_nce(
         accuracy, scalar float32: share of predictions in which the positive scores above every negative.
     """
     batch, window, _ = context.shape
-    frames, channels = latent.shape[1:]
-    anchors = window - 1
-    predicted = F.linear(context[:, :anchors], predictor).view(batch * anchors, steps, channels)  # (B*A, K, C)
+    channels, anchors = latent.shape[2], window - 1
+    predicted = F.linear(context[:, :anchors], predictor).view(batch, anchors, steps, channels)
     ahead = torch.arange(1, steps + 1, device=latent.device)  # (K,)
     target = torch.arange(anchors, device=latent.device)[:, None] + ahead  # (A, K) frame within the window
-    inside = target < window
-    clip = (torch.arange(batch, device=latent.device)[:, None, None] + first_clip) * frames
-    positives = clip + start + target.clamp(max=window - 1)  # (B, A, K) rows of the flattened latents
-    flat = latent.reshape(-1, channels)  # (B_all, L, C) -> (B_all*L, C)
     if negatives.dim() == 3:
-        rows = torch.cat([positives, negatives], dim=2).flatten(0, 1)  # (B*A, K+N)
-        scores = wide(torch.bmm(predicted, F.embedding(rows, flat).transpose(1, 2)))  # (B*A, K, K+N)
-        positive = scores[:, :, :steps].diagonal(dim1=1, dim2=2)  # (B*A, K): step k's score of step k's latent
-        negative = scores[:, :, steps:]  # (B*A, K, N)
+        positive, negative = apply(_Scores, predicted, latent, negatives, start, first_clip)
     else:
-        positive = wide(torch.einsum("akc,akc->ak", predicted, flat[positives.flatten(0, 1)]))
-        negative = wide(torch.einsum("akc,aknc->akn", predicted, flat[negatives.flatten(0, 1)]))
-    loss = torch.logsumexp(torch.cat([positive.unsqueeze(2), negative], dim=2), dim=2) - positive
-    correct = (positive > negative.amax(dim=2)).float()
+        positive, negative = _scores_of_each_step(predicted, latent, negatives, target.clamp(max=anchors) + start)
+    loss = F.softplus(negative.logsumexp(dim=3) - positive, threshold=40)  # -log softmax of the positive, (B, A, K)
+    correct = (positive > negative.amax(dim=3)).float()
+    inside = target < window
     weight = inside.to(loss.dtype) / (inside.sum(dim=0) * steps * batch)  # (A, K): mean over anchors, then over steps
-    weight = weight.repeat(batch, 1)  # (B*A, K)
     return (loss * weight).sum(), (correct * weight).sum()
+
+
+def _scores_of_each_step(predicted: Tensor, latent: Tensor, negatives: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores with negatives (B, A, K, N) of each step's own; `target` are the positives' frames, (A, K)."""
+    flat = latent.flatten(0, 1)
+    positive = torch.einsum("bakc,bakc->bak", predicted, latent[: len(predicted), target])
+    negative = torch.einsum("bakc,baknc->bakn", predicted, flat[negatives])
+    return wide(positive), wide(negative)
+
+
+class _Scores(torch.autograd.Function):
+    """Scores of K positives, (B, A, K), and of the N negatives that an anchor's steps share, (B, A, K, N).
+
+    All that is kept are the predictions and the latents, in the type of the predictions. Positives are views of the
+    latents; negatives are gathered in both passes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, predicted: Tensor, latent: Tensor, negatives: Tensor, start: int, first_clip: int
+    ) -> tuple[Tensor, Tensor]:
+        targets = latent.to(predicted.dtype)
+        ctx.save_for_backward(predicted, targets, negatives)
+        ctx.place, ctx.latent_type = (start, first_clip), latent.dtype
+        positive = torch.linalg.vecdot(predicted, _positives(predicted, targets, start, first_clip))
+        negative = torch.bmm(predicted.flatten(0, 1), _gathered(targets, negatives).transpose(1, 2))
+        return wide(positive), wide(negative).view(*predicted.shape[:3], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_positive: Tensor, to_negative: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        predicted, targets, negatives = ctx.saved_tensors
+        batch, anchors, steps, _ = predicted.shape
+        start, first_clip = ctx.place
+        to_positive = to_positive.to(predicted.dtype)[..., None]  # (B, A, K, 1)
+        to_negative = to_negative.to(predicted.dtype).flatten(0, 1)  # (B*A, K, N)
+        to_predicted = torch.bmm(to_negative, _gathered(targets, negatives)).view_as(predicted)
+        to_predicted.addcmul_(to_positive, _positives(predicted, targets, start, first_clip))
+        if not ctx.needs_input_grad[1]:  # a GRU's targets are its input, which no gradient reaches
+            return to_predicted, None, None, None, None
+        rows = torch.bmm(to_negative.transpose(1, 2), predicted.flatten(0, 1)).flatten(0, 1)  # (B*A*N, C)
+        to_latent = _summed_rows(rows, negatives.flatten(), targets.shape)
+        own = to_latent[first_clip : first_clip + batch, start:]
+        for k in range(1, steps + 1):
+            shown = slice(0, anchors - k + 1)  # anchors whose target is in the window
+            own[:, k : anchors + 1] += to_positive[:, shown, k - 1] * predicted[:, shown, k - 1]
+        return to_predicted, to_latent.to(ctx.latent_type), None, None, None
+
+
+def _positives(predicted: Tensor, targets: Tensor, start: int, first_clip: int) -> Tensor:
+    """The K latents that follow each anchor, (B, A, K, C); zeros behind the window."""
+    batch, anchors, steps, _ = predicted.shape
+    window = targets[first_clip : first_clip + batch, start + 1 : start + 1 + anchors]
+    return F.pad(window, (0, 0, 0, steps - 1)).unfold(1, steps, 1).transpose(2, 3)
+
+
+def _gathered(targets: Tensor, negatives: Tensor) -> Tensor:
+    """The latents of (B, A, N) rows, (B*A, N, C)."""
+    return F.embedding(negatives.flatten(0, 1), targets.flatten(0, 1))
+
+
+def _summed_rows(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+    """Latents' gradient (B_all, L, C), float32 or wider, to which each of `values` adds in its row.
+
+    The same numbers come out each time: index_add_ is exact in its order on a CPU, embeddings' gradient on a GPU.
+    """
+    values, count = wide(values), shape[0] * shape[1]
+    if values.is_cuda:
+        return torch.ops.aten.embedding_dense_backward(values, rows, count, -1, False).view(shape)
+    return values.new_zeros(count, shape[2]).index_add_(0, rows, values).view(shape)

@@ -1,6 +1,6 @@
 """One greedy module: layers, heads, optional GRU, and its own loss.
 
-Legend: B clips, L frames, C channels of the latent. Convolutions work on (B, C, L); everything public is (B, L, C).
+Legend: B clips, L frames, C channels of the latent. Everything is (B, L, C), from the audio to the loss.
 
 All randomness comes in as `Draws`, made from a generator seeded by (seed, step, rank, module): a resumed run needs no
 saved generator state, and a test can replay upstream's draws.
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simdist.config import LayerConfig, LossConfig, ModelConfig, ModuleConfig
+from simdist.models import gaussian, stem
+from simdist.models.convolution import convolve
 from simdist.models.infonce import draw_negatives, info_nce
 from simdist.models.precision import wide
 from simdist.models.ranks import SyncBatchNorm, gather_clips, world
@@ -62,12 +64,12 @@ class ModuleLoss:
     accuracy: Tensor
     latent: Tensor
     """(B, L, C) detached: the next module's input."""
-    active_units: Tensor
-    """Latent dimensions whose mean varies over the batch."""
+    mu: Tensor
+    """(B, L, C) detached: the latent's mean, for `active_units`."""
 
 
 class ConvLayer(nn.Module):
-    """Convolution, BatchNorm if asked for, ReLU: (B, C_in, L_in) -> (B, C, L)."""
+    """Convolution, BatchNorm if asked for, ReLU: (B, L_in, C_in) -> (B, L, C)."""
 
     def __init__(self, config: LayerConfig, in_channels: int, model: ModelConfig) -> None:
         super().__init__()
@@ -76,18 +78,25 @@ class ConvLayer(nn.Module):
         self.norm = norm(width) if model.batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(self.norm(self.conv(x)))  # in place: neither backward reads what it overwrites
+        if stem.fits(x, self.conv):
+            return stem.first_layer(x, self.conv, self.norm).relu_()
+        return self.normalize(convolve(x, self.conv))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """What follows the convolution, (B, L, C) -> (B, L, C)."""
+        rows = self.norm(x.reshape(-1, x.shape[2]))  # (B, L, C) -> (B*L, C)
+        return rows.relu_().view(x.shape)  # in place: no backward reads what it overwrites
 
 
-def kl_to_standard_normal(mu: Tensor, log_var: Tensor, std: Tensor, reduction: str) -> Tensor:
-    """KL(N(mu, std^2) || N(0, I)) of (B, L, C) latents, in float32.
+class MaxPool(nn.Module):
+    """Max-pooling over frames: (B, L_in, C) -> (B, L, C)."""
 
-    Args:
-        mu, log_var, std: mean, log-variance and its exp(log_var / 2), which sampling has computed and keeps anyway.
-        reduction: `upstream` sums over the L frames and averages the rest (arXiv 2408.12936); `mean` averages all.
-    """
-    divergence = 0.5 * (wide(mu).square() + std.square() - 1 - log_var)
-    return divergence.sum(dim=1).mean() if reduction == "upstream" else divergence.mean()
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.geometry = ((1, config.kernel), (1, config.stride), (0, config.padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stem.frames_of_image(F.max_pool2d(stem.image_of(x), *self.geometry))
 
 
 class GreedyModule(nn.Module):
@@ -110,7 +119,7 @@ class GreedyModule(nn.Module):
                 self.layers.append(ConvLayer(layer, in_channels, model))
                 in_channels = model.width
             else:
-                self.layers.append(nn.MaxPool1d(layer.kernel, layer.stride, layer.padding))
+                self.layers.append(MaxPool(layer))
         has_head = bool(config.layers) and model.head != "none"
         self.mu = _head(in_channels, model) if has_head else None
         self.log_var = _head(in_channels, model) if has_head and model.head == "variational" else None
@@ -121,15 +130,26 @@ class GreedyModule(nn.Module):
 
     def distribution(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and float32 log-variance of the latent, both (B, L, C), of an input (B, L_in, C_in)."""
-        hidden = x.transpose(1, 2)  # (B, L_in, C_in) -> (B, C_in, L_in)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        mu = (self.mu(hidden) if self.mu is not None else hidden).transpose(1, 2)
+        hidden = self.features(x)
+        mu = convolve(hidden, self.mu) if self.mu is not None else hidden
         if self.log_var is None:
             return mu, None
-        with torch.autocast(x.device.type, enabled=False):
-            log_var = self.log_var(wide(hidden)).clamp(*LOG_VAR_RANGE)
-        return mu, log_var.transpose(1, 2)
+        return mu, convolve(hidden, self.log_var, limits=LOG_VAR_RANGE)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the layers make of (B, L_in, C_in): (B, L, C)."""
+        first, second, *others = [*self.layers, None, None]
+        if not (isinstance(first, ConvLayer) and stem.fits(x, first.conv)):
+            others = self.layers
+        elif isinstance(second, ConvLayer):
+            x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv))
+        elif isinstance(second, MaxPool):
+            x = stem.first_layer_pooled(x, first.conv, first.norm, second.geometry)
+        else:
+            others = self.layers
+        for layer in others:
+            x = layer(x) if layer is not None else x
+        return x
 
     def encode(self, x: Tensor) -> Encoding:
         """Encode (B, L_in, C_in) without noise (`deterministic`): latent and context are the mean."""
@@ -188,17 +208,21 @@ class GreedyModule(nn.Module):
         if log_var is not None:
             assert draws.latent_noise is not None
             assert draws.context_noise is not None
-            std = (log_var / 2).exp()
-            latent = wide(mu) + std * draws.latent_noise
-            kl = kl_to_standard_normal(mu, log_var, std, self.loss_config.kl_reduction)
-            context = wide(mu)[:, shown] + std[:, shown] * draws.context_noise
+            latent, context, kl = gaussian.sample(
+                mu, log_var, draws.latent_noise, draws.context_noise, draws.start, self.loss_config.kl_reduction
+            )
         if self.gru is not None:
             context = self.gru(latent)[0]
         if context.shape[1] > window:
             context = context[:, shown]
+        nce, accuracy = self.score(context, latent, draws)
+        return ModuleLoss(nce + beta * kl, nce.detach(), kl.detach(), accuracy, latent.detach(), mu.detach())
+
+    def score(self, context: Tensor, latent: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """InfoNCE and accuracy of the window's context (B, W, C_context) against the latent (B, L, C)."""
         everywhere = self.loss_config.negatives == "global"
         candidates, first_clip = gather_clips(latent) if everywhere else (latent, 0)
-        nce, accuracy = info_nce(
+        return info_nce(
             context,
             candidates,
             self.predictor.weight,
@@ -207,7 +231,6 @@ class GreedyModule(nn.Module):
             steps=self.steps,
             first_clip=first_clip,
         )
-        return ModuleLoss(nce + beta * kl, nce.detach(), kl.detach(), accuracy, latent.detach(), active_units(mu))
 
 
 @torch.no_grad()

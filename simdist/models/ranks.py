@@ -41,23 +41,25 @@ class SyncBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, L) -> (B, C, L)."""
+        """(B*L, C) -> (B*L, C)."""
         if not self.training or world()[1] == 1:
             return super().forward(input)
         values = wide(input)
-        variance, mean = torch.var_mean(values, dim=(0, 2), correction=0)  # (C,) of this rank
+        variance, mean = torch.var_mean(values, dim=0, correction=0)  # (C,) of this rank
         means, variances = torch.stack(collective.all_gather(torch.stack([mean, variance]))).unbind(1)  # (ranks, C)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
-        self._track(mean.detach(), variance.detach(), count=input.shape[0] * input.shape[2] * len(means))
+        track(self, mean.detach(), variance.detach(), count=len(input) * len(means))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (values * scale[:, None] + (self.bias - mean * scale)[:, None]).to(input.dtype)
+        return (values * scale + (self.bias - mean * scale)).to(input.dtype)
 
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+
+def track(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Let a BatchNorm remember the (biased) statistics of a batch with `count` values a channel, as torch's does."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var.dtype), norm.momentum)

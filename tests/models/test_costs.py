@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.standin import Module, Recorded
 from simdist.cli import CONFIGS, read_config
 from simdist.config import Config
 from simdist.models.costs import PARTS, module_costs, step_flops
 from simdist.models.encoder import GreedyEncoder
+from simdist.models.infonce import info_nce
 from simdist.models.module import Draws, GreedyModule, ModuleLoss
 
 PRESETS = ("sim_librispeech", "gim_librispeech", "gim_lowe_librispeech", "cpc_librispeech", "vgim_thesis")
@@ -48,16 +50,44 @@ def forwards(config: Config, mixed: bool = False) -> Iterator[tuple[GreedyModule
             x = forward().latent
 
 
+class WithoutScores(Module):
+    """The straightforward module with a loss that costs nothing."""
+
+    def info_nce(self, context: Tensor, latent: Tensor, recorded: Recorded | None) -> Tensor:
+        return context.sum() + latent.sum()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_flops_are_those_that_torch_counts(preset: str) -> None:
-    config = small(preset)
-    costs, counted = module_costs(config, CLIPS), []
-    for _, forward in forwards(config):
+def test_flops_of_the_encoder_are_those_that_torch_counts(preset: str) -> None:
+    config, channels = small(preset), 1
+    x = torch.randn(CLIPS, 1, config.data.crop)
+    for cost, module in zip(module_costs(config, CLIPS), config.model.modules, strict=True):
+        plain = WithoutScores(module, config.model, config.loss, channels)
         with FlopCounterMode(display=False) as counter:
-            forward().loss.backward()
-        counted.append(counter.get_total_flops())
-    assert [cost.total.flops for cost in costs] == counted
-    assert step_flops(config, CLIPS) == sum(counted)
+            loss, _, x = plain(x, 0.1)
+            if loss.requires_grad:
+                loss.backward()
+        assert (cost.convs + cost.heads + cost.gru).flops == counter.get_total_flops()
+        channels = plain.channels
+    assert step_flops(config, CLIPS) == sum(cost.total.flops for cost in module_costs(config, CLIPS))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_of_the_loss_are_those_that_torch_counts(preset: str) -> None:
+    """The positives are no matrix products here, so torch does not count them."""
+    config = small(preset)
+    for cost, (module, _) in zip(module_costs(config, CLIPS), forwards(config), strict=True):
+        trained = bool(module.config.layers)
+        latent = torch.randn(CLIPS, cost.frames, module.latent_channels, requires_grad=trained)
+        window = module.window(cost.frames)
+        context = torch.randn(CLIPS, window, module.context_channels, requires_grad=True)
+        generator = torch.Generator()
+        draws = module.draw(CLIPS, cost.frames, generator, generator)
+        with FlopCounterMode(display=False) as counter:
+            loss, _ = info_nce(context, latent, module.predictor.weight, draws.negatives, start=0, steps=module.steps)
+            loss.backward()
+        positives = 2 * CLIPS * (window - 1) * module.steps * module.latent_channels
+        assert cost.nce.flops == counter.get_total_flops() + positives * (3 if trained else 2)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,0 +1,94 @@
+"""How long a small run takes to its end, and whether it learns what the straightforward implementation learns.
+
+    OMP_NUM_THREADS=2 python -m benchmarks.result --data.root data/artificial [--config configs/vgim_thesis.yaml]
+        [--steps 200]
+
+Both train from the same weights on the same batches, step by step in turns, each with its own noise and negatives. The
+whole run's time is the loop's seconds a step, data and metrics included, times its steps; `python -m simdist.train`
+with the same config takes the rest: start, validations and checkpoints, a few per cent.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as simdist.train does, for both
+
+import numpy as np
+import torch
+
+from benchmarks.memory import trainers_of
+from benchmarks.outcomes import Outcome, show
+from benchmarks.standin import StandIn
+from simdist.cli import CONFIGS, experiment_parser, parse_experiment
+from simdist.config import Config
+from simdist.data.loader import BatchLoader, open_clips
+from simdist.engine.step import DrawSource, Step, train_step
+from simdist.engine.timetable import Timetable
+
+MINUTES, DIFFERENCE = 10, 0.05
+
+
+def train_both(config: Config, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each step, (2, steps), and InfoNCE of each module, (2, steps, modules): ours, then the stand-in's."""
+    clips = open_clips(config.data, config.data.train_split)
+    loader = BatchLoader(clips, config.data, config.seed, 0, 1, torch.device("cpu"))
+    trainers, draws = trainers_of(config, torch.device("cpu")), DrawSource(config.seed, 0, torch.device("cpu"))
+    frames, table = config.model.num_frames(config.data.crop), Timetable(config, len(clips))
+    standin = StandIn(config)
+    for trainer, module in zip(trainers, standin.stack, strict=True):
+        module.load_state_dict(trainer.module.state_dict())
+    seconds, losses = np.zeros((2, steps)), np.zeros((2, steps, len(trainers)))
+    batches = loader.batches(0, steps * config.data.batch_size)
+    for number in range(steps):
+        times = [time.perf_counter()]
+        audio = next(batches).inputs
+        loading = time.perf_counter() - times[0]
+        lr, beta = table.lr(number), table.beta(number)
+        times = [time.perf_counter()]
+        outcome = train_step(trainers, audio, frames, Step(number, lr, beta, measure=True), draws)
+        losses[0, number] = [metrics["nce"].item() for metrics in outcome.metrics]
+        times.append(time.perf_counter())
+        standin.optimizer.param_groups[0]["lr"] = lr
+        losses[1, number] = standin.step(audio.transpose(1, 2).contiguous(), beta).tolist()
+        times.append(time.perf_counter())
+        seconds[:, number] = [loading + later - earlier for earlier, later in pairwise(times)]
+    return seconds, losses
+
+
+def outcomes(config: Config, steps: int = 200) -> list[Outcome]:
+    """Time to the end, and the largest difference of a module's InfoNCE over the last half of what was trained."""
+    config = replace(config, data=replace(config.data, cache="memory"))
+    seconds, losses = train_both(config, steps)
+    total = Timetable(config, len(open_clips(config.data, config.data.train_split))).total_steps
+    ours, theirs = np.median(seconds, axis=1) * total / 60
+    means = losses[:, steps // 2 :].mean(axis=1)  # (2, modules)
+    nce = " / ".join(f"{a:.3f} and {b:.3f}" for a, b in means.T)
+    detail = f"{total} steps of {np.median(seconds[0]) * 1e3:.0f} ms"
+    return [
+        Outcome(f"{config.name}: minutes to the end", ours, MINUTES, False, "min", detail),
+        Outcome(f"{config.name}: times faster", theirs / ours, detail=f"the stand-in needs {theirs:.1f} min"),
+        Outcome(
+            f"{config.name}: InfoNCE differs by",
+            float(np.abs(means[0] / means[1] - 1).max()),
+            DIFFERENCE,
+            False,
+            "",
+            f"means of steps {steps // 2} to {steps}, ours and the stand-in's by module: {nce}",
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = experiment_parser("python -m benchmarks.result", __doc__ or "")
+    parser.add_argument("--steps", type=int, default=200, help="How many steps to train both for.")
+    config, parsed = parse_experiment(parser, None, default=CONFIGS / "vgim_thesis.yaml")
+    show(f"{config.name}, {torch.get_num_threads()} threads", outcomes(config, parsed.steps))
+
+
+if __name__ == "__main__":
+    main()
