@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from simdist.doctoring.findings import Finding
 from simdist.doctoring.visit import check_node
 from simdist.errors import EXIT_FAILED, EXIT_OK
 from simdist.profiles import Profile, load_profile
+from simdist.redaction import redacted
 
 DESCRIPTION = """\
 Is this machine, this corpus and this cluster ready to train? Each finding comes with its remedy.
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, highlight=False)
     findings = []
     with console.status("looking") if not parsed.json else Console(stderr=True).status("looking") as status:
-        for finding in examine(profile, parsed.data, parsed.runs, parsed.wait):
+        for finding in map(without_secrets, examine(profile, parsed.data, parsed.runs, parsed.wait)):
             findings.append(finding)
             status.update(f"looking: {escape(finding.subject)} done")
             if not parsed.json:
@@ -84,6 +85,11 @@ def examine(profile: Profile | None, data: Path | None, runs: Path, wait: int) -
         yield finding
     if reachable and wait:
         yield from check_node(profile, runs, wait)
+
+
+def without_secrets(finding: Finding) -> Finding:
+    """The finding with keys and tokens taken out: set-up lines may export some."""
+    return replace(finding, message=redacted(finding.message), remedy=redacted(finding.remedy))
 
 
 def show(finding: Finding, console: Console) -> None:

@@ -118,9 +118,9 @@ def _existing(folder: Path) -> Path:
 
 
 def _checkpoint_bytes(runs: Path) -> int:
-    """Size of the largest checkpoint below `runs`, or what the model for LibriSpeech would take."""
+    """Size of the largest checkpoint below `runs`, and no less than that of the model for LibriSpeech."""
     found = runs.glob("**/checkpoints/step_*") if runs.is_dir() else []
-    return max((sum(file.stat().st_size for file in folder.iterdir()) for folder in found), default=MODEL_BYTES)
+    return max(MODEL_BYTES, *(sum(file.stat().st_size for file in folder.iterdir()) for folder in found), 0)
 
 
 def _time_to_save(folder: Path, size: int) -> float:

@@ -12,33 +12,36 @@ their environment, so it also finds steps whose slurmd was killed, and their orp
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import random
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from daemons import (
+    NODE,
+    TestbedError,
+    ask,
+    await_answer,
+    environment_of,
+    find_processes,
+    kill,
+    listens,
+    start_daemon,
+    succeeds,
+)
 from settings import PORTS, Layout, database_sql, gres_conf, slurm_conf, slurmdbd_conf
 
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sacctmgr", "munged", "mariadbd", "mariadb-install-db")
 PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"
-MARK = "SIMDIST_TESTBED"  # in the environment of every daemon: whose it is
-NODE = "SIMDIST_TESTBED_NODE"  # in that of a slurmd and of the steps it starts
 LAYOUT = "testbed.json"  # makes a folder one of ours
-PATIENCE = 90.0  # seconds that a daemon may take to answer; it takes about one
-
-
-class TestbedError(Exception):
-    """Why there is no cluster, and what to do."""
 
 
 def up(root: Path, options: dict[str, int]) -> Layout:
@@ -78,10 +81,10 @@ def down(root: Path) -> None:
         return
     if not (root / LAYOUT).exists():
         raise TestbedError(f"{root} holds something that is no testbed; name another folder")
-    deadline = time.monotonic() + PATIENCE
-    while pids := [pid for pid, _ in _processes(root)]:
+    deadline = time.monotonic() + 60
+    while pids := [pid for pid, _ in find_processes(root)]:
         for pid in pids:
-            _kill(pid)
+            kill(pid)
         if time.monotonic() > deadline:
             raise TestbedError(f"processes {pids} of {root} cannot be killed")
         time.sleep(0.05)
@@ -103,34 +106,34 @@ def _start(at: Layout) -> None:
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     _start_munge(at)
     _start_database(at)
-    _daemon(at, "slurmdbd", "-D")
-    _wait(at, "slurmdbd", lambda: _succeeds(at, "sacctmgr", "-n", "list", "cluster"))
-    _ask(at, "sacctmgr", "-i", "add", "cluster", "testbed")
-    _daemon(at, "slurmctld", "-D", "-c")
-    _wait(at, "slurmctld", lambda: "is UP" in _ask(at, "scontrol", "ping"))
+    start_daemon(at, "slurmdbd", "-D")
+    await_answer("slurmdbd", lambda: succeeds(at, "sacctmgr", "-n", "list", "cluster"))
+    ask(at, "sacctmgr", "-i", "add", "cluster", "testbed")
+    start_daemon(at, "slurmctld", "-D", "-c")
+    await_answer("slurmctld", lambda: "is UP" in ask(at, "scontrol", "ping"))
     for number in range(1, at.nodes + 1):
         start_node(at, f"n{number}")
-    _wait(at, "slurmd-n1", lambda: len(idle_nodes(at)) == at.nodes)
+    await_answer("slurmd-n1", lambda: len(idle_nodes(at)) == at.nodes)
 
 
 def start_node(at: Layout, node: str) -> None:
     """Start a node's slurmd; one that was killed comes back into service."""
     (at.root / "spool" / node).mkdir(exist_ok=True)
-    _daemon(at, "slurmd", "-D", "-N", node, name=f"slurmd-{node}", environment={NODE: node})
+    start_daemon(at, "slurmd", "-D", "-N", node, name=f"slurmd-{node}", environment={NODE: node})
 
 
 def kill_node(at: Layout, node: str, *, with_tasks: bool = True) -> None:
     """End a node as a power cut does: its slurmd and steps at once, and the tasks too unless they shall be orphans."""
     of_node = [f"{NODE}={node}".encode()]
     of_task = [f"SLURMD_NODENAME={node}".encode()]
-    for pid, environment in _processes(at.root):
+    for pid, environment in find_processes(at.root):
         if any(entry in environment for entry in of_node + with_tasks * of_task):
-            _kill(pid)
+            kill(pid)
 
 
 def idle_nodes(at: Layout) -> list[str]:
     """Names of the nodes that could take a job."""
-    return _ask(at, "sinfo", "--noheader", "--Node", "--partition=low", "--states=idle", "--format=%N").split()
+    return ask(at, "sinfo", "--noheader", "--Node", "--partition=low", "--states=idle", "--format=%N").split()
 
 
 def _start_munge(at: Layout) -> None:
@@ -141,8 +144,8 @@ def _start_munge(at: Layout) -> None:
     paths = {"key-file": key, "socket": at.munge_socket, "pid-file": folder / "pid", "seed-file": folder / "seed"}
     words = [f"--{name}={path}" for name, path in paths.items()]
     # --force: munged warns of folders that others may not enter, such as pytest's; all users here are one
-    _daemon(at, "munged", "--foreground", "--force", *words)
-    _wait(at, "munged", at.munge_socket.exists)
+    start_daemon(at, "munged", "--foreground", "--force", *words)
+    await_answer("munged", at.munge_socket.exists)
 
 
 def _start_database(at: Layout) -> None:
@@ -152,8 +155,8 @@ def _start_database(at: Layout) -> None:
     data = f"--datadir={folder}/data"
     with at.log("mariadb-install-db").with_suffix(".out").open("w") as log:
         install = ["mariadb-install-db", "--no-defaults", "--user=root", data, "--skip-test-db", "--skip-name-resolve"]
-        subprocess.run(install, stdout=log, stderr=log, check=True, env=_environment(at))
-    _daemon(
+        subprocess.run(install, stdout=log, stderr=log, check=True, env=environment_of(at))
+    start_daemon(
         at,
         "mariadbd",
         "--no-defaults",
@@ -169,51 +172,13 @@ def _start_database(at: Layout) -> None:
         "--innodb-lock-wait-timeout=900",  # what slurmdbd asks for
         "--innodb-flush-log-at-trx-commit=0",
     )
-    _wait(at, "mariadbd", lambda: _listens(at.port + 2))
-
-
-def _daemon(
-    at: Layout, program: str, *words: str, name: str | None = None, environment: dict[str, str] | None = None
-) -> None:
-    """Start a daemon as nobody's child, in a session of its own, so that Ctrl-C at the terminal does not reach it."""
-    output = at.log(name or program).with_suffix(".out")  # SLURM's daemons also write logs of their own
-    with output.open("ab") as log:
-        words = ("setsid", "--fork", program, *words)
-        clean = _environment(at) | (environment or {})
-        subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean, check=True)
-
-
-def _environment(at: Layout) -> dict[str, str]:
-    """What daemons and commands run with: this cluster's, and nothing of a job that `up` may run in."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "MUNGE", "MYSQL"))}
-    return clean | {"SLURM_CONF": str(at.conf), MARK: str(at.root)}
-
-
-def _wait(at: Layout, daemon: str, answers: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not answers():
-        if time.monotonic() > deadline:
-            raise TestbedError(f"{daemon} did not answer within {PATIENCE:.0f} s; the end of its log is above")
-        time.sleep(0.1)
-
-
-def _ask(at: Layout, *words: str) -> str:
-    return subprocess.run(words, capture_output=True, text=True, env=_environment(at), timeout=60).stdout
-
-
-def _succeeds(at: Layout, *words: str) -> bool:
-    return not subprocess.run(words, capture_output=True, env=_environment(at), timeout=60).returncode
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    await_answer("mariadbd", lambda: listens(at.port + 2))
 
 
 def _free_ports() -> int:
     """The first of twenty ports that nobody listens on; chosen at random, for another cluster may be choosing too."""
     for first in random.sample(PORTS, len(PORTS)):
-        if not any(_listens(port) for port in range(first, first + 20)):
+        if not any(listens(port) for port in range(first, first + 20)):
             return first
     raise TestbedError(f"no twenty free ports in a row between {PORTS.start} and {PORTS.stop}")
 
@@ -243,26 +208,7 @@ def running_layout(root: Path) -> Layout | None:
         return None
     fields = json.loads((root / LAYOUT).read_text())
     layout = Layout(**fields | {"root": Path(fields["root"])})
-    return layout if "is UP" in _ask(layout, "scontrol", "ping") else None
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _processes(root: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Daemons of the cluster and steps that they started, and the tasks of its jobs; zombies have no environment."""
-    mark = f"{MARK}={root}".encode()
-    conf = f"SLURM_CONF={root / 'etc' / 'slurm.conf'}".encode()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) in (os.getpid(), os.getppid()):
-            continue
-        with contextlib.suppress(OSError):
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            is_task = conf in environment and any(entry.startswith(b"SLURM_JOB_ID=") for entry in environment)
-            if mark in environment or is_task:
-                yield int(folder.name), environment
+    return layout if "is UP" in ask(layout, "scontrol", "ping") else None
 
 
 def _last_lines(at: Layout) -> str:
@@ -279,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", prog="slurm/testbed/up", help="start it, or find it running; prints the export")
     stop = commands.add_parser("down", prog="slurm/testbed/down", help="kill all of it, and remove DIR")
+    start.epilog = parser.epilog
     for command in (start, stop):
         command.add_argument("root", metavar="DIR", type=Path, help="folder that holds all of the cluster")
     defaults = {item.name: item.default for item in dataclasses.fields(Layout)}

@@ -52,13 +52,13 @@ def training(speech: Path, tmp_path: Path) -> Training:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(testbed: Slurm, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    """sha256 of the final weights of the same run on so many ranks of one node, never stopped."""
+def undisturbed(testbed: Slurm, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Training]:
+    """The same run on so many ranks of one node, never stopped."""
 
     @functools.cache
-    def weights(ranks: int) -> str:
+    def finished(ranks: int) -> Training:
         run = Training(tmp_path_factory.mktemp("undisturbed") / f"ranks_{ranks}", speech)
         testbed.ask("srun", f"--ntasks={ranks}", "--nodes=1", "python", "-m", "simdist.train", *run.arguments)
-        return run.weights()
+        return run
 
-    return weights
+    return finished

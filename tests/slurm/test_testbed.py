@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import cluster
+import daemons
 import pytest
 from jobs import ROOT, Slurm, await_
 from settings import Layout
@@ -91,7 +92,7 @@ def test_a_start_that_fails_is_taken_back(
     slurm_installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "testbed"
-    monkeypatch.setattr(cluster, "PATIENCE", 15.0)
+    monkeypatch.setattr(daemons, "PATIENCE", 15.0)
     monkeypatch.setattr(cluster, "slurmdbd_conf", lambda at: "DbdPort=nonsense\n")
     with pytest.raises(cluster.TestbedError, match="slurmdbd did not answer within 15 s"):
         cluster.up(folder, {})
