@@ -21,9 +21,15 @@ from rich.markup import escape
 from simdist.config import Config
 from simdist.durable import FULL
 from simdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
+from simdist.redaction import redacted
 
 HIDDEN = ("help", "print_config", "print_shtab")
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+jsonargparse.set_parsing_settings(
+    docstring_parse_attribute_docstrings=True,
+    import_path_denylist=["*"],  # a config that names a `class_path` would import, and so run, any module
+    import_path_allowlist=["simdist.config"],  # jsonargparse's own way to name the classes of nested fields
+    instantiate_subclass_spec_in_any=False,
+)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -34,6 +40,12 @@ class Parser(jsonargparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self._prefix: str | None = None
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:  # pyright: ignore
+        try:
+            return super().parse_args(*args, **kwargs)
+        except ImportError as error:  # a class_path: jsonargparse lets the refusal through in some places
+            self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if self._prefix is not None:
@@ -84,6 +96,9 @@ def _spelled(name: str, options: list[str]) -> str:
 
 def _readable(message: str, keys: list[str]) -> str:
     """jsonargparse's own sentences about keys and types, in the words of a user."""
+    denied = re.search(r"Importing '(.*?)' is not allowed", message)
+    if denied:
+        return f"a config may not import anything, and {denied[1]!r} was given as a class; give plain keys and values"
     message = re.sub(r"<class '(\w+)'>", lambda m: TYPES.get(m[1], m[1]), message)
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message)
     message = re.sub(
@@ -133,7 +148,8 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Print `error: message` to stderr and exit with `code`; of several ranks that all fail alike, the first speaks."""
     if os.environ.get("RANK", "0") != "0":
         sys.exit(code)
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
+    text = escape(redacted(message))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {text}")
     sys.exit(code)
 
 

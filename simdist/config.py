@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from simdist.redaction import is_secret
+
 PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
@@ -303,6 +305,9 @@ class Config:
     def __post_init__(self) -> None:
         _require(bool(self.name) and "/" not in self.name, "name", self.name, "a file name")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        for key, value in (("name", self.name), ("project", self.wandb.project), ("entity", self.wandb.entity)):
+            if value and is_secret(value):
+                raise ValueError(f"{key} holds what looks like an API key; export it as WANDB_API_KEY instead")
         try:
             frames = self.model.num_frames(self.data.crop)
         except ValueError as error:

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "simdist"
-LOW = {"simdist.config", "simdist.errors", "simdist.torchaudio_import", "simdist.durable", "simdist.stopping"}
+LOW = {
+    "simdist.config",
+    "simdist.errors",
+    "simdist.torchaudio_import",
+    "simdist.durable",
+    "simdist.redaction",
+    "simdist.stopping",
+}
 ALLOWED = {
     "data": {*LOW, "simdist.data"},
     "models": {*LOW, "simdist.models"},
@@ -53,6 +60,7 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "config",
         "cli",
         "errors",
+        "redaction",
         "__init__",
         "__main__",
         "train",

@@ -41,7 +41,8 @@ def answers(dataset: Dataset[Any], requests: range, workers: int, pin_memory: bo
     """
     answered = deaths = 0
     while answered < len(requests):
-        with _started(dataset, requests[answered:], workers, pin_memory) as (iterator, processes):
+        iterator, processes = _start(dataset, requests[answered:], workers, pin_memory)
+        try:
             while answered < len(requests):
                 try:
                     answer = next(iterator)
@@ -54,13 +55,17 @@ def answers(dataset: Dataset[Any], requests: range, workers: int, pin_memory: bo
                     break
                 yield answer
                 answered, deaths = answered + 1, 0
+        finally:
+            del iterator  # the last reference: it tells its processes to end
+            for process in processes:  # one may wait for a lock that a killed one took with it
+                process.join(timeout=1)
+                process.kill()
 
 
-@contextmanager
-def _started(
+def _start(
     dataset: Dataset[Any], requests: range, workers: int, pin_memory: bool
-) -> Iterator[tuple[Iterator[Any], set[BaseProcess]]]:
-    """A DataLoader's iterator and its processes, none of which is left behind."""
+) -> tuple[Iterator[Any], set[BaseProcess]]:
+    """A DataLoader's iterator, and its processes."""
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -73,14 +78,7 @@ def _started(
     others = set(multiprocessing.active_children())
     with _unchanged_child_handler():
         iterator = iter(loader)
-    processes = set(multiprocessing.active_children()) - others if workers else set()
-    try:
-        yield iterator, processes
-    finally:
-        del iterator
-        for process in processes:  # one may wait for a lock that a killed one took with it
-            process.join(timeout=1)
-            process.kill()
+    return iterator, set(multiprocessing.active_children()) - others if workers else set()
 
 
 def _fork_server() -> BaseContext:

@@ -23,6 +23,7 @@ from simdist.cli import read_config
 from simdist.config import Config, differences, identity, to_dict
 from simdist.durable import append_json, naming_the_disk, read_json_lines, write_text
 from simdist.errors import InputError
+from simdist.redaction import redacted, redacted_words
 
 LEASE = "lease.json"  # all that a run which was killed at once may have
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
@@ -127,17 +128,18 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    difference = _git("diff", "HEAD")
     return {
         "time": time.time(),
-        "command": sys.argv,
+        "command": redacted_words(sys.argv),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": versions,
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_diff": _git("diff", "HEAD"),
+        "git_diff": None if difference is None else redacted(difference),
         "slurm": {
-            key: value
+            key: redacted(value)
             for key, value in os.environ.items()
             if key.startswith("SLURM_JOB") or key == "SLURM_ARRAY_TASK_ID"
         },

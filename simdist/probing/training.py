@@ -6,6 +6,7 @@ a training that was stopped continues with the very next step, from the state th
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Progress:
             return None
         try:
             return torch.load(self._path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError):
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
             return None
 
     def after_step(self, state: Callable[[], dict[str, Any]]) -> None:

@@ -237,13 +237,19 @@ def test_workers_that_are_killed_are_replaced_and_nothing_is_lost(
     assert set(multiprocessing.active_children()) == others, "no process is left behind"
 
 
+class Deadly(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), 9)
+        return index
+
+
+class Wrong(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        raise RuntimeError("a defect")
+
+
 def test_workers_that_die_again_and_again_end_the_training_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simdist.data.workers.MOST_DEATHS", 2)
-
-    class Deadly(Dataset[int]):
-        def __getitem__(self, index: int) -> int:
-            os.kill(os.getpid(), 9)
-            return index
 
     with pytest.raises(
         InputError, match=r"died 2 times in a row \(SIGKILL\), perhaps for want of memory; .*\(now 1; 0"
@@ -252,10 +258,6 @@ def test_workers_that_die_again_and_again_end_the_training_in_one_line(monkeypat
 
 
 def test_an_error_of_the_program_in_a_worker_is_not_taken_for_a_death() -> None:
-    class Wrong(Dataset[int]):
-        def __getitem__(self, index: int) -> int:
-            raise RuntimeError("a defect")
-
     with pytest.raises(RuntimeError, match="a defect"):
         next(answers(Wrong(), range(10), 1, pin_memory=False))
 
