@@ -88,7 +88,7 @@ class Module(nn.Module):
         every = latent.reshape(-1, channels)  # (B, L, C) -> (B*L, C)
         shared = None if recorded is None or recorded.negatives is None else every[recorded.negatives]  # (B, A, N, C)
         drawn = recorded.permutations if recorded is not None else self.permutations(every)
-        negatives = torch.stack([every[permutation] for permutation in drawn], dim=1) if shared is None else shared
+        negatives = every[torch.stack(drawn, dim=1)] if shared is None else shared  # (B*L, N, C)
         context, latent = context[:, start : start + window], latent[:, start : start + window]
         losses = []
         for k, weight in enumerate(self.predictor.weight.chunk(self.steps), start=1):
