@@ -98,7 +98,8 @@ def outcomes(config: Config, steps: int = 60) -> list[Outcome]:
             DIFFERENCE,
             False,
             "",
-            f"at most, in {min(steps, COMPARED)} steps from the same weights and draws; in {steps} from {first} to {last}",
+            f"at most, in {min(steps, COMPARED)} steps from the same weights and draws; "
+            f"in {steps} from {first} to {last}",
         ),
     ]
 
