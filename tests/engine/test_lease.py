@@ -89,5 +89,5 @@ def test_a_process_that_was_suspended_looks_before_it_writes(tmp_path: Path) -> 
         (tmp_path / "lease.json").write_text(json.dumps({"host": "another-host", "pid": 7, "token": "theirs"}))
         lease.check()  # it looked a moment ago
         lease._looked -= 3000
-        with pytest.raises(LeaseLostError, match="is written by process 7 on another-host now.*without writing"):
+        with pytest.raises(LeaseLostError, match=r"is written by process 7 on another-host now.*without writing"):
             lease.check()
