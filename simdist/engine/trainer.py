@@ -287,6 +287,7 @@ class Trainer:
     def _event(self, name: str, **fields: Any) -> None:
         if self._is_main:
             with self._held():
+                self._check_lease()
                 self.run.event(name, **fields)
 
     def _catch_up(self) -> int:
@@ -336,4 +337,5 @@ class Trainer:
         where = {"stage": stage} if self.timetable.stages > 1 else {}
         line = {"kind": kind, "step": self.step, "epoch": self.timetable.epoch_after(self.step), **where}
         with self._held():
+            self._check_lease()
             self.metrics.record({**line, "modules": modules, **extra})
