@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 SWITCHES = {  # options without a value
     "pack": ("strict", "overwrite", "verify"),
     "probe": ("all", "force"),
+    "decode": ("force",),
+    "analyze": ("force",),
 }
 
 
@@ -251,7 +253,7 @@ def _words(stage: Stage) -> tuple[str, ...]:
     """Options as a command line has them: `{l2: 0.1, force: true}` are `--l2 0.1 --force`."""
     words: list[str] = []
     for name, value in stage.options.items():
-        option = "--" + name.replace("_", "-") if stage.kind != "train" else "--" + name
+        option = "--" + (name if stage.kind in ("train", "decode") else name.replace("_", "-"))
         if name.replace("-", "_") in SWITCHES.get(stage.kind, ()):
             words += [option] if value else []
         else:

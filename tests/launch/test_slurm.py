@@ -15,12 +15,13 @@ from rich.console import Console
 from sweeps import finish, of_kind, small_plan
 
 import launch.slurm
+from launch.batch_scripts import job_profile, requeue_lines, task_of
 from launch.dry_run import script
 from launch.graph import done_jobs
 from launch.plan import Job
 from launch.profiles import Profile
 from launch.records import Records
-from launch.slurm import job_profile, requeue_lines, submit_sweep, task_of
+from launch.slurm import submit_sweep
 from launch.submission import groups
 from simdist.errors import InputError
 

@@ -18,12 +18,12 @@ from sweeps import FakeSlurm, finish, of_kind, sweep_file
 
 import launch.cancel
 import launch.logs
-import launch.states
 import launch.status
 from launch.listing import write_plan
 from launch.overview import loose_runs, overview
 from launch.plan import Plan, build
 from launch.records import Record, Records
+from launch.states import find_states
 from launch.status import as_json, as_renderable, duration
 from simdist.cli import run
 from simdist.config import Config, to_dict
@@ -220,7 +220,7 @@ def test_children_are_cancelled_before_their_parents(
     slurm = FakeSlurm({**SLURM.queue, "30": ("PENDING", "DependencyNeverSatisfied")}, SLURM.accounts)
     cancelled: list[str] = []
     monkeypatch.setattr(
-        launch.cancel, "find_states", lambda *arguments: launch.states.find_states(*arguments, slurm, 1004.0)
+        launch.cancel, "find_states", lambda plan, done, records: find_states(plan, done, records, slurm, 1004.0)
     )
     monkeypatch.setattr(launch.cancel, "cancel", cancelled.extend)
     place = ["--sweeps", str(tmp_path / "sweeps")]
