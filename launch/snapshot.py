@@ -15,11 +15,12 @@ import uuid
 from pathlib import Path
 
 from simdist.durable import TEMPORARY
+from simdist.engine.run import SNAPSHOT
 from simdist.errors import InputError
+from simdist.redaction import redacted
 
 MAX_BYTES = 200_000_000
 WITHOUT_GIT = ("launch", "simdist", "configs", "slurm", "pyproject.toml")
-ORIGIN = "snapshot.json"
 
 
 def take_snapshot(root: Path, folder: Path) -> Path:
@@ -38,12 +39,13 @@ def take_snapshot(root: Path, folder: Path) -> Path:
         copy = temporary / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, copy, follow_symlinks=False)
+    commit, difference = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
     origin = {
         "root": str(root.absolute()),
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "diff": _git(root, "diff", "HEAD"),
+        "commit": commit.strip() if commit else None,
+        "diff": redacted(difference) if difference else difference,
     }
-    (temporary / ORIGIN).write_text(json.dumps(origin, indent=1))
+    (temporary / SNAPSHOT).write_text(json.dumps(origin, indent=1))
     try:
         temporary.rename(target)
     except OSError:  # another submission was faster

@@ -19,6 +19,7 @@ TORCHLESS = {  # what the launcher may use; none of it imports torch
     "simdist.engine.run",
     "simdist.errors",
     "simdist.profiles",
+    "simdist.redaction",
     "simdist.stopping",
 }
 LOW = {

@@ -37,6 +37,7 @@ CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "checkpoints",
     "DONE",
 )
+SNAPSHOT = "snapshot.json"  # beside the packages in a sweep's copy of the code, which git does not know
 PACKAGES = ("simdist", "torch", "accelerate", "deepspeed", "webdataset", "numpy", "safetensors", "soundfile", "wandb")
 
 
@@ -154,7 +155,7 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    difference = _git("diff", "HEAD")
+    commit, difference = code_state()
     return {
         "time": time.time(),
         "command": redacted_words(sys.argv),
@@ -162,7 +163,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": versions,
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": commit,
         "git_diff": None if difference is None else redacted(difference),
         "slurm": {
             key: redacted(value)
@@ -170,6 +171,15 @@ def environment() -> dict[str, Any]:
             if key.startswith("SLURM_JOB") or key == "SLURM_ARRAY_TASK_ID"
         },
     }
+
+
+def code_state(root: Path = Path(__file__).parents[2]) -> tuple[str | None, str | None]:
+    """The commit of the code, and how it differs from it; a sweep's copy of the code has both in a file."""
+    snapshot = root / SNAPSHOT
+    if snapshot.is_file():
+        origin = json.loads(snapshot.read_text())
+        return origin["commit"], origin["diff"]
+    return _git("rev-parse", "HEAD"), _git("diff", "HEAD")
 
 
 def _git(*words: str) -> str | None:

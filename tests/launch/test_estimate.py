@@ -20,6 +20,7 @@ from launch.profiles import Profile
 from launch.snapshot import take_snapshot
 from simdist.config import Config, to_dict
 from simdist.durable import append_json
+from simdist.engine.run import code_state
 from simdist.errors import InputError
 
 
@@ -144,8 +145,9 @@ def test_a_snapshot_holds_tracked_and_new_files_but_nothing_ignored(code: Path) 
     assert (snapshot / "launch/a.py").read_text() == "changed"
     assert (snapshot / "link.py").is_symlink()
     origin = json.loads((snapshot / "snapshot.json").read_text())
-    assert len(origin["commit"].strip()) == 40
+    assert len(origin["commit"]) == 40
     assert "+changed" in origin["diff"]
+    assert code_state(snapshot) == (origin["commit"], origin["diff"])  # what a run of this copy writes down
 
 
 def test_equal_code_shares_a_snapshot_and_earlier_ones_are_not_copied(code: Path) -> None:
