@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "simdist"
+LAUNCH = Path(__file__).parent.parent / "launch"
+TORCHLESS = {  # what the launcher may use; none of it imports torch
+    "simdist.cli",
+    "simdist.config",
+    "simdist.durable",
+    "simdist.engine.run",
+    "simdist.errors",
+    "simdist.profiles",
+    "simdist.stopping",
+}
 LOW = {
     "simdist.config",
     "simdist.errors",
     "simdist.torchaudio_import",
     "simdist.durable",
     "simdist.redaction",
+    "simdist.requeue",
     "simdist.stopping",
 }
 ALLOWED = {
@@ -28,7 +42,29 @@ ALLOWED = {
         "simdist.cli",
         "simdist.loading",
     },
-    "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli"},
+    "decoding": {
+        *LOW,
+        "simdist.decoding",
+        "simdist.engine",
+        "simdist.models",
+        "simdist.data",
+        "simdist.cli",
+        "simdist.loading",
+    },
+    "analysis": {
+        *LOW,
+        "simdist.analysis",
+        "simdist.probing",
+        "simdist.decoding",
+        "simdist.engine",
+        "simdist.models",
+        "simdist.data",
+        "simdist.cli",
+        "simdist.loading",
+    },
+    "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli", "simdist.requeue"},
+    "doctoring": {*LOW, "simdist.doctoring", "simdist.profiles", "simdist.data", "simdist.engine"},
+    "reporting": {*LOW, "simdist.reporting", "simdist.engine.run"},
 }
 
 
@@ -65,15 +101,39 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "__main__",
         "train",
         "probe",
+        "decode",
+        "analyze",
         "probing/settings",
+        "analysis/settings",
+        "decoding/settings",
         "pack",
         "import_upstream",
+        "doctor",
+        "profiles",
+        "report",
     ):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         names = {alias.name for node in top.body if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in top.body if isinstance(node, ast.ImportFrom)}
         assert not any(n.startswith(("torch", "simdist.engine", "simdist.models")) for n in names), name
+
+
+def test_the_launcher_uses_only_what_knows_no_torch() -> None:
+    for path in LAUNCH.glob("*.py"):
+        found = imports(path)
+        wrong = {name for name in found if name.startswith("simdist")}
+        wrong = {name for name in wrong if not any(name == a or name.startswith(a + ".") for a in TORCHLESS)}
+        assert not wrong, f"{path.name} imports {wrong}"
+
+
+def test_no_command_of_the_launcher_brings_torch_along() -> None:
+    modules = ", ".join(f"launch.{path.stem}" for path in sorted(LAUNCH.glob("*.py")) if path.stem != "__init__")
+    heavy = "torch", "torchaudio", "accelerate", "matplotlib", "deepspeed"
+    program = f"import sys, {modules}, simdist.report; print([name for name in {heavy} if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(LAUNCH.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_accelerator_is_built_in_one_place() -> None:

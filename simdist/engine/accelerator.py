@@ -15,6 +15,7 @@ from torch import nn
 
 from simdist.engine.deepspeed_settings import check_started, is_wanted, read_plugin
 from simdist.engine.watchdog import Watchdog
+from simdist.engine.world import enter
 from simdist.errors import InputError
 from simdist.stopping import Stop
 
@@ -45,8 +46,9 @@ def build_accelerator(precision: str) -> Accelerator:
     `DeepSpeedEngine`.
 
     Raises:
-        InputError: DeepSpeed is asked for and cannot be had as asked.
+        InputError: DeepSpeed cannot be had as asked, or the launcher's variables contradict each other.
     """
+    enter(os.environ)  # srun alone becomes a world of processes, for every command that builds one
     if is_wanted(os.environ):
         accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=read_plugin(precision))
         check_started(accelerator)

@@ -41,7 +41,7 @@ class Trainer:
         InputError: the run's checkpoints do not fit.
     """
 
-    def __init__(self, run: Run, task: Task, process: Process) -> None:
+    def __init__(self, run: Run[Any], task: Task, process: Process) -> None:
         config = run.config
         self.run, self.config, self.task, self._process = run, config, task, process
         self._accelerator = process.accelerator
@@ -311,6 +311,8 @@ class Trainer:
                 self._process.watchdog.progress()
         if not stopped:
             self._record("validation", outcomes, {"clips": self.task.validation_clips})
+            with self._held():
+                self.metrics.show(self.step, self.task.show(self.step))
         self._meter.reset(self.step)
         return stopped
 

@@ -1,0 +1,113 @@
+"""What sbatch is told of a group of jobs: resources, what it waits for, which code it runs, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from submitit import SlurmExecutor
+
+from launch.job import Task
+from launch.plan import Job, Plan
+from launch.profiles import Profile, load_profile, replaced, sbatch_parameters
+from launch.submission import Group
+from simdist.errors import InputError
+
+WITHOUT_GPU = ("pack", "report")
+
+
+def profile_named(cluster: str) -> Profile:
+    """`slurm` is the cluster's defaults; otherwise a profile's name or file."""
+    return Profile() if cluster == "slurm" else load_profile(cluster)
+
+
+def task_of(job: Job, profile: Profile) -> Task:
+    """The job as submitit pickles it; a training's limit of requeues is the profile's."""
+    words = job.command
+    if job.kind == "train":
+        words = (*words, "--train.max_requeues", str(profile.max_requeues if profile.requeue else 0))
+    return Task(words, str(job.marker.absolute()) if job.marker else None)
+
+
+def resources_of(job: Job, profile: Profile) -> dict[str, Any]:
+    """Fields of the profile that this job has otherwise: all of it is for training, one process does the rest."""
+    if job.kind == "train":
+        return job.resources
+    gpus = 0 if job.kind in WITHOUT_GPU else min(1, profile.gpus_per_node)
+    usual: dict[str, Any] = {"nodes": 1, "gpus_per_node": gpus, "tasks_per_node": 1}
+    if "gpus_per_node" in job.resources:
+        usual["tasks_per_node"] = None  # one a GPU
+    return usual | job.resources
+
+
+def job_profile(job: Job, profile: Profile) -> Profile:
+    """The profile as this job has it.
+
+    Raises:
+        InputError: the sweep's resources name a field that a profile does not have, or a value that cannot be.
+    """
+    try:
+        return replaced(profile, resources_of(job, profile))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"stage {job.stage}: resources: {error}") from error
+
+
+def parameters_of_all(plan: Plan, profile: Profile) -> dict[str, Profile]:
+    """The profile of every stage, so that a mistake is found before anything is submitted."""
+    return {job.stage: job_profile(job, profile) for job in plan.jobs.values()}
+
+
+def parameters(
+    plan: Plan, job: Job, profile: Profile, code: Path, comment: str, waits_for: str | None
+) -> dict[str, Any]:
+    """Everything that submitit writes into the batch script of a group that `job` belongs to."""
+    made = sbatch_parameters(job_profile(job, profile))
+    path = f"{code}${{PYTHONPATH:+:$PYTHONPATH}}"
+    environment = f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1 SIMDIST_SWEEP={plan.name}'
+    extra = {**made["additional_parameters"], "comment": comment}
+    if waits_for is not None:
+        extra |= {"dependency": waits_for, "kill-on-invalid-dep": "yes"}
+    return made | {
+        "job_name": f"{plan.name}.{job.stage}",
+        "additional_parameters": extra,
+        "setup": [*made["setup"], environment],
+        "teardown": requeue_lines(job_profile(job, profile)),
+        "stderr_to_stdout": True,
+        "wckey": None,  # submitit's own would be refused where keys must be known
+    }
+
+
+def group_executor(
+    plan: Plan, group: Group, profile: Profile, folder: Path, code: Path, comment: str, waits_for: str | None
+) -> SlurmExecutor:
+    """A new executor for each group: submitit lets one submit five times a second only."""
+    executor = _Executor(folder)
+    executor.update_parameters(**parameters(plan, group.jobs[0], profile, code, comment, waits_for))
+    return executor
+
+
+class _Executor(SlurmExecutor):
+    """Writes batch scripts where there is no SLURM, too: for --dry-run."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def requeue_lines(profile: Profile) -> list[str]:
+    """Shell that ends the batch script: a command that asks to be run again, and has not been requeued, is.
+
+    So is one that a warning (USR1, USR2, TERM) killed before it could listen.
+    """
+    if not profile.requeue:
+        return []
+    return [
+        "code=$?",
+        "case $code in 75|138|140|143)",
+        f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ] &&',
+        '       [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
+        '        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script',
+        "    fi",
+        "esac",
+        "exit $code",
+    ]

@@ -1,0 +1,130 @@
+"""Stop a sweep or some of its runs: `python launch/cancel.py SWEEP [RUN…]`, children before their parents."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # the folder of this file, first in a script's path, would hide the package itself
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from launch.graph import done_jobs
+from launch.listing import find_sweeps, read_plan
+from launch.plan import SWEEPS, Plan
+from launch.queue import cancel
+from launch.records import Record, Records
+from launch.states import find_states, process_runs
+from simdist.cli import Parser, run
+from simdist.errors import EXIT_OK, InputError
+
+DESCRIPTION = """\
+Take a sweep's jobs out of SLURM's queue, children first, so that none begins while its parents end. What runs gets
+SIGTERM, saves, and is not requeued. A sweep that runs on this machine is asked to save and end. The same command of
+launch/sweep.py starts what was cancelled again, where it was.
+
+Examples:
+  python launch/cancel.py smoke
+  python launch/cancel.py smoke smoke-90eec1de smoke-8434
+  python launch/cancel.py smoke --stage probe
+"""
+OWNER = "sweep.json"  # the process that runs a sweep on this machine
+OWNER_WORD = "sweep"  # in its command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(prog="python launch/cancel.py", description=DESCRIPTION)
+    parser.add_argument("SWEEP", type=str, help="A sweep's name or file.")
+    parser.add_argument("RUN", type=str, nargs="*", help="Only these runs: names, or their beginnings.")
+    parser.add_argument("--stage", type=str | None, default=None, help="Only jobs of this stage.")
+    parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
+    parsed = parser.parse_args(argv)
+    (folder,) = find_sweeps(parsed.sweeps, parsed.SWEEP)
+    plan = read_plan(folder)
+    wanted = chosen(plan, parsed.RUN or [], parsed.stage)
+    owner = local_owner(folder)
+    if owner is not None:
+        _end_local(plan, owner, everything=len(wanted) == len(plan.jobs))
+        return EXIT_OK
+    names = _cancel_on_cluster(plan, wanted)
+    print(f"cancelled {len(names)} jobs of {plan.name}" if names else f"nothing of {plan.name} is on its way")
+    for name in names[:20]:
+        print(f"  {name}")
+    if len(names) > 20:
+        print(f"  … and {len(names) - 20} more")
+    return EXIT_OK
+
+
+def chosen(plan: Plan, runs: Sequence[str], stage: str | None) -> list[str]:
+    """Names of the jobs that are meant, parents first.
+
+    Raises:
+        InputError: a run or stage that the sweep does not have.
+    """
+    stages = list(dict.fromkeys(job.stage for job in plan.jobs.values()))
+    if stage is not None and stage not in stages:
+        raise InputError(f"{plan.name} has no stage {stage!r}; it has {', '.join(stages)}")
+    meant: set[str] = set()
+    for name in runs:
+        found = {run for run in plan.runs if run.startswith(name)}
+        if not found:
+            raise InputError(f"{plan.name} has no run {name!r}; python launch/status.py {plan.name} lists them")
+        meant |= found
+    return [
+        job.name
+        for job in plan.jobs.values()
+        if (not runs or job.run in meant) and (stage is None or job.stage == stage)
+    ]
+
+
+def children_first(wanted: Sequence[str], records: Mapping[str, Record], alive: Mapping[str, object]) -> list[str]:
+    """Ids to cancel, in order."""
+    return [records[name].id for name in reversed(wanted) if name in records and name in alive]
+
+
+def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
+    records = Records(plan.folder).latest()
+    states = find_states(plan, done_jobs(plan), records)
+    alive = {name: state for name, state in states.items() if state.in_queue}
+    ids = children_first(wanted, records, alive)
+    if ids:
+        cancel(ids)
+    return [name for name in reversed(wanted) if name in alive]
+
+
+def write_owner(folder: Path) -> None:
+    """Note that this process runs the sweep on this machine."""
+    (folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+
+
+def local_owner(folder: Path) -> int | None:
+    """The living process that runs a sweep on this machine.
+
+    Raises:
+        InputError: it runs on another machine.
+    """
+    try:
+        owner = json.loads((folder / OWNER).read_text())
+    except (OSError, ValueError):
+        return None
+    if owner["host"] != socket.gethostname():
+        raise InputError(f"{folder.name} runs on {owner['host']}, as process {owner['pid']}; cancel it there")
+    return owner["pid"] if process_runs(owner["pid"], OWNER_WORD) else None
+
+
+def _end_local(plan: Plan, pid: int, everything: bool) -> None:
+    if not everything:
+        raise InputError(
+            f"{plan.name} runs on this machine, where it stops as a whole: python launch/cancel.py {plan.name}"
+        )
+    os.kill(pid, signal.SIGTERM)
+    print(f"asked process {pid} to save and end what it runs of {plan.name}")
+
+
+if __name__ == "__main__":
+    run(main)

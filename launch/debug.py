@@ -1,0 +1,40 @@
+"""A sweep in this very process, one job after the other: for a debugger, and for the shortest way to an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from launch.graph import blocked_by, done_jobs, ready
+from launch.job import work
+from launch.local import Outcome
+from launch.plan import Plan
+from simdist.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+
+
+def run_here(plan: Plan, say: Callable[[str], None]) -> Outcome:
+    """Do what is missing in this process; the first preemption or Ctrl-C ends it."""
+    outcome = Outcome(done=done_jobs(plan))
+    for job in plan.jobs.values():
+        hopeless = {*outcome.failed, *blocked_by(plan, outcome.failed)}
+        if job.name in outcome.done or job.name in hopeless or not ready(plan, job.name, outcome.done, hopeless):
+            continue
+        say(f"{job.name}: python -m simdist.{' '.join(job.command)}")
+        code = work(job.command, job.marker)
+        _forget_processes()
+        if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+            outcome.signal_number = 2 if code == EXIT_INTERRUPTED else 15
+            break
+        if code == EXIT_OK:
+            outcome.done.add(job.name)
+        else:
+            outcome.failed[job.name] = code
+    return outcome
+
+
+def _forget_processes() -> None:
+    """Accelerate keeps one state a process, and its precision; the next job may want another."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()

@@ -1,0 +1,178 @@
+"""How long jobs will take, by what earlier jobs of the same kind took on the same partition; unknown where none did."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.plan import MANIFEST, MARKERS, Job, Length, Plan
+from launch.profiles import Profile
+from simdist.config import Config, to_dict
+from simdist.durable import read_json_lines
+from simdist.engine.run import CONFIG, ENVIRONMENT, EVENTS, METRICS
+
+WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+ALIKE = {  # what decides a step's time, beside the number of processes and the machines
+    "data": ("crop", "batch_size", "cache"),
+    "loss": ("prediction_steps", "num_negatives", "negatives", "window"),
+    "train": ("schedule", "accumulate", "precision"),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What jobs run on, as far as their time goes."""
+
+    partition: str | None
+    """None outside SLURM."""
+    processes: int
+
+
+def total_steps(length: Length) -> int | None:
+    """Optimizer steps of a run; None while the corpus is not packed and no limit is set."""
+    samples = _num_samples(length.data / MANIFEST)
+    if samples is None:
+        return None
+    steps = math.ceil(round(length.epochs * samples / length.batch_size, 6))
+    return length.stages * (steps if length.max_steps is None else min(steps, length.max_steps))
+
+
+@functools.cache
+def _num_samples(manifest: Path) -> int | None:
+    try:
+        return json.loads(manifest.read_text())["num_samples"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def kind_of_training(config: Mapping[str, Any]) -> str:
+    """Runs with the same text take as long for a step, on the same machines."""
+    parts = {section: {key: config[section].get(key) for key in keys} for section, keys in ALIKE.items()}
+    return json.dumps({**parts, "model": config["model"]}, sort_keys=True)
+
+
+def kind_of_job(command: tuple[str, ...]) -> str:
+    """A job's command without the run that it is about."""
+    words = list(command)
+    if "--run" in words:
+        place = words.index("--run")
+        words[place : place + 2] = []
+    return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What earlier runs took."""
+
+    steps_per_s: dict[tuple[str, Machine], float]
+    """Of trainings; the median over runs."""
+    seconds: dict[tuple[str, str | None], float]
+    """Of other jobs, by what they do and the partition; the median."""
+
+    def train_hours(self, config: Config, length: Length, machine: Machine) -> float | None:
+        """Hours of a training; None if none of its kind was measured, or its length is not known."""
+        rate, steps = self.steps_per_s.get((kind_of_training(to_dict(config)), machine)), total_steps(length)
+        return None if rate is None or steps is None else steps / rate / 3600
+
+    def job_hours(self, job: Job, machine: Machine) -> float | None:
+        """Hours of a job that is no training."""
+        seconds = self.seconds.get((kind_of_job(job.command), machine.partition))
+        return None if seconds is None else seconds / 3600
+
+
+def measure(runs: Path) -> Measured:
+    """Read what all runs in a folder took."""
+    rates: dict[tuple[str, Machine], list[float]] = {}
+    seconds: dict[tuple[str, str | None], list[float]] = {}
+    for config in sorted(runs.glob(f"*/{CONFIG}")):
+        for key, rate in _rate(config.parent):
+            rates.setdefault(key, []).append(rate)
+        for path in sorted(config.parent.glob(f"{MARKERS}/*.json")):
+            marker = _read(path)
+            if marker:
+                key = (kind_of_job(tuple(marker["command"])), marker.get("partition"))
+                seconds.setdefault(key, []).append(marker["seconds"])
+    return Measured(
+        {key: statistics.median(found) for key, found in rates.items()},
+        {key: statistics.median(found) for key, found in seconds.items()},
+    )
+
+
+def _rate(run: Path) -> Iterator[tuple[tuple[str, Machine], float]]:
+    """Steps a second of one run, and what it ran on last."""
+    events = [line for line in read_json_lines(run / EVENTS) if "world_size" in line]
+    lines = [line for line in read_json_lines(run / METRICS) if line["kind"] == "train" and "samples_per_s" in line]
+    if not events or len(lines) <= WARM_UP_LINES:
+        return
+    config = yaml.load((run / CONFIG).read_text(), LOADER)
+    rate = statistics.median(line["samples_per_s"] for line in lines[WARM_UP_LINES:]) / config["data"]["batch_size"]
+    slurm = (_read(run / ENVIRONMENT) or {}).get("slurm", {})
+    yield (kind_of_training(config), Machine(slurm.get("SLURM_JOB_PARTITION"), events[-1]["world_size"])), rate
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What the open jobs of a stage will take together."""
+
+    jobs: int
+    hours: float | None
+    """Of one job, on average over those that are known; None if none is."""
+    device_hours: float
+    """GPU-hours, or core-hours where there are no GPUs, of all jobs that are known."""
+    unknown: int
+    """Jobs whose time is not known."""
+    uses_gpus: bool
+
+
+def stage_costs(
+    plan: Plan,
+    configs: Mapping[str, Config],
+    open_jobs: list[Job],
+    profiles: Mapping[str, Profile] | None,
+    measured: Measured,
+) -> dict[str, StageCost]:
+    """The cost of every stage that has open jobs.
+
+    Args:
+        plan: the graph.
+        configs: of its runs.
+        open_jobs: jobs that are not done.
+        profiles: of every stage; None on this machine, one process a job.
+        measured: what earlier runs took.
+    """
+    costs: dict[str, StageCost] = {}
+    for stage in dict.fromkeys(job.stage for job in open_jobs):
+        jobs = [job for job in open_jobs if job.stage == stage]
+        profile = profiles[stage] if profiles is not None else Profile(cpus_per_task=1)
+        machine = Machine(
+            profile.partition if profiles is not None else None, profile.nodes * profile.num_tasks_per_node
+        )
+        hours = [_hours(job, plan, configs, machine, measured) for job in jobs]
+        known = [value for value in hours if value is not None]
+        gpus = profile.nodes * profile.gpus_per_node
+        devices = gpus or machine.processes * profile.cpus_per_task
+        mean = sum(known) / len(known) if known else None
+        costs[stage] = StageCost(len(jobs), mean, sum(known) * devices, len(jobs) - len(known), gpus > 0)
+    return costs
+
+
+def _hours(job: Job, plan: Plan, configs: Mapping[str, Config], machine: Machine, measured: Measured) -> float | None:
+    if job.kind == "train" and job.run is not None:
+        return measured.train_hours(configs[job.run], plan.runs[job.run].length, machine)
+    return measured.job_hours(job, machine)

@@ -1,0 +1,71 @@
+"""What of a plan is done, what is missing, and what can never run. Pure functions over files and states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+from launch.plan import Job, Plan
+
+
+def exists(path: Path) -> bool:
+    """Whether a file is there, asked of the file system."""
+    return path.exists()
+
+
+def done_jobs(plan: Plan, is_there: Callable[[Path], bool] = exists) -> set[str]:
+    """Jobs that nothing is left to do for.
+
+    A packing whose every run is trained is not asked for again, although the corpus may be gone. A report is done only
+    if it is younger than what it reports on.
+    """
+    own = {job.name for job in plan.jobs.values() if all(is_there(path) for path in job.done)}
+    children = plan.children()
+    for job in plan.jobs.values():
+        if job.kind == "pack" and all(child in own for child in children[job.name] if not _is_report(plan, child)):
+            own.add(job.name)
+    for job in plan.jobs.values():
+        if job.takes_what_there_is and job.name in own and not _is_fresh(plan, job, own):
+            own.discard(job.name)
+    return own
+
+
+def _is_report(plan: Plan, name: str) -> bool:
+    return plan.jobs[name].takes_what_there_is
+
+
+def _is_fresh(plan: Plan, report: Job, done: Collection[str]) -> bool:
+    if not all(parent in done for parent in report.parents):
+        return False
+    newest = 0.0
+    for parent in report.parents:
+        for path in plan.jobs[parent].done:
+            with suppress(FileNotFoundError):
+                newest = max(newest, path.stat().st_mtime)
+    try:
+        return min(path.stat().st_mtime for path in report.done) >= newest
+    except FileNotFoundError:
+        return False
+
+
+def ready(plan: Plan, name: str, done: Collection[str], hopeless: Collection[str]) -> bool:
+    """Whether a job's parents are done; for a report, whether nothing more will come of them."""
+    job = plan.jobs[name]
+    if job.takes_what_there_is:
+        return all(parent in done or parent in hopeless for parent in job.parents)
+    return all(parent in done for parent in job.parents)
+
+
+def blocked_by(plan: Plan, failed: Collection[str]) -> dict[str, str]:
+    """Jobs that will never run, each with the failed job at the root of it."""
+    found: dict[str, str] = {}
+    for job in plan.jobs.values():  # parents stand before their children
+        if job.takes_what_there_is or job.name in failed:
+            continue
+        for parent in job.parents:
+            root = parent if parent in failed else found.get(parent)
+            if root is not None:
+                found[job.name] = root
+                break
+    return found

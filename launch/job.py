@@ -1,0 +1,128 @@
+"""What runs inside a job: one simdist command, and a marker once it has succeeded.
+
+`python -m launch.job MARKER LOCK COMMAND ARGUMENT…` on this machine (`-` for no marker or no lock), `Task` on SLURM.
+
+submitit's signal handlers do not act here. Its `checkpoint()` would run on rank 0 alone, between any two lines of a
+training step, and must never run a collective; so a `Task` has none, and first of all replaces the handlers. Until the
+command has put up its own, which save at the end of a step, there is nothing to save, and a signal ends the process
+with 75, run me again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from simdist.cli import run
+from simdist.durable import write_json
+from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+
+NOTHING = "-"
+ASKED_TO_END = (signal.SIGTERM, signal.SIGUSR2)
+PARENT = "SIMDIST_SWEEP_PID"  # set by the sweep that started this process
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job as submitit pickles it."""
+
+    command: tuple[str, ...]
+    marker: str | None = None
+
+    def __call__(self) -> None:
+        """Run the command; the process ends with its exit code."""
+        sys.exit(work(self.command, Path(self.marker) if self.marker else None))
+
+
+def work(command: Sequence[str], marker: Path | None) -> int:
+    """Run `simdist.COMMAND` with its arguments in this process; returns its exit code.
+
+    Args:
+        command: the command's name, then its arguments.
+        marker: written when it returns 0, by the first of several ranks.
+    """
+    for number in ASKED_TO_END:
+        signal.signal(number, _end)
+    begin = time.time()
+    code = _run(command)
+    if code == EXIT_OK and marker is not None and _is_first_rank():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        seconds = time.time() - begin
+        place = {"host": socket.gethostname(), "partition": os.environ.get("SLURM_JOB_PARTITION")}
+        write_json(marker, {"command": list(command), "seconds": seconds, "time": begin, **place})
+    return code
+
+
+def _run(command: Sequence[str]) -> int:
+    name, *arguments = command
+    sys.argv = [f"simdist.{name}", *arguments]  # what a run's environment.json records
+    try:
+        run(importlib.import_module(f"simdist.{name}").main, arguments)
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+            return EXIT_FAILED
+        return ended.code or EXIT_OK
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise SystemExit(EXIT_PREEMPTED)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+# --- on this machine --------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """A job that a sweep started on this machine; returns the exit code."""
+    marker, lock, *command = argv
+    _end_with_parent()
+    with _held(lock):
+        return work(command, None if marker == NOTHING else Path(marker))
+
+
+def _end_with_parent() -> None:
+    """A sweep that is killed takes its jobs with it: they get SIGTERM, save, and the next sweep continues them."""
+    parent = os.environ.get(PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before
+        sys.exit(EXIT_PREEMPTED)
+
+
+@contextmanager
+def _held(path: str) -> Iterator[None]:
+    """Hold a lock file; of a sweep that was killed, a job may still be saving, and the next one waits for it."""
+    if path == NOTHING:
+        yield
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("an earlier process of this job is still ending; waiting for it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""A row for every run of a sweep: in which stage it is, how far, and what stands in its way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.estimate import LOADER
+from launch.graph import done_jobs
+from launch.plan import Length, Plan, PlannedRun
+from launch.progress import Progress, read_progress
+from launch.queue import Command, call
+from launch.records import Record, Records
+from launch.states import FRESH, State, Word, find_states, heartbeat_age
+from simdist.engine.run import CONFIG, DONE
+
+WORST_FIRST: tuple[Word, ...] = ("failed", "running", "queued", "stopped", "cancelled", "never", "missing", "done")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run."""
+
+    run: str
+    varied: Mapping[str, Any]
+    stage: str
+    """The first stage that is not done, with how many of its jobs are: `probe 1/4`; `done` at the end."""
+    word: Word
+    """The state of the most notable job of that stage."""
+    reason: str
+    node: str
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep, or the runs that belong to none."""
+
+    name: str
+    rows: list[Row]
+    states: dict[str, State]
+    """Of every job."""
+    records: dict[str, Record]
+
+    def count(self, word: Word) -> int:
+        """Jobs in a state."""
+        return sum(state.word == word for state in self.states.values())
+
+
+def overview(plan: Plan, run: Command = call, now: float | None = None) -> Overview:
+    """Where a sweep stands: run folders first, then squeue, then sacct."""
+    moment = time.time() if now is None else now
+    records = Records(plan.folder).latest()
+    states = find_states(plan, done_jobs(plan), records, run, moment)
+    stages: dict[str, dict[str, list[str]]] = {name: {} for name in plan.runs}
+    for job in plan.jobs.values():
+        if job.run is not None:
+            stages[job.run].setdefault(job.stage, []).append(job.name)
+    rows = [_row(name, planned, stages[name], states, moment) for name, planned in plan.runs.items()]
+    return Overview(plan.name, rows, states, records)
+
+
+def _row(
+    name: str, planned: PlannedRun, stages: Mapping[str, list[str]], states: Mapping[str, State], now: float
+) -> Row:
+    progress = read_progress(planned.folder, planned.length, now)
+    for stage, jobs in stages.items():
+        open_jobs = [states[job] for job in jobs if states[job].word != "done"]
+        if open_jobs:
+            state = min(open_jobs, key=lambda state: WORST_FIRST.index(state.word))
+            text = stage if len(jobs) == 1 else f"{stage} {len(jobs) - len(open_jobs)}/{len(jobs)}"
+            return Row(name, planned.varied, text, state.word, state.reason, state.nodes or progress.host, progress)
+    return Row(name, planned.varied, "done", "done", "", progress.host, progress)
+
+
+def loose_runs(runs: Path, known: set[Path], now: float | None = None) -> Overview:
+    """Runs of a folder that no sweep asked for, as a training by hand makes them."""
+    moment = time.time() if now is None else now
+    rows, states = [], {}
+    for path in sorted(runs.glob(f"*/{CONFIG}")):
+        folder = path.parent
+        if folder.resolve() in known:
+            continue
+        age = heartbeat_age(folder, moment)
+        running = age is not None and age < FRESH
+        word: Word = "done" if (folder / DONE).exists() else "running" if running else "stopped"
+        planned = PlannedRun(folder, {}, _length(path))
+        progress = read_progress(folder, planned.length, moment)
+        rows.append(Row(folder.name, {}, "done" if word == "done" else "train", word, "", progress.host, progress))
+        states[folder.name] = State(word)
+    return Overview("runs of no sweep", rows, states, {})
+
+
+def _length(config: Path) -> Length:
+    content = yaml.load(config.read_text(), LOADER)
+    data, train = content["data"], content["train"]
+    stages = len(content["model"]["modules"]) if train["schedule"] == "stagewise" else 1
+    folder = Path(data["root"]) / data["train_split"]
+    return Length(folder, train["epochs"], data["batch_size"], train["max_steps"], stages)

@@ -1,0 +1,267 @@
+"""A sweep as a graph of jobs: pack, train, probe, decode, analyse, report. Pure: nothing is looked up or written here.
+
+A job is done when certain files exist, wherever and by whomever it was run: that makes every executor idempotent. Pack
+and train leave such files themselves; for the others `launch.job` leaves a marker in the run's folder, so that removing
+a run removes what is known of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.sweep_file import Kind, Stage, SweepFile
+from launch.variants import Variant, differing, expand, plain
+from simdist.config import Config
+from simdist.engine.run import DONE
+from simdist.errors import InputError
+
+RUNS, SWEEPS = Path("runs"), Path("sweeps")
+MARKERS = "jobs"  # a run's folder of markers
+MANIFEST = "manifest.json"
+SWITCHES = {  # options without a value
+    "pack": ("strict", "overwrite", "verify"),
+    "probe": ("all", "force"),
+    "decode": ("force",),
+    "analyze": ("force",),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command, done once."""
+
+    name: str
+    """`train/RUN`, `probe/RUN/speaker-module3`: unique in a sweep, and a path below its folder of logs."""
+    stage: str
+    """Name of the stage in the sweep file."""
+    kind: Kind
+    command: tuple[str, ...]
+    """Words after `python -m simdist.`: the command's name, then its arguments."""
+    folder: Path
+    """What it writes to: the run's folder, the packed corpus, or the report."""
+    done: tuple[Path, ...]
+    """It is done when all of these exist."""
+    parents: tuple[str, ...] = ()
+    """Jobs that must be done before."""
+    resources: dict[str, Any] = field(default_factory=dict)
+    """Fields of the cluster's profile that are overridden."""
+    run: str | None = None
+    """The run it belongs to."""
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hex digits: the same work always has the same."""
+        text = json.dumps([self.command, [str(path) for path in self.done]])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def marker(self) -> Path | None:
+        """The file that `launch.job` leaves once the command has succeeded; None where the command leaves its own."""
+        return None if self.kind in ("pack", "train") else self.done[0]
+
+    @property
+    def takes_what_there_is(self) -> bool:
+        """Whether it runs although parents failed: a report is about what there is."""
+        return self.kind == "report"
+
+
+@dataclass(frozen=True)
+class Length:
+    """What decides how many steps a run takes, once the corpus is packed."""
+
+    data: Path
+    """Folder of the training split."""
+    epochs: float
+    batch_size: int
+    max_steps: int | None
+    stages: int
+    """Parts that each go through all epochs: greedy modules of a stagewise run, else one."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a sweep."""
+
+    folder: Path
+    varied: dict[str, Any]
+    """This run's values of the keys that vary over the sweep."""
+    length: Length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's runs and jobs; parents stand before their children."""
+
+    name: str
+    folder: Path
+    """`sweeps/NAME`: configurations of the runs, logs, submissions, report."""
+    runs: dict[str, PlannedRun]
+    """By run name."""
+    jobs: dict[str, Job]
+    """By job name."""
+    varied: list[str]
+    """Keys that tell the runs apart."""
+
+    def children(self) -> dict[str, list[str]]:
+        """For each job the jobs that wait for it."""
+        found: dict[str, list[str]] = {name: [] for name in self.jobs}
+        for job in self.jobs.values():
+            for parent in job.parents:
+                found[parent].append(job.name)
+        return found
+
+    def config_file(self, run: str) -> Path:
+        """Where the resolved configuration of a run is written for its job."""
+        return config_file(self.folder, run)
+
+
+def config_file(folder: Path, run: str) -> Path:
+    """A run's configuration in a sweep's folder."""
+    return folder / "configs" / f"{run}.yaml"
+
+
+def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> tuple[Plan, dict[str, Config]]:
+    """The graph of a sweep, and the configuration of each of its runs.
+
+    Args:
+        sweep: as the file says it.
+        runs: folder of all runs.
+        sweeps: folder of all sweeps.
+
+    Raises:
+        InputError: a configuration that cannot be, or a stage that asks for a module that a run does not have.
+    """
+    variants = {variant.run: variant for variant in expand(sweep)}
+    folder = sweeps / sweep.name
+    jobs: dict[str, Job] = {}
+    for job in _jobs(sweep, variants, runs, folder):
+        if job.name in jobs:
+            raise InputError(f"two jobs are called {job.name}; name each label, module, loss and analysis once")
+        jobs[job.name] = job
+    varied = differing(list(variants.values()))
+    planned = {run: _planned_run(runs / run, variant, varied) for run, variant in variants.items()}
+    return Plan(sweep.name, folder, planned, jobs, varied), {run: variant.config for run, variant in variants.items()}
+
+
+def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRun:
+    data, train = variant.config.data, variant.config.train
+    stages = len(variant.config.model.modules) if train.schedule == "stagewise" else 1
+    length = Length(Path(data.root) / data.train_split, train.epochs, data.batch_size, train.max_steps, stages)
+    return PlannedRun(folder, {key: plain(variant.varied.get(key)) for key in varied}, length)
+
+
+def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Path) -> Iterator[Job]:
+    stages = list(sweep.stages.values())
+    pack = next((stage for stage in stages if stage.kind == "pack"), None)
+    packed = {job.name: job for variant in variants.values() for job in _pack(pack, variant)} if pack else {}
+    yield from packed.values()
+    names = list(packed)
+    for run, variant in variants.items():
+        parents = tuple(job.name for job in _pack(pack, variant)) if pack else ()
+        train = _train(sweep, run, runs / run, config_file(folder, run), parents)
+        yield train
+        names.append(train.name)
+        of_stage: dict[str, list[str]] = {}
+        for stage in stages:
+            if stage.kind in ("probe", "decode", "analyze"):
+                after = (train.name, *(name for parent in stage.after for name in of_stage[parent]))
+                made = list(_on_run(stage, variant, runs / run, after))
+                of_stage[stage.name] = [job.name for job in made]
+                names += of_stage[stage.name]
+                yield from made
+    report = next((stage for stage in stages if stage.kind == "report"), None)
+    if report is not None:
+        yield _report(report, folder, [runs / run for run in variants], names)
+
+
+def _pack(stage: Stage, variant: Variant) -> list[Job]:
+    data = variant.config.data
+    root = Path(data.root)
+    splits = dict.fromkeys([data.train_split, data.test_split, *stage.splits])
+    command = ("pack", stage.corpus, stage.source, data.root, *_words(stage))
+    done = tuple(root / split / MANIFEST for split in splits)
+    name = f"{stage.name}/{data.root.strip('/').replace('/', '-')}"
+    return [Job(name, stage.name, "pack", command, root, done, resources=stage.resources)]
+
+
+def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tuple[str, ...]) -> Job:
+    stage = next(stage for stage in sweep.stages.values() if stage.kind == "train")
+    command = ("train", "--config", str(config), "--run", str(folder), *_words(stage))
+    return Job(
+        f"{stage.name}/{run}", stage.name, "train", command, folder, (folder / DONE,), parents, stage.resources, run
+    )
+
+
+def _on_run(stage: Stage, variant: Variant, folder: Path, parents: tuple[str, ...]) -> Iterator[Job]:
+    """The jobs of a stage that reads a trained run."""
+    for what, words in _parts(stage, variant):
+        command = (stage.kind, *words, "--run", str(folder), *_words(stage))
+        digest = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
+        marker = folder / MARKERS / f"{stage.name}-{what}-{digest}.json"
+        name = f"{stage.name}/{variant.run}/{what}"
+        yield Job(name, stage.name, stage.kind, command, folder, (marker,), parents, stage.resources, variant.run)
+
+
+def _parts(stage: Stage, variant: Variant) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What is done in jobs of their own: a name and the arguments that say it."""
+    modules = _modules(stage, variant)
+    if stage.kind == "analyze":
+        yield from ((which, (which,)) for which in stage.which)
+    elif stage.kind == "decode":
+        for module in modules or _conv_modules(variant):
+            for loss in stage.losses:
+                yield f"{loss}-module{module}", ("--module", str(module), "--loss", loss)
+    elif not stage.labels and not modules:
+        yield "all", ("--all",)
+    elif not stage.labels:
+        raise InputError(f"stage {stage.name}: modules are given without labels; give both, or neither for all of all")
+    else:
+        for label in stage.labels:
+            for module in modules or ["all"]:
+                where = "modules" if module == "all" else f"module{module}"
+                yield f"{label}-{where}", ("--label", label, "--module", str(module))
+
+
+def _modules(stage: Stage, variant: Variant) -> list[int]:
+    number = len(variant.config.model.modules)
+    for module in stage.modules:
+        if not -number <= module < number:
+            raise InputError(
+                f"stage {stage.name}: module {module} does not exist in {variant.run}; it has modules 0 to {number - 1}"
+            )
+    return list(dict.fromkeys(module % number for module in stage.modules))
+
+
+def _conv_modules(variant: Variant) -> list[int]:
+    return [m for m, module in enumerate(variant.config.model.modules) if module.layers and not module.gru]
+
+
+def _report(stage: Stage, folder: Path, runs: list[Path], parents: Iterable[str]) -> Job:
+    out = folder / "report"
+    command = ("report", *(str(run) for run in runs), "--out", str(out), *_words(stage))
+    digest = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
+    marker = out / f"done-{digest}.json"
+    return Job(stage.name, stage.name, "report", command, out, (marker,), tuple(parents), stage.resources)
+
+
+def _words(stage: Stage) -> tuple[str, ...]:
+    """Options as a command line has them: `{l2: 0.1, force: true}` are `--l2 0.1 --force`."""
+    words: list[str] = []
+    for name, value in stage.options.items():
+        option = "--" + (name if stage.kind in ("train", "decode") else name.replace("_", "-"))
+        if name.replace("-", "_") in SWITCHES.get(stage.kind, ()):
+            words += [option] if value else []
+        else:
+            words += [option, _text(value)]
+    return tuple(words)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_text(part) for part in value)
+    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)

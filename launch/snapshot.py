@@ -1,0 +1,101 @@
+"""The code as it is at submission, so that a job that waits for days runs what was submitted.
+
+A copy of all files that git tracks, and of those it neither tracks nor ignores, in `sweeps/NAME/code/HASH`; equal code
+shares one copy. Without git, the packages alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+from simdist.durable import TEMPORARY
+from simdist.errors import InputError
+
+MAX_BYTES = 200_000_000
+WITHOUT_GIT = ("launch", "simdist", "configs", "slurm", "pyproject.toml")
+ORIGIN = "snapshot.json"
+
+
+def take_snapshot(root: Path, folder: Path) -> Path:
+    """Copy the code in `root` to `folder`/HASH; returns that folder, absolute.
+
+    Raises:
+        InputError: the files are so many bytes that they cannot all be code.
+    """
+    files = _files(root, folder)
+    _refuse_data(root, files)
+    target = folder.absolute() / _hash(root, files)
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    for file in files:
+        copy = temporary / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / file, copy, follow_symlinks=False)
+    origin = {
+        "root": str(root.absolute()),
+        "commit": _git(root, "rev-parse", "HEAD"),
+        "diff": _git(root, "diff", "HEAD"),
+    }
+    (temporary / ORIGIN).write_text(json.dumps(origin, indent=1))
+    try:
+        temporary.rename(target)
+    except OSError:  # another submission was faster
+        shutil.rmtree(temporary)
+    return target
+
+
+def _files(root: Path, folder: Path) -> list[Path]:
+    """Files of the code below `root`, but not those of earlier snapshots."""
+    listed = _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ".")
+    if listed is None:
+        found = [path for name in WITHOUT_GIT for path in _below(root / name)]
+        return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
+    sweeps = folder.absolute().parent.parent
+    files = [Path(name) for name in dict.fromkeys(listed.split("\0")) if name]
+    return sorted(file for file in files if _is_code(root.absolute() / file, sweeps))
+
+
+def _is_code(path: Path, sweeps: Path) -> bool:
+    """A file or link that is there; a tracked one may have been removed."""
+    return os.path.lexists(path) and (path.is_symlink() or path.is_file()) and not path.is_relative_to(sweeps)
+
+
+def _below(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def _refuse_data(root: Path, files: list[Path]) -> None:
+    sizes = {file: (root / file).lstat().st_size for file in files}
+    if sum(sizes.values()) > MAX_BYTES:
+        largest = max(sizes, key=lambda file: sizes[file])
+        raise InputError(
+            f"the code in {root} is {sum(sizes.values()) / 1e6:,.0f} MB, too much to copy for each submission; the "
+            f"largest file is {largest} ({sizes[largest] / 1e6:,.0f} MB): move it away, or add it to .gitignore"
+        )
+
+
+def _hash(root: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        path = root / file
+        content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        digest.update(f"{file}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git prints in `root`; None without git or a repository."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout

@@ -1,0 +1,201 @@
+"""Where sweeps stand: `python launch/status.py [SWEEP] [--watch] [--json]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # the folder of this file, first in a script's path, would hide the package itself
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch.listing import find_sweeps, read_plan
+from launch.overview import WORST_FIRST, Overview, Row, loose_runs, overview
+from launch.plan import RUNS, SWEEPS
+from launch.records import last_lines
+from simdist.cli import Parser, run
+from simdist.errors import EXIT_OK, InputError
+
+DESCRIPTION = """\
+A table of every run: stage, state, step, time left, loss of each module, restarts, node, age of its heartbeat. What the
+run folders say comes first, then squeue, then sacct.
+
+Examples:
+  python launch/status.py
+  python launch/status.py smoke --watch
+  python launch/status.py configs/sweeps/smoke.yaml --json
+"""
+COLORS = {"failed": "bold red", "running": "green", "queued": "cyan", "done": "dim", "stopped": "yellow"}
+LOG_LINES = 5
+SHOWN_FAILURES = 10
+FILE_COLUMNS = 240  # of a table that goes to a file or a pipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(prog="python launch/status.py", description=DESCRIPTION)
+    parser.add_argument("SWEEP", type=str | None, nargs="?", default=None, help="A sweep's name or file; none is all.")
+    parser.add_argument("--watch", action="store_true", help="Stay, and look again every few seconds.")
+    parser.add_argument("--every", type=float, default=5.0, help="--watch: seconds between two looks.")
+    parser.add_argument("--rows", type=int, default=200, help="Runs to show at most of a sweep, the most notable ones.")
+    parser.add_argument("--json", action="store_true", help="Everything as JSON, for programs.")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="Folder of the runs.")
+    parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
+    parsed = parser.parse_args(argv)
+    if parsed.rows < 1:
+        raise InputError(f"--rows is {parsed.rows}; it must be at least 1")
+    if parsed.every <= 0:
+        raise InputError(f"--every is {parsed.every:g}; it must be more than 0 seconds")
+    if parsed.watch and parsed.json:
+        raise InputError("--watch and --json do not go together; call --json again and again instead")
+    if parsed.watch:
+        return _watch(parsed.SWEEP, parsed.runs, parsed.sweeps, parsed.every)
+    found = look(parsed.SWEEP, parsed.runs, parsed.sweeps)
+    if parsed.json:
+        print(json.dumps([as_json(one) for one in found], indent=1))
+        return EXIT_OK
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_COLUMNS
+    for one in found:
+        console.print(as_renderable(one, parsed.rows))
+    return EXIT_OK
+
+
+def look(name: str | None, runs: Path, sweeps: Path) -> list[Overview]:
+    """One sweep, or all of them and the runs that belong to none.
+
+    Raises:
+        InputError: there is nothing to look at.
+    """
+    try:
+        plans = [read_plan(folder) for folder in find_sweeps(sweeps, name)]
+    except InputError:
+        if name is not None or not runs.is_dir():
+            raise
+        plans = []
+    found = [overview(plan) for plan in plans]
+    if name is None:
+        known = {run.folder.resolve() for plan in plans for run in plan.runs.values()}
+        loose = loose_runs(runs, known)
+        found += [loose] if loose.rows else []
+    if not found:
+        raise InputError(f"there is no sweep in {sweeps} and no run in {runs}; start one, or name other folders")
+    return found
+
+
+def _watch(name: str | None, runs: Path, sweeps: Path, every: float) -> int:
+    console = Console(highlight=False)
+    found = look(name, runs, sweeps)
+    try:
+        with Live(_live(found), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                live.update(_live(look(name, runs, sweeps)), refresh=True)
+    except KeyboardInterrupt:
+        return EXIT_OK
+
+
+def _live(found: Sequence[Overview]) -> Group:
+    """What is going on stands above what is done: a terminal shows the first lines."""
+    order = [
+        dataclasses.replace(one, rows=sorted(one.rows, key=lambda row: WORST_FIRST.index(row.word))) for one in found
+    ]
+    return Group(Text(time.strftime("%H:%M:%S  Ctrl-C to leave")), *(as_renderable(one) for one in order))
+
+
+def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
+    """A table, what failed with the end of its log, what will never run, and the counts."""
+    rows = found.rows
+    if len(rows) > num_rows:
+        rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.word))[:num_rows]
+    parts: list[RenderableType] = [_table(found.name, rows)]
+    if len(rows) < len(found.rows):
+        parts.append(Text(f"… and {len(found.rows) - len(rows)} runs more (--rows {len(found.rows)} shows all)"))
+    failed = [name for name, state in found.states.items() if state.word == "failed"]
+    for name in failed[:SHOWN_FAILURES]:
+        parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))
+        record = found.records.get(name)
+        parts += [Text(f"    {line}") for line in last_lines([record.log] if record else [], LOG_LINES)]
+    if len(failed) > SHOWN_FAILURES:
+        parts.append(Text(f"… and {len(failed) - SHOWN_FAILURES} failed jobs more (--json lists all)"))
+    never = [(name, state.reason) for name, state in found.states.items() if state.word == "never"]
+    parts += [Text(f"{name} will never run: {reason}") for name, reason in never[:SHOWN_FAILURES]]
+    if len(never) > SHOWN_FAILURES:
+        parts.append(Text(f"… and {len(never) - SHOWN_FAILURES} jobs more that will never run"))
+    counts = ", ".join(f"{found.count(word)} {word}" for word in reversed(WORST_FIRST) if found.count(word))
+    parts.append(Text(f"{found.name}: {len(found.states)} jobs: {counts}"))
+    return Group(*parts)
+
+
+def _table(name: str, rows: Sequence[Row]) -> Table:
+    varied = list(dict.fromkeys(key for row in rows for key in row.varied))
+    table = Table(title=name, title_justify="left")
+    heads = [key.rpartition(".")[2] for key in varied]
+    for head in ("run", *heads, "stage", "state"):
+        table.add_column(head, no_wrap=True)
+    for head in ("step", "left", "losses", "restarts"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("node", no_wrap=True)
+    table.add_column("heartbeat", justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.run, *(_plain(row.varied.get(key)) for key in varied), *_cells(row))
+    return table
+
+
+def _cells(row: Row) -> list[RenderableType]:
+    progress = row.progress
+    total = "?" if progress.total is None else f"{progress.total:,}"
+    left = duration(progress.seconds_left) if row.stage.startswith("train") and row.word == "running" else ""
+    reason = f" ({row.reason})" if row.reason and row.word not in ("done", "never", "failed") else ""
+    return [
+        row.stage,
+        Text(f"{row.word}{reason}", COLORS.get(row.word, "")),
+        f"{progress.step:,}/{total}",
+        left,
+        " ".join(f"{loss:.3f}" for loss in progress.losses),
+        str(progress.restarts),
+        row.node,
+        duration(progress.heartbeat),
+    ]
+
+
+def duration(seconds: float | None) -> str:
+    """`2 d 3 h`, `3 h 12 min`, `4 min 5 s`, `7 s`; nothing for None."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    parts = []
+    for name, size in units:
+        number, whole = divmod(whole, size)
+        if number:
+            parts.append(f"{number} {name}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def as_json(found: Overview) -> dict[str, Any]:
+    """Everything that is known, for programs."""
+    runs = [dataclasses.asdict(row) | {"seconds_left": row.progress.seconds_left} for row in found.rows]
+    jobs = {name: dataclasses.asdict(state) for name, state in found.states.items()}
+    for name, record in found.records.items():
+        if name in jobs:
+            jobs[name] |= {"id": record.id, "cluster": record.cluster, "log": str(record.log), "starts": record.starts}
+    return {"sweep": found.name, "runs": runs, "jobs": jobs}
+
+
+if __name__ == "__main__":
+    run(main)

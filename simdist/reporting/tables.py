@@ -1,0 +1,194 @@
+"""Statistics as tables: for the terminal, as Markdown, and as CSV with a row a number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from simdist.reporting.collect import ENCODER_METRICS, Measurement, RunRecord
+from simdist.reporting.summary import Cell, Statistic, telling_keys
+
+FIXED = ("label", "features", "probe.probe")  # columns that every table of probes has
+PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
+EMPTY = "–"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    num_text: int
+    """Columns from the left that are text, the rest are numbers."""
+
+
+def sections(cells: Mapping[Cell, Statistic], keys: Sequence[str], metric: str = "accuracy") -> list[Section]:
+    """Every table that has a row: encoders, probes, few labels.
+
+    Args:
+        cells: what `summarize` found.
+        keys: the configuration keys that its groups have values of.
+        metric: of the probes.
+    """
+    heads = [key.rpartition(".")[2] if key != "name" else "encoder" for key in keys]
+    every = (_encoders(cells, heads), _probes(cells, heads, metric), _few_labels(cells, heads))
+    return [section for section in every if section.rows]
+
+
+def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
+    own = {cell: value for cell, value in cells.items() if cell.family == "encoder"}
+    splits = {json.loads(cell.what)["split"] for cell in own}
+    split = "validation" if "validation" in splits else "train"
+    own = {cell: value for cell, value in own.items() if json.loads(cell.what)["split"] == split}
+    most = most_of(own)
+    metrics = [metric for metric in ENCODER_METRICS if any(cell.metric == metric for cell in own)]
+    rows = []
+    for group, module in dict.fromkeys((cell.group, cell.module) for cell in own):
+        values = {cell.metric: value for cell, value in own.items() if (cell.group, cell.module) == (group, module)}
+        cells_of_row = [_text(values.get(metric), most, 100 if metric in PERCENT else 1) for metric in metrics]
+        rows.append([*map(_plain, group), str(module), str(most_of(values)), *cells_of_row])
+    names = [f"{metric} %" if metric in PERCENT else metric.replace("_", " ") for metric in metrics]
+    title = f"Encoders: last {split} of each greedy module, mean ± standard deviation over seeds"
+    return Section(title, [*heads, "module", "seeds", *names], rows, len(heads) + 1)
+
+
+def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str) -> Section:
+    own = {cell: value for cell, value in cells.items() if cell.family == "probe" and cell.metric == metric}
+    modules = _modules(own)
+    keys = _settings(own)
+    most = most_of(own)
+    rows = []
+    for what, group in dict.fromkeys((cell.what, cell.group) for cell in _by_label(own)):
+        values = {cell.module: value for cell, value in own.items() if (cell.what, cell.group) == (what, group)}
+        said = json.loads(what)
+        numbers = [_text(values.get(module), most, 100) for module in modules]
+        chance = f"{100 * said['chance']:.1f}"
+        rows.append(
+            [*map(_plain, group), *(_plain(said.get(key)) for key in keys), str(most_of(values)), *numbers, chance]
+        )
+    named = [key.rpartition(".")[2] for key in keys]
+    columns = ["whole" if module is None else f"module {module}" for module in modules]
+    title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
+    return Section(title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named))
+
+
+def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
+    own = {cell: value for cell, value in cells.items() if cell.family == "few-labels"}
+    sizes = sorted({json.loads(cell.what)["examples"] for cell in own})
+    keys = _settings(own, never=("examples", "probe.examples_per_class"))
+    most = most_of(own)
+    lines: dict[tuple[str, ...], dict[int, Statistic]] = {}
+    for cell in _by_label(own):
+        said = json.loads(cell.what)
+        module = EMPTY if cell.module is None else str(cell.module)
+        row = (*map(_plain, cell.group), *(_plain(said.get(key)) for key in keys), module)
+        lines.setdefault(row, {})[said["examples"]] = own[cell]
+    rows = [
+        [*row, str(most_of(values)), *(_text(values.get(size), most, 100) for size in sizes)]
+        for row, values in lines.items()
+    ]
+    named = [key.rpartition(".")[2] for key in keys]
+    title = "Few labels: test accuracy in % by labelled examples a class, mean ± standard deviation over seeds"
+    return Section(title, [*heads, *named, "module", "seeds", *map(str, sizes)], rows, len(heads) + len(named) + 1)
+
+
+def _settings(cells: Mapping[Cell, Statistic], never: Sequence[str] = ()) -> list[str]:
+    """The probe settings to show: the fixed ones, and those in which probes of one kind differ."""
+    said = [json.loads(what) for what in dict.fromkeys(cell.what for cell in cells)]
+    told = telling_keys(said, first=FIXED, never=["chance", *never])
+    return [*FIXED, *(key for key in told if key not in FIXED)]
+
+
+def _by_label(cells: Mapping[Cell, Statistic]) -> list[Cell]:
+    """Rows that are compared with each other stand together: by label and settings, then by group in order."""
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    return sorted(
+        cells, key=lambda cell: (cell.what, groups.index(cell.group), -1 if cell.module is None else cell.module)
+    )
+
+
+def _modules(cells: Mapping[Cell, Statistic]) -> list[int | None]:
+    found = {cell.module for cell in cells}
+    numbers = sorted(module for module in found if module is not None)
+    return [*numbers, *([None] if None in found else [])]
+
+
+def most_of(values: Mapping[Any, Statistic]) -> int:
+    """The largest number of seeds among some statistics."""
+    return max((value.count for value in values.values()), default=0)
+
+
+def _text(value: Statistic | None, most: int, scale: float) -> str:
+    """`61.2 ± 0.4`, with `(3)` behind it where fewer seeds than elsewhere are in."""
+    if value is None:
+        return EMPTY
+    digits = 1 if scale == 100 else 3
+    text = f"{scale * value.mean:.{digits}f}"
+    if value.deviation is not None:
+        text += f" ± {scale * value.deviation:.{digits}f}"
+    return text if value.count == most else f"{text} ({value.count})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return EMPTY if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def as_rich(section: Section) -> Table:
+    """For the terminal."""
+    table = Table(title=section.title, title_justify="left")
+    for number, column in enumerate(section.columns):
+        table.add_column(column, justify="left" if number < section.num_text else "right", no_wrap=True)
+    for row in section.rows:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(section: Section) -> str:
+    """A heading and a table."""
+    marks = [":--" if number < section.num_text else "--:" for number in range(len(section.columns))]
+    rows = [section.columns, marks, *section.rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"## {section.title}", "", *lines, ""])
+
+
+def measurements_csv(runs: Sequence[RunRecord], measurements: Sequence[Measurement], keys: Sequence[str]) -> str:
+    """A row for every number of every run."""
+    configs = {run.name: run for run in runs}
+    columns = ["run", *keys, "seed", "family", "label", "features", "what", "module", "metric", "value"]
+    rows = []
+    for item in measurements:
+        run = configs[item.run]
+        config = [run.config.get(key) for key in keys]
+        what = [item.what.get("label", ""), item.what.get("features", ""), json.dumps(item.what, sort_keys=True)]
+        rows.append([item.run, *config, run.seed, item.family, *what, item.module, item.metric, repr(item.value)])
+    return _csv(columns, rows)
+
+
+def summary_csv(cells: Mapping[Cell, Statistic], keys: Sequence[str]) -> str:
+    """A row for every mean."""
+    columns = [*keys, "family", "label", "features", "what", "module", "metric", "seeds", "mean", "standard_deviation"]
+    rows = []
+    for cell, value in cells.items():
+        said = json.loads(cell.what)
+        what = [said.get("label", ""), said.get("features", ""), cell.what]
+        numbers = [value.count, repr(value.mean), "" if value.deviation is None else repr(value.deviation)]
+        rows.append([*cell.group, cell.family, *what, cell.module, cell.metric, *numbers])
+    return _csv(columns, rows)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    return text.getvalue()

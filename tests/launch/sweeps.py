@@ -1,0 +1,72 @@
+"""Sweeps and plans for the tests of the launcher, without torch and without a corpus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.plan import Plan, build
+from launch.sweep_file import SweepFile, parse_sweep
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "base": ["sim_librispeech", "debug"],
+    "config": {"name": "small", "data.root": "data/small", "data.crop": 8000},
+    "grid": {"loss.beta": [0.001, 0.01]},
+    "seeds": [0, 1],
+    "stages": {
+        "pack": {"corpus": "synthetic", "source": "data/source"},
+        "probe": {"labels": ["speaker", "phone"], "modules": [0, -1]},
+        "report": None,
+    },
+}
+
+
+def sweep_file(**changes: Any) -> SweepFile:
+    """The small sweep with some keys otherwise."""
+    return parse_sweep({**SMALL, **changes}, "small.yaml")
+
+
+def small_plan(root: Path = Path(), **changes: Any) -> Plan:
+    """Its plan: 1 packing, 4 trainings with 4 probes each, 1 report."""
+    config = {**SMALL["config"], "data.root": str(root / "data/small"), **changes.pop("config", {})}
+    return build(sweep_file(config=config, **changes), root / "runs", root / "sweeps")[0]
+
+
+def finish(plan: Plan, *names: str, when: float | None = None) -> None:
+    """Leave the files that say that these jobs are done."""
+    for name in names:
+        for path in plan.jobs[name].done:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"num_samples": 12, "seconds": 1.0}')
+            if when is not None:
+                os.utime(path, (when, when))
+
+
+def of_kind(plan: Plan, kind: str) -> list[str]:
+    """Names of the jobs of a kind."""
+    return [job.name for job in plan.jobs.values() if job.kind == kind]
+
+
+class FakeSlurm:
+    """Answers squeue, sacct and scancel out of two tables."""
+
+    def __init__(
+        self, queue: Mapping[str, tuple[str, str]] | None = None, accounts: Mapping[str, tuple[str, str]] | None = None
+    ) -> None:
+        self.queue = dict(queue or {})
+        """State and reason by id."""
+        self.accounts = dict(accounts or {})
+        """State and exit code by id."""
+        self.calls: list[list[str]] = []
+
+    def __call__(self, words: Any) -> str:
+        self.calls.append(list(words))
+        if words[0] == "squeue":
+            return "".join(f"{id}|{state}|{reason}|n1|group\n" for id, (state, reason) in self.queue.items())
+        if words[0] == "sacct":
+            asked = words[words.index("--jobs") + 1].split(",")
+            return "".join(f"{id}|{s}|{code}|n1\n" for id, (s, code) in self.accounts.items() if id in asked)
+        raise FileNotFoundError(words[0])

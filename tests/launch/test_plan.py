@@ -1,0 +1,192 @@
+"""The graph: which jobs, which commands, which parents; what of it is done."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import SMALL, finish, of_kind, small_plan, sweep_file
+
+from launch.estimate import total_steps
+from launch.graph import blocked_by, done_jobs, ready
+from launch.listing import find_sweeps, read_plan, write_plan
+from launch.plan import Length, build
+from launch.variants import expand
+from simdist.config import to_dict
+from simdist.engine.timetable import Timetable
+from simdist.errors import InputError
+
+
+def test_a_sweep_becomes_one_packing_trainings_with_their_probes_and_one_report() -> None:
+    plan = small_plan()
+    assert {kind: len(of_kind(plan, kind)) for kind in ("pack", "train", "probe", "report")} == {
+        "pack": 1,
+        "train": 4,
+        "probe": 16,
+        "report": 1,
+    }
+    for job in plan.jobs.values():
+        assert all(list(plan.jobs).index(parent) < list(plan.jobs).index(job.name) for parent in job.parents)
+    run = next(iter(plan.runs))
+    assert plan.jobs[f"train/{run}"].parents == ("pack/data-small",)
+    assert plan.jobs[f"probe/{run}/phone-module3"].parents == (f"train/{run}",)
+    assert set(plan.jobs["report"].parents) == set(plan.jobs) - {"report"}
+
+
+def test_commands_are_those_that_a_person_would_type() -> None:
+    plan = small_plan(
+        stages={**SMALL["stages"], "pack": {**SMALL["stages"]["pack"], "options": {"speakers": 4, "strict": True}}}
+    )
+    run = next(iter(plan.runs))
+    assert (
+        " ".join(plan.jobs["pack/data-small"].command) == "pack synthetic data/source data/small --speakers 4 --strict"
+    )
+    train = f"train --config sweeps/small/configs/{run}.yaml --run runs/{run}"
+    assert " ".join(plan.jobs[f"train/{run}"].command) == train
+    probe = plan.jobs[f"probe/{run}/speaker-module0"]
+    assert " ".join(probe.command) == f"probe --label speaker --module 0 --run runs/{run}"
+    assert probe.marker is not None
+    assert re.fullmatch(rf"runs/{run}/jobs/probe-speaker-module0-[0-9a-f]{{8}}\.json", str(probe.marker))
+    report = plan.jobs["report"].command
+    assert report == ("report", *(f"runs/{name}" for name in plan.runs), "--out", "sweeps/small/report")
+
+
+def test_commands_are_accepted_by_what_they_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option is known to the command's own parser: only what is not there yet is in the way."""
+    import simdist.probe
+    from simdist.cli import run
+
+    options = {"bias": False, "examples_per_class": [1, 2], "force": True, "l2": 0.1}
+    plan = small_plan(stages={"probe": {"labels": "speaker", "modules": "all", "options": options}})
+    job = plan.jobs[of_kind(plan, "probe")[0]]
+    assert job.command[-7:] == ("--bias", "false", "--examples-per-class", "1,2", "--force", "--l2", "0.1")
+    with pytest.raises(SystemExit):
+        run(simdist.probe.main, list(job.command[1:]))
+    assert "is no run" in capsys.readouterr().err
+
+
+def test_labels_and_modules_decide_how_many_jobs_probe_a_run() -> None:
+    def commands(stage: dict[str, Any]) -> list[str]:
+        plan = small_plan(stages={"probe": stage}, seeds=[0], grid={})
+        return [" ".join(plan.jobs[name].command).partition(" --run")[0] for name in of_kind(plan, "probe")]
+
+    assert commands({}) == ["probe --all"]
+    assert commands({"labels": "all", "modules": "all"}) == ["probe --all"]
+    assert commands({"labels": ["phone"], "modules": "all"}) == ["probe --label phone --module all"]
+    assert commands({"labels": ["phone"], "modules": [-1, 3]}) == ["probe --label phone --module 3"]
+    with pytest.raises(InputError, match=r"module 4 does not exist in small-.* modules 0 to 3"):
+        commands({"labels": ["phone"], "modules": [4]})
+    with pytest.raises(InputError, match="modules are given without labels"):
+        commands({"modules": [1]})
+    with pytest.raises(InputError, match="two jobs are called probe/"):
+        commands({"labels": ["phone", "phone"], "modules": [1]})
+
+
+def test_decoders_and_analyses_wait_for_what_they_read() -> None:
+    stages = {"decode": {"losses": ["mse", "mel"]}, "analyze": {"which": ["traversals"]}}
+    plan = small_plan(stages=stages, seeds=[0], grid={})
+    (run,) = plan.runs
+    decoders = of_kind(plan, "decode")
+    assert decoders == [f"decode/{run}/{loss}-module{m}" for m in range(3) for loss in ("mse", "mel")]  # not the GRU
+    (analysis,) = of_kind(plan, "analyze")
+    assert plan.jobs[analysis].parents == (f"train/{run}", *decoders)
+    assert plan.jobs[analysis].command == ("analyze", "traversals", "--run", f"runs/{run}")
+
+
+def test_identities_follow_what_is_done_and_nothing_else() -> None:
+    before, after = small_plan(), small_plan(grid={"loss.beta": [0.001, 0.02]}, seeds=[0, 1])
+    shared = set(before.runs) & set(after.runs)
+    assert len(shared) == 2
+    for run in shared:
+        for name in (f"train/{run}", f"probe/{run}/phone-module0"):
+            assert before.jobs[name].identity == after.jobs[name].identity
+    assert before.jobs["report"].identity != after.jobs["report"].identity
+    resources = {"probe": {"labels": ["phone"], "modules": [0], "resources": {"time_minutes": 5}}}
+    lighter = small_plan(stages=resources)
+    assert all(lighter.jobs[name].identity == before.jobs[name].identity for name in of_kind(lighter, "probe"))
+
+
+def test_a_plan_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    sweep = sweep_file(variants=[{"name": "a", "config": {"model.width": 8}}])
+    plan, configs = build(sweep, tmp_path / "runs", tmp_path / "sweeps")
+    write_plan(plan, configs)
+    assert read_plan(plan.folder) == plan
+    assert find_sweeps(tmp_path / "sweeps", None) == find_sweeps(tmp_path / "sweeps", "small") == [plan.folder]
+    from simdist.cli import read_config
+
+    run = next(iter(configs))
+    assert read_config(plan.config_file(run)) == configs[run]
+    with pytest.raises(InputError, match=r"no sweep 'other' in .*there are small"):
+        find_sweeps(tmp_path / "sweeps", "other")
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_what_left_its_files(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    assert done_jobs(plan) == set()
+    train, probes = of_kind(plan, "train"), of_kind(plan, "probe")
+    finish(plan, "pack/" + of_kind(plan, "pack")[0].partition("/")[2], train[0])
+    assert done_jobs(plan) == {of_kind(plan, "pack")[0], train[0]}
+    finish(plan, *train, *probes, when=1000.0)
+    for path in plan.jobs[of_kind(plan, "pack")[0]].done:
+        path.unlink()
+    assert done_jobs(plan) == set(plan.jobs) - {"report"}  # a corpus that nobody needs any more may be gone
+
+
+def test_a_report_is_done_only_when_it_is_younger_than_what_it_reports_on(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    finish(plan, *plan.jobs, when=1000.0)
+    assert "report" in done_jobs(plan)
+    finish(plan, of_kind(plan, "probe")[0], when=2000.0)
+    assert "report" not in done_jobs(plan)
+    finish(plan, "report", when=2000.0)
+    assert "report" in done_jobs(plan)
+    plan.jobs[of_kind(plan, "train")[1]].done[0].unlink()
+    assert "report" not in done_jobs(plan)
+
+
+def test_what_waits_for_a_failed_job_never_runs_but_the_report_does() -> None:
+    plan = small_plan()
+    failed, other = of_kind(plan, "train")[:2]
+    blocked = blocked_by(plan, {failed})
+    assert blocked == {job.name: failed for job in plan.jobs.values() if failed in job.parents and job.kind == "probe"}
+    rest = set(plan.jobs) - {failed, "report", *blocked}
+    assert ready(plan, "report", rest, {failed, *blocked})
+    assert not ready(plan, "report", rest - {other}, {failed, *blocked})
+    assert not ready(plan, next(iter(blocked)), rest, {failed})
+    assert blocked_by(plan, {"pack/data-small"}).keys() == {
+        j.name for j in plan.jobs.values() if j.kind in ("train", "probe")
+    }
+
+
+# --- how long ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "schedule"),
+    [(0.3, None, "joint"), (7, 20, "joint"), (2, None, "stagewise"), (2.5, 3, "stagewise")],
+)
+def test_total_steps_are_those_of_the_timetable(
+    epochs: float, max_steps: int | None, schedule: str, tmp_path: Path
+) -> None:
+    config = {
+        "data.root": str(tmp_path),
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.schedule": schedule,
+    }
+    (variant,) = expand(sweep_file(config=config, grid={}, seeds=[0]))
+    plan, _ = build(sweep_file(config=config, grid={}, seeds=[0]))
+    length = plan.runs[variant.run].length
+    assert total_steps(length) is None  # nothing is packed yet
+    folder = tmp_path / f"{epochs}-{max_steps}"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"num_samples": 37}))
+    packed = Length(folder, length.epochs, length.batch_size, length.max_steps, length.stages)
+    assert total_steps(packed) == Timetable(variant.config, 37).total_steps
+    assert to_dict(variant.config)["train"]["epochs"] == epochs

@@ -1,0 +1,326 @@
+"""Submission: the text that sbatch gets, arrays, a snapshot, and the time that a hundred runs take."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sweeps import finish, of_kind, small_plan
+
+import launch.slurm
+from launch.batch_scripts import job_profile, requeue_lines, task_of
+from launch.dry_run import script
+from launch.graph import done_jobs
+from launch.plan import Job
+from launch.profiles import Profile
+from launch.records import Records
+from launch.slurm import submit_sweep
+from launch.submission import groups
+from simdist.errors import InputError
+
+SBATCH = """#!/bin/bash
+script=$(<"$1")
+set -- {folder}/*.sh
+[[ -e $1 ]] && number=$((100 + $#)) || number=100
+printf '%s\\n' "$script" > {folder}/$number.sh
+[[ $script =~ --comment=([0-9a-f]+) ]] && comment=${{BASH_REMATCH[1]}}
+tasks=$number
+if [[ $script =~ --array=0-([0-9]+) ]]; then
+    printf -v tasks "${{number}}_%s " $(eval echo "{{0..${{BASH_REMATCH[1]}}}}")
+fi
+for task in $tasks; do echo "$task|PENDING|Dependency||$comment"; done >> {folder}/queue
+echo "Submitted batch job $number"
+"""
+SQUEUE = "#!/bin/sh\ncat {folder}/queue 2>/dev/null || true\n"
+SCANCEL = '#!/bin/sh\nfor id in "$@"; do sed -i "/^$id|/d" {folder}/queue; echo "$id" >> {folder}/cancelled; done\n'
+SACCT = "#!/bin/sh\ncat {folder}/accounts 2>/dev/null || true\n"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands of a SLURM that only writes down; its folder holds the scripts, the queue and what was cancelled."""
+    folder, programs = tmp_path / "slurm", tmp_path / "bin"
+    folder.mkdir()
+    programs.mkdir()
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL), ("sacct", SACCT)):
+        (programs / name).write_text(text.format(folder=folder))
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(launch.slurm, "ROOT", _little_code(tmp_path))
+    return folder
+
+
+def _little_code(root: Path) -> Path:
+    code = root / "code"
+    (code / "launch").mkdir(parents=True)
+    (code / "launch" / "one.py").write_text("1")
+    return code
+
+
+def submit(plan: Any, **options: bool) -> str:
+    """Submit to the cluster of the defaults; what was said."""
+    console = Console(record=True, width=200, quiet=True)
+    with console.capture() as said:
+        console.quiet = False
+        submit_sweep(plan, "slurm", console, **options)
+    return said.get()
+
+
+def scripts(slurm: Path) -> list[str]:
+    return [path.read_text() for path in sorted(slurm.glob("*.sh"))]
+
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-1%2
+#SBATCH --comment='<id>'
+#SBATCH --constraint=a100
+#SBATCH --cpus-per-task=6
+#SBATCH --dependency='afterok:<pack/data-small>'
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=small.train
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --licenses=scratch
+#SBATCH --mem-per-gpu=60G
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output='{folder}/%A_%a_0_log.out'
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=600
+
+# setup
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+module load cuda
+export PYTHONPATH="<code>${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1 SIMDIST_SWEEP=small
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '{folder}/%A_%a_%t_log.out' {python} -u -m submitit.core._submit '{folder}'
+
+
+# teardown
+code=$?
+case $code in 75|138|140|143)
+    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt 7 ] &&
+       [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script
+    fi
+esac
+exit $code"""
+
+
+def test_the_text_of_a_batch_script(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        "{partition: gpu, constraint: a100, gpus_per_node: 4, cpus_per_task: 6, mem_per_gpu: 60G, signal_lead_s: 120, "
+        "max_requeues: 7, setup: [module load cuda], extra: {licenses: scratch}}"
+    )
+    stages = {
+        "pack": {"corpus": "synthetic", "source": "data/source"},
+        "train": {"resources": {"nodes": 2, "time_minutes": 600, "signal_lead_s": 120}},
+    }
+    plan = small_plan(grid={}, seeds=[0, 1], stages=stages)
+    group = next(group for group in groups(plan, plan.jobs, ()) if group.stage == "train")
+    folder = plan.folder.absolute() / "slurm" / "<id>"
+    assert script(plan, group, str(profile)) == GOLDEN.format(folder=folder, python=sys.executable)
+
+
+def test_resources_follow_the_kind_of_work_and_the_sweep_file() -> None:
+    profile = Profile(gpus_per_node=4, nodes=2, mem_per_gpu="60G")
+
+    def used(kind: Any, **resources: Any) -> tuple[int, int, int]:
+        made = job_profile(Job("j", kind, kind, (kind,), Path(), (), resources=resources), profile)
+        return made.nodes, made.gpus_per_node, made.num_tasks_per_node
+
+    assert used("train") == (2, 4, 4)
+    assert used("pack") == used("report") == (1, 0, 1)
+    assert used("probe") == used("decode") == (1, 1, 1)
+    assert used("probe", gpus_per_node=2) == (1, 2, 2)
+    assert used("train", nodes=1, tasks_per_node=1) == (1, 4, 1)
+    with pytest.raises(InputError, match="stage probe: resources: a profile has no gpus; its fields are partition"):
+        used("probe", gpus=2)
+
+
+def test_a_training_may_come_back_as_often_as_the_profile_says() -> None:
+    plan = small_plan()
+    train = plan.jobs[of_kind(plan, "train")[0]]
+    assert task_of(train, Profile(max_requeues=7)).command[-2:] == ("--train.max_requeues", "7")
+    assert task_of(train, Profile(requeue=False)).command[-2:] == ("--train.max_requeues", "0")
+    assert requeue_lines(Profile(requeue=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "restarts", "requeued"),
+    [
+        (75, "RUNNING", 0, True),
+        (140, "RUNNING", 6, True),
+        (75, "COMPLETING", 0, False),
+        (75, "RUNNING", 7, False),
+        (1, "RUNNING", 0, False),
+    ],
+)
+def test_the_batch_script_asks_for_what_the_job_could_not(
+    code: int, state: str, restarts: int, requeued: bool, tmp_path: Path
+) -> None:
+    for name, text in (
+        ("squeue", f"echo {state}"),
+        ("scontrol", f'echo "$@" > {tmp_path}/asked; exit 1'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    lines = [f"(exit {code})", *requeue_lines(Profile(max_requeues=7))]
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "17",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "asked").exists() == requeued
+    if requeued:
+        assert (tmp_path / "asked").read_text() == "requeue 17\n"
+
+
+def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    assert "submitting 22" in submit(plan)
+    texts = scripts(slurm)
+    assert [text.split("--job-name=small.")[1].split()[0] for text in texts] == [
+        "pack",
+        "train",
+        *["probe"] * 4,
+        "report",
+    ]
+    assert "--dependency" not in texts[0]
+    assert "--dependency=afterok:100\n" in texts[1]
+    assert [text.split("--dependency=")[1].split()[0] for text in texts[2:6]] == [f"afterok:101_{n}" for n in range(4)]
+    assert "--dependency=afterany:100:101:102:103:104:105\n" in texts[6]
+    assert "submitting 0" in submit(plan)
+    assert len(scripts(slurm)) == 7
+
+
+def test_a_snapshot_is_what_the_job_imports(slurm: Path, tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    submit(plan)
+    (snapshot,) = (plan.folder / "code").iterdir()
+    assert (snapshot / "launch" / "one.py").read_text() == "1"
+    assert all(f'export PYTHONPATH="{snapshot.absolute()}${{' in text for text in scripts(slurm))
+    assert json.loads((snapshot / "snapshot.json").read_text())["root"] == str(tmp_path / "code")
+
+
+def test_only_what_is_missing_is_submitted_after_a_loss(slurm: Path, tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    submit(plan)
+    finish(plan, of_kind(plan, "pack")[0], *of_kind(plan, "train")[:2], *of_kind(plan, "probe")[:8])
+    queue = [line for line in (slurm / "queue").read_text().splitlines() if line.startswith(("104", "105", "106"))]
+    (slurm / "queue").write_text("\n".join(queue) + "\n")
+    (slurm / "accounts").write_text("101_2|FAILED|75:0|n1\n101_3|FAILED|1:0|n1\n")
+    submit(plan)
+    texts = scripts(slurm)[7:]
+    assert [text.split("--job-name=small.")[1].split()[0] for text in texts] == ["train", "probe", "probe", "report"]
+    assert "--array=0-1" in texts[0]
+    assert "--dependency" not in texts[0]
+    cancelled = (slurm / "cancelled").read_text().split()
+    assert set(cancelled) >= {"106", *(f"104_{n}" for n in range(4)), *(f"105_{n}" for n in range(4))}
+
+
+def test_prune_cancels_what_is_no_longer_asked_for(slurm: Path, tmp_path: Path) -> None:
+    submit(small_plan(tmp_path))
+    smaller = small_plan(tmp_path, seeds=[0])
+    assert "cancelled" not in submit(smaller)
+    text = submit(smaller, prune=True)
+    assert "cancelled 10 jobs that small no longer asks for" in text
+    names = {line.split("|")[0] for line in (slurm / "queue").read_text().splitlines()}
+    assert {record.id for name, record in Records(smaller.folder).latest().items() if name in smaller.jobs} <= names
+
+
+def test_a_submission_that_was_killed_leaves_no_job_behind(slurm: Path, tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    Records(plan.folder).announce("lost", ["train/x"])
+    (slurm / "queue").write_text("55|PENDING|None||lost\n56|PENDING|None||other\n")
+    submit(plan)
+    assert (slurm / "cancelled").read_text().split() == ["--quiet", "55"]
+    assert Records(plan.folder).lost_groups() == set()
+
+
+def test_what_sbatch_says_is_said(slurm: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n"
+    )
+    with pytest.raises(InputError, match=r"sbatch refuses stage pack: .*invalid partition specified: x"):
+        submit(small_plan(tmp_path))
+
+
+def test_failed_jobs_are_explained_with_the_end_of_their_log(slurm: Path, tmp_path: Path) -> None:
+    plan = small_plan(tmp_path, grid={}, seeds=[0, 1])
+    submit(plan)
+    train = of_kind(plan, "train")[0]
+    finish(plan, of_kind(plan, "pack")[0])
+    record = Records(plan.folder).latest()[train]
+    record.log.parent.mkdir(parents=True, exist_ok=True)
+    record.log.write_text("line\n\nRuntimeError: CUDA out of memory\n")
+    states = launch.slurm.find_states(plan, done_jobs(plan), {train: record}, _failed(record.id))
+    console = Console(width=200)
+    with console.capture() as said:
+        launch.slurm.explain(plan, states, {train: record}, console)
+    text = said.get()
+    assert f"{train} failed: exit code 1" in text
+    assert "RuntimeError: CUDA out of memory" in text
+    assert text.count(f"will never run: {train} failed") == 4
+
+
+def _failed(number: str) -> Any:
+    return lambda words: f"{number}|FAILED|1:0|n1\n" if words[0] == "sacct" else ""
+
+
+def test_waiting_submits_successors_until_all_is_done(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that nobody waits for: at each look another part of the sweep has happened."""
+    plan = small_plan(tmp_path, grid={}, seeds=[0], stages={})
+    (train,) = plan.jobs
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        number = Records(plan.folder).latest()[train].id
+        if len(looks) < 3:
+            (slurm / "queue").write_text("")
+            (slurm / "accounts").write_text(f"{number}|FAILED|75:0|n1\n")
+        else:
+            finish(plan, train)
+
+    monkeypatch.setattr(launch.slurm, "pause", sleep)
+    submit(plan, wait=True)
+    assert len(looks) == 3
+    assert len(scripts(slurm)) == 3
+    assert Records(plan.folder).latest()[train].starts == 3
+
+
+def test_a_hundred_runs_are_submitted_in_less_than_ten_seconds(slurm: Path, tmp_path: Path) -> None:
+    """Time of this process alone: sbatch takes its own, and others may use the machine."""
+    plan = small_plan(tmp_path, grid={}, seeds=list(range(100)))
+    begin = time.process_time()
+    submit(plan)
+    seconds = time.process_time() - begin
+    assert len(scripts(slurm)) == 103
+    assert len(Records(plan.folder).latest()) == len(plan.jobs) == 502
+    assert seconds < 10, f"{seconds:.1f} s"
+
+
+def test_without_slurm_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"no SLURM on this machine .*--cluster local"):
+        submit_sweep(small_plan(tmp_path), "slurm", Console())

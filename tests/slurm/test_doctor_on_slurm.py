@@ -1,0 +1,60 @@
+"""The doctor on a real SLURM: a cluster that is ready, and what is wrong with one that is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs import ROOT, Slurm
+
+
+def examine(testbed: Slurm, *options: str, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """The exit code, and the last finding of each subject."""
+    command = [sys.executable, "-m", "simdist.doctor", "--json", *options]
+    environment = testbed.environment | {"WANDB_MODE": "offline"} | variables
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    return done.returncode, {finding["subject"]: finding for finding in json.loads(done.stdout)}
+
+
+def test_a_cluster_and_a_node_that_are_ready(testbed: Slurm, tmp_path: Path) -> None:
+    code, found = examine(testbed, "--cluster=testbed", f"--runs={tmp_path}/runs")
+    assert code == 0, found
+    assert {finding["level"] for finding in found.values()} == {"ok"}, found
+    assert set(found) >= {"partition", "job", "preemption", "shared folder", "versions", "commands", "address"}
+    assert found["address"]["message"] == "other nodes reach n1 at 127.0.0.1, for its name does not resolve"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_that_does_not_fit_the_cluster(testbed: Slurm, tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("partition: abrupt\nnodes: 9\ntime_minutes: 10\nsignal_lead_s: 1\n")
+    code, found = examine(testbed, f"--cluster={profile}", f"--runs={tmp_path}")
+    assert code == 1
+    assert found["job"]["level"] == found["signal"]["level"] == "error"
+    assert "without a warning (GraceTime 0)" in found["preemption"]["message"]
+    assert "versions" not in found  # no node is asked where jobs cannot start
+
+
+def test_no_node_is_free(testbed: Slurm, tmp_path: Path) -> None:
+    blocker = testbed.submit("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 600")
+    testbed.await_state(blocker, "RUNNING")
+    try:
+        code, found = examine(testbed, "--cluster=testbed", f"--runs={tmp_path}/runs", "--wait=3")
+    finally:
+        testbed.ask("scancel", blocker)
+    assert code == 0, found
+    assert found["node"]["message"] == "no node was free within 3 s; what nodes see was not checked"
+
+
+def test_setup_lines_that_fail_on_the_node(testbed: Slurm, tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    lines = ["export WANDB_API_KEY=hunter2hunter2", "module load cuda || exit 9"]
+    profile.write_text(f"partition: low\ncpus_per_task: 1\nsetup: {json.dumps(lines)}\n")
+    code, found = examine(testbed, f"--cluster={profile}", f"--runs={tmp_path}/runs")
+    assert code == 1
+    assert found["node"]["level"] == "error"
+    assert "module" in found["node"]["message"]
+    assert "module load cuda || exit 9" in found["node"]["remedy"]
+    assert "hunter2" not in json.dumps(found)
