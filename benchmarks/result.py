@@ -98,8 +98,7 @@ def outcomes(config: Config, steps: int = 60) -> list[Outcome]:
             DIFFERENCE,
             False,
             "",
-            f"at most, in {min(steps, COMPARED)} steps from the same weights and draws; "
-            f"in {steps} from {first} to {last}",
+            f"at most, in {min(steps, COMPARED)} steps of the same draws; in {steps} steps from {first} to {last}",
         ),
     ]
 
