@@ -101,7 +101,10 @@ def info_nce(
     else:
         positive, negative = _scores_of_each_step(predicted, latent, negatives, target.clamp(max=anchors) + start)
     loss = F.softplus(negative.logsumexp(dim=3) - positive, threshold=40)  # -log softmax of the positive, (B, A, K)
-    correct = (positive > negative.amax(dim=3)).float()
+    clip = (torch.arange(batch, device=latent.device)[:, None, None] + first_clip) * latent.shape[1]
+    drawn = negatives if negatives.dim() == 4 else negatives.unsqueeze(2)  # (B, A, K or 1, N)
+    is_itself = (drawn == (clip + start + target)[..., None]).any(dim=3)  # a tie, which rounding must not decide
+    correct = ((positive > negative.amax(dim=3)) & ~is_itself).float()
     inside = target < window
     weight = inside.to(loss.dtype) / (inside.sum(dim=0) * steps * batch)  # (A, K): mean over anchors, then over steps
     return (loss * weight).sum(), (correct * weight).sum()

@@ -71,6 +71,20 @@ def test_a_guess_costs_ln_of_the_candidates(tensors: tuple[Tensor, Tensor, Tenso
     assert accuracy.item() == 0  # a tie is not a hit: a collapsed module knows nothing
 
 
+def test_a_negative_that_is_the_positive_is_no_hit() -> None:
+    """The same score by two computations: were it left to rounding, the accuracy would depend on the machine."""
+    context, latent, predictor = torch.randn(B, L, 64), torch.randn(B, L, 64), torch.eye(64).repeat(K, 1)
+    rows = torch.arange(B)[:, None] * L + torch.arange(L - 1) + 1  # (B, A): the latent that follows each anchor
+    _, accuracy = info_nce(context, latent, predictor, rows[..., None].repeat(1, 1, N), start=0, steps=K)
+    _, apart = info_nce(context, latent, predictor, (rows[..., None] + L) % (B * L), start=0, steps=K)
+    per_step = [
+        (context[:, : L - k] * latent[:, k:]).sum(2) > (context[:, : L - k] * latent[:, 1 : L - k + 1]).sum(2)
+        for k in range(2, K + 1)
+    ]
+    assert accuracy.item() == pytest.approx(sum(float(hits.float().mean()) for hits in per_step) / K)
+    assert apart > 0.2
+
+
 def negatives(source: Literal["batch", "sequence"], exclude_positive: bool, draws: int = 4000) -> Tensor:
     return draw_negatives(
         B, L, 2, 9, K, draws, source=source, exclude_positive=exclude_positive, generator=torch.Generator()
