@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo slurm-demo test check bench format clean
+.PHONY: demo slurm-demo test check chaos bench format clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -32,6 +32,9 @@ check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults, half an hour on two idle cores
+	PYTHONPATH=tests:tests/engine:. $(BIN)/python -m chaos $(CHAOS)
 
 bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)

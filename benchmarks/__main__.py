@@ -44,7 +44,7 @@ def everything(artificial: Path, source: Path | None, rounds: int) -> list[Outco
     outcomes = step.outcomes(read_config(CONFIGS / "sim_librispeech.yaml"), rounds)
     outcomes += loader.measure(source, crops=200 * rounds)
     with thesis(artificial) as config:
-        outcomes += result.outcomes(config, steps=30 * rounds)
+        outcomes += result.outcomes(config, steps=12 * rounds)
         outcomes += start.outcomes(replace(config, name="vgim_thesis"))
     return outcomes
 

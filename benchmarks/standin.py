@@ -30,6 +30,8 @@ class Recorded:
     """(B, L, C), for the context and for the latent."""
     permutations: list[Tensor] = field(default_factory=list)
     """N permutations of the B*L latents."""
+    negatives: Tensor | None = None
+    """(B, A, N) rows that an anchor's steps share, as simdist draws them; instead of permutations."""
 
 
 class Module(nn.Module):
@@ -84,14 +86,16 @@ class Module(nn.Module):
         window = min(frames, self.loss.window or frames)
         start = int(torch.randint(frames - window + 1, ())) if recorded is None else recorded.start
         every = latent.reshape(-1, channels)  # (B, L, C) -> (B*L, C)
+        shared = None if recorded is None or recorded.negatives is None else every[recorded.negatives]  # (B, A, N, C)
         drawn = recorded.permutations if recorded is not None else self.permutations(every)
-        negatives = torch.stack([every[permutation] for permutation in drawn], dim=1)  # (B*L, N, C)
+        negatives = every[torch.stack(drawn, dim=1)] if shared is None else shared  # (B*L, N, C)
         context, latent = context[:, start : start + window], latent[:, start : start + window]
         losses = []
         for k, weight in enumerate(self.predictor.weight.chunk(self.steps), start=1):
             predicted = F.linear(context[:, :-k], weight).reshape(-1, channels, 1)  # (B*(W-k), C, 1)
             positive = latent[:, k:].reshape(-1, 1, channels) @ predicted  # (B*(W-k), 1, 1)
-            negative = negatives[-len(predicted) :] @ predicted  # (B*(W-k), N, 1)
+            wrong = negatives[-len(predicted) :] if shared is None else shared[:, : window - k].flatten(0, 1)
+            negative = wrong @ predicted  # (B*(W-k), N, C) x (B*(W-k), C, 1) -> (B*(W-k), N, 1)
             scores = torch.cat([positive, negative], dim=1)
             losses.append(-F.log_softmax(scores, dim=1)[:, 0].mean())
         return torch.stack(losses).mean()
@@ -126,9 +130,9 @@ class StandIn(nn.Module):
             nces.append(nce)
         return torch.stack(losses), torch.stack(nces)
 
-    def step(self, audio: Tensor, beta: float) -> Tensor:
+    def step(self, audio: Tensor, beta: float, recorded: list[Recorded] | None = None) -> Tensor:
         """One update; returns each module's InfoNCE."""
-        losses, nces = self.losses(audio, beta)
+        losses, nces = self.losses(audio, beta, recorded)
         self.optimizer.zero_grad()
         losses.sum().backward()
         self.optimizer.step()

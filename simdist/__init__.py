@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simdist.loading import load_encoder
+    from simdist.loading import load_decoder, load_encoder
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder"]
+__all__ = ["__version__", "load_decoder", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when an encoder is asked for: the launcher and `--help` do without."""
-    if name == "load_encoder":
-        from simdist.loading import load_encoder
+    """Import torch only when a model is asked for: the launcher and `--help` do without."""
+    if name in ("load_decoder", "load_encoder"):
+        from simdist import loading
 
-        return load_encoder
+        return getattr(loading, name)
     raise AttributeError(f"module 'simdist' has no attribute {name!r}")

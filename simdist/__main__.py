@@ -12,6 +12,8 @@ COMMANDS = {
     "pack": "a corpus becomes WebDataset shards",
     "train": "train the greedy modules of an encoder",
     "probe": "train simple classifiers on what each greedy module says",
+    "decode": "train a decoder of one greedy module, back to the waveform",
+    "analyze": "see and hear what a latent holds",
     "doctor": "is this machine, corpus and cluster ready? with remedies",
     "report": "a folder of runs becomes tables",
     "import_upstream": "begin a run from a checkpoint of the authors' code",

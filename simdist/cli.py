@@ -9,10 +9,12 @@ import itertools
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import docstring_parser
 import jsonargparse
 import yaml
 from rich.console import Console
@@ -23,6 +25,11 @@ from simdist.durable import FULL
 from simdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from simdist.redaction import redacted
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Tree = TypeVar("Tree")  # Config, or another tree of frozen dataclasses
+Flat = TypeVar("Flat", bound="DataclassInstance")
 HIDDEN = ("help", "print_config", "print_shtab")
 jsonargparse.set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
@@ -144,6 +151,27 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return "\n".join(indent + line for line in text.splitlines())
 
 
+def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
+    """One option for each field of a flat dataclass, with the sentence under it; fields may be inherited."""
+    hints, texts = typing.get_type_hints(settings), {}
+    for base in reversed(settings.__mro__[:-1]):
+        texts |= {item.arg_name: item.description for item in docstring_parser.parse_from_object(base).params}
+    for item in dataclasses.fields(settings):
+        option = "--" + item.name.replace("_", "-")
+        if hints[item.name] is bool and item.default is False:
+            parser.add_argument(option, action="store_true", help=texts[item.name])
+        else:
+            parser.add_argument(option, type=hints[item.name], default=item.default, help=texts[item.name])
+
+
+def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:
+    """The dataclass in what `parser` parsed; an impossible value ends the program with one line."""
+    try:
+        return settings(**{item.name: parsed[item.name] for item in dataclasses.fields(settings)})
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Print `error: message` to stderr and exit with `code`; of several ranks that all fail alike, the first speaks."""
     if os.environ.get("RANK", "0") != "0":
@@ -172,11 +200,11 @@ CLONE_CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIGS = CLONE_CONFIGS if CLONE_CONFIGS.is_dir() else Path(__file__).parent / "configs"  # the latter in a wheel
 
 
-def experiment_parser(prog: str, description: str) -> Parser:
-    """A parser with `--config FILE…` and one option for every field of `Config`."""
+def experiment_parser(prog: str, description: str, tree: type = Config) -> Parser:
+    """A parser with `--config FILE…` and one option for every field of `Config`, or of another tree of dataclasses."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("--config", action="config", help="YAML file with what differs; several allowed, later wins.")
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(tree)
     return parser
 
 
@@ -227,10 +255,15 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def config_from(parser: Parser, parsed: jsonargparse.Namespace) -> Config:
     """The `Config` in what `parser` parsed; an impossible value ends the program with one line."""
-    keys = {item.name for item in dataclasses.fields(Config)}
+    return tree_from(parser, parsed, Config)
+
+
+def tree_from(parser: Parser, parsed: jsonargparse.Namespace, tree: type[Tree]) -> Tree:
+    """The same for any tree of dataclasses."""
+    keys = {item.name for item in dataclasses.fields(tree)}  # pyright: ignore[reportArgumentType]
     try:
         values = parser.instantiate(parsed)
-        return Config(**{key: values[key] for key in keys})
+        return tree(**{key: values[key] for key in keys})
     except ValueError as error:
         parser.error(str(error))
 
@@ -241,9 +274,14 @@ def read_config(*files: str | Path) -> Config:
     Raises:
         InputError: a file is missing, is not YAML, or has a wrong key or value; named with the valid ones.
     """
+    return read_tree(Config, *files)
+
+
+def read_tree(tree: type[Tree], *files: str | Path) -> Tree:
+    """The same for any tree of dataclasses."""
     for file in files:
         _check_yaml(str(file))
-    parser = experiment_parser("config", "")
+    parser = experiment_parser("config", "", tree)
     names = ", ".join(str(file) for file in files)
     with parser.raising(prefix=f"{names}: "):
-        return config_from(parser, parser.parse_args([f"--config={file}" for file in files]))
+        return tree_from(parser, parser.parse_args([f"--config={file}" for file in files]), tree)

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from simdist.redaction import is_secret
 
@@ -322,6 +322,21 @@ class Config:
                 )
 
 
+class Experiment(Protocol):
+    """What every training has: an encoder's `Config`, or the tree of whatever else is trained."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def wandb(self) -> WandbConfig: ...
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass tree as plain dicts, lists and scalars, ready for YAML or JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -338,18 +353,18 @@ def _identity_items(config: Any, prefix: str = "", places: bool = True) -> Itera
             yield key, json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
-def identity_keys(config: Config) -> list[str]:
+def identity_keys(config: Experiment) -> list[str]:
     """The dotted keys of every field that can change a number."""
     return [key for key, _ in _identity_items(config)]
 
 
-def identity(config: Config) -> str:
+def identity(config: Experiment) -> str:
     """Sixteen hex digits of the sha256 over every field that can change a number; the run's identity."""
     text = json.dumps(dict(_identity_items(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(old: Config, new: Config) -> list[str]:
+def differences(old: Experiment, new: Experiment) -> list[str]:
     """`key: old -> new` for every field in which the two would give other numbers; the data's place gives none."""
     before, after = dict(_identity_items(old, places=False)), dict(_identity_items(new, places=False))
     return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]]

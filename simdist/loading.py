@@ -1,13 +1,25 @@
-"""`load_encoder`: an encoder in eval mode from a run, a checkpoint of ours, or one of upstream's."""
+"""`load_encoder` and `load_decoder`: models in eval mode, from a run, a checkpoint of ours, or one of upstream's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from simdist.cli import CONFIGS, read_config
+from torch import Tensor, nn
+
+from simdist.cli import CONFIGS, read_config, read_tree
 from simdist.config import Config
+from simdist.decoding.settings import (
+    DECODERS,
+    DEFAULT_LOSS,
+    LOSS_NAMES,
+    DecodingConfig,
+    decoder_command,
+    folder_name,
+)
 from simdist.engine.checkpoint import MODEL, latest_checkpoint, load_checkpoint, verify_checkpoint
+from simdist.engine.run import CONFIG, existing_run
 from simdist.errors import InputError
+from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.models.upstream import load_upstream
 
@@ -40,9 +52,61 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
     settings = as_config(config if config is not None else run / "config.yaml")
     encoder = GreedyEncoder(settings.model, settings.loss, settings.seed)
     state = load_checkpoint(checkpoint).model
-    check_fit(encoder, state, str(checkpoint))
-    encoder.load_state_dict(state)
+    load_weights(encoder, state, str(checkpoint))
     return encoder.eval()
+
+
+def load_decoder(run: str | Path, module: int, loss: str | None = None, untrained: bool = False) -> Decoder:
+    """Load a decoder that `simdist.decode` trained, ready to `decode(latent)`.
+
+    Args:
+        run: the encoder's run folder.
+        module: the greedy module whose latent it decodes.
+        loss: what it was trained with; None takes the only one there is, or `mse` of several.
+        untrained: the one of the untrained encoder, the baseline.
+
+    Returns:
+        The decoder in eval mode, on the CPU, in float32: (B, L, C) -> (B, 1, T) at 16 kHz.
+
+    Raises:
+        InputError: no such run, module, loss or decoder; the last with the command that makes it.
+    """
+    run = Path(run)
+    config = existing_run(run).config
+    if loss is not None and loss not in LOSS_NAMES:
+        raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
+    mirrored(config.model, module)
+    folder = find_decoder(run, module, loss, untrained)
+    checkpoint = _newest(folder, f"decoder {folder}")
+    settings = read_tree(DecodingConfig, folder / CONFIG)
+    decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
+    load_weights(decoder, load_checkpoint(checkpoint).model, str(checkpoint))
+    return decoder.eval()
+
+
+def find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> Path:
+    """The folder of the decoder that `load_decoder` means, whose arguments and errors these are."""
+    names = {name: run / DECODERS / folder_name(module, name, untrained) for name in LOSS_NAMES}
+    there = [name for name, folder in names.items() if (folder / CONFIG).is_file()]
+    if loss is None and there:
+        loss = DEFAULT_LOSS if DEFAULT_LOSS in there else there[0]
+        if len(there) > 1 and loss != DEFAULT_LOSS:
+            raise InputError(
+                f"run {run} has several decoders of module {module}; name the loss of one: {', '.join(there)}"
+            )
+    if loss not in there:
+        others = f" (it has one with {', '.join(there)})" if there else ""
+        which = f"of module {module}" + (f" with loss {loss}" if loss else "")
+        which += " on the untrained encoder" * untrained
+        command = decoder_command(run, module, loss or DEFAULT_LOSS, untrained)
+        raise InputError(f"run {run} has no decoder {which}{others}; make it with `{command}`")
+    return names[loss]
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict that must fit; the first tensor that does not is named."""
+    check_fit(model, state, source)
+    model.load_state_dict(state)
 
 
 def as_config(config: str | Path | Config) -> Config:
@@ -71,8 +135,13 @@ def _find_checkpoint(source: Path) -> tuple[Path, Path]:
         return source, source.resolve().parent.parent
     if not (source / "config.yaml").is_file():
         raise InputError(f"{source} is neither a run folder, nor a checkpoint of one, nor an upstream checkpoint file")
+    return _newest(source, f"run {source}"), source
+
+
+def _newest(folder: Path, name: str) -> Path:
+    """The newest complete checkpoint of a run or a decoder."""
     damaged: list[str] = []
-    found = latest_checkpoint(source / "checkpoints", damaged.append)
+    found = latest_checkpoint(folder / "checkpoints", damaged.append)
     if found is None:
-        raise InputError("; ".join([f"run {source} has no complete checkpoint; train it first", *damaged]))
-    return found, source
+        raise InputError("; ".join([f"{name} has no complete checkpoint; train it first", *damaged]))
+    return found

@@ -6,13 +6,9 @@ answer at once.
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Sequence
 
-import docstring_parser
-
-from simdist.cli import Parser, run
+from simdist.cli import Parser, add_fields, fields_from, run
 from simdist.errors import EXIT_OK
 from simdist.probing.settings import ProbeSettings
 
@@ -37,21 +33,17 @@ Exit codes: 0 finished, 2 wrong input, 75 preempted (run it again), 130 stopped 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = _parser()
-    parsed = parser.parse_args(argv)
-    try:
-        settings = ProbeSettings(**{item.name: parsed[item.name] for item in dataclasses.fields(ProbeSettings)})
-    except ValueError as error:
-        parser.error(str(error))
-    return probe(settings)
+    return probe(fields_from(ProbeSettings, parser, parser.parse_args(argv)))
 
 
 def probe(settings: ProbeSettings) -> int:
     """Do every probe that `settings` asks for and that is not done; returns the exit code."""
     from simdist.engine.accelerator import build_accelerator
-    from simdist.probing.command import Command, open_finished_run
+    from simdist.engine.run import existing_run
+    from simdist.probing.command import Command
     from simdist.stopping import Stop, StoppedError, exit_code
 
-    open_finished_run(settings.run)  # before processes are joined, which takes a second
+    existing_run(settings.run)  # before processes are joined, which takes a second
     accelerator, stop = build_accelerator("no"), Stop()
     with stop.installed():
         command = Command(settings, accelerator, stop)
@@ -71,14 +63,7 @@ def probe(settings: ProbeSettings) -> int:
 def _parser() -> Parser:
     """One option for each field of `ProbeSettings`, with the sentence under it."""
     parser = Parser(prog="python -m simdist.probe", description=DESCRIPTION)
-    hints = typing.get_type_hints(ProbeSettings)
-    texts = {item.arg_name: item.description for item in docstring_parser.parse_from_object(ProbeSettings).params}
-    for item in dataclasses.fields(ProbeSettings):
-        option = "--" + item.name.replace("_", "-")
-        if hints[item.name] is bool and item.default is False:
-            parser.add_argument(option, action="store_true", help=texts[item.name])
-        else:
-            parser.add_argument(option, type=hints[item.name], default=item.default, help=texts[item.name])
+    add_fields(parser, ProbeSettings)
     return parser
 
 

@@ -3,7 +3,8 @@
 Of the three that could act, this one does. SLURM requeues by itself only with `PreemptMode=REQUEUE`, not at a time
 limit; submitit's handler calls `checkpoint()` on rank 0 while the other ranks go on, and is replaced by ours inside a
 job. Where `scontrol` is missing, the job ends with exit code 75, and who started it (slurm/*.sbatch, launch/) submits
-it again. A job that was cancelled gets SIGTERM too, and must not come back: SLURM is asked for its state first.
+it again. A job that was cancelled gets SIGTERM too, and must not come back, which SLURM would allow: its state is asked
+for first. SLURM says COMPLETING then, not CANCELLED, as it does of a job that it has just requeued itself.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def requeue(environment: Mapping[str, str], requeues: int, limit: int) -> tuple[
     if requeues >= limit:
         return False, f"job {job} was requeued {requeues} times (train.max_requeues); not again: submit it by hand"
     try:
-        state = re.search(r"JobState=(\w+)", _scontrol("show", "job", job))
-        if state is not None and state[1] == "CANCELLED":
-            return False, f"job {job} was cancelled; not requeued"
+        found = re.search(r"JobState=(\w+) Reason=(\w+)", _scontrol("show", "job", job))
+        if found is not None and found[1] != "RUNNING" and found[2] != "TimeLimit":
+            return False, f"job {job} is {found[1]}: cancelled, or SLURM has requeued it already; not asked for again"
         _scontrol("requeue", job)
     except OSError as error:
         return False, f"scontrol cannot be run here ({error.strerror}); exit code 75 asks for a successor of job {job}"

@@ -8,8 +8,9 @@
 
 run_and_requeue() {
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # since 22.05 srun does not take it over from sbatch
+    export PYTHONUNBUFFERED=1 # not srun --unbuffered, whose pseudo-terminal fills the log with progress bars
     local code=0
-    srun --unbuffered "$@" || code=$?
+    srun "$@" || code=$?
     case $code in
         75 | $((128 + 10)) | $((128 + 12)) | $((128 + 15))) ;;
         *) return "$code" ;;

@@ -46,10 +46,18 @@ def test_an_endless_loop_ends(asked: Path) -> None:
     assert not asked.exists()
 
 
-def test_a_cancelled_job_does_not_come_back(asked: Path) -> None:
-    (asked.parent / "state").write_text("JobId=42\n   JobState=CANCELLED Reason=None\n")
-    assert requeue(JOB, 0, 10) == (False, "job 42 was cancelled; not requeued")
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
+def test_a_job_that_was_cancelled_or_requeued_is_left_alone(asked: Path, state: str) -> None:
+    (asked.parent / "state").write_text(f"JobId=42\n   JobState={state} Reason=None Dependency=(null)\n")
+    done, sentence = requeue(JOB, 0, 10)
+    assert not done
+    assert sentence.startswith(f"job 42 is {state}: cancelled, or SLURM has requeued it already")
     assert "requeue" not in asked.read_text()
+
+
+def test_a_job_whose_time_is_over_comes_back(asked: Path) -> None:
+    (asked.parent / "state").write_text("JobId=42\n   JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
+    assert requeue(JOB, 0, 10)[0]
 
 
 def test_slurm_refuses(asked: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class BadSteps:
         self._lag = 1 if device.type == "cuda" else 0
         self._pending: deque[tuple[list[int], Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, learning: Sequence[NumberedModule], bad: Tensor) -> None:
+    def push(self, learning: Sequence[NumberedModule[Any]], bad: Tensor) -> None:
         """Note what a step said of the modules that learnt in it."""
         flags, arrived = bad.to("cpu", non_blocking=True), None
         if bad.is_cuda:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from simdist.durable import naming_the_disk, sha256_of, sync
+from simdist.errors import InputError
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
 STATE_KEYS = ("step", "consumed", "fingerprint", "courses", "bad_steps", "bad_samples")
@@ -125,10 +128,20 @@ def verify_checkpoint(folder: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint that was verified; tensors lie on the CPU."""
-    state = json.loads((folder / STATE).read_text())
-    optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    return Checkpoint(**state, model=load_file(folder / MODEL), optimizer=optimizer)
+    """Read a checkpoint that was verified; tensors lie on the CPU.
+
+    Raises:
+        InputError: it is whole, but holds other things than tensors and numbers.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text())
+        optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        return Checkpoint(**state, model=load_file(folder / MODEL), optimizer=optimizer)
+    except (pickle.UnpicklingError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
+        raise InputError(
+            f"checkpoint {folder} holds what simdist does not write ({type(error).__name__}): nothing of it was run; "
+            "remove it to go on from the one before"
+        ) from error
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

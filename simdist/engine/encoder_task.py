@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast
@@ -15,8 +16,8 @@ from simdist.engine.accelerator import Process
 from simdist.engine.engines import build_engine
 from simdist.engine.latents import LatentCache, sampled
 from simdist.engine.run import Run
+from simdist.engine.shares import check_parts, load_share, open_test_clips, validation_data
 from simdist.engine.step import DrawSource, NumberedModule, Step, StepOutcome, frozen_latent, validation_step
-from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder, check_fit
 
 
@@ -47,9 +48,10 @@ class EncoderTask:
         self._run, self._config, self._process = run, config, process
         self._accelerator = process.accelerator
         self._clips = open_clips(config.data, config.data.train_split)
-        self._test_clips = self._open_validation()
+        world = self._accelerator.num_processes
+        self._test_clips = open_test_clips(config, world) if config.train.validate_every else None
         self._source = Source(self._load(self._clips, config.data), 0)
-        self._check_parts()
+        check_parts(config, world)
         self.model = GreedyEncoder(config.model, config.loss, config.seed).to(self._accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
         self._engine = build_engine(self._accelerator, self.model, config)
@@ -69,8 +71,8 @@ class EncoderTask:
 
     @property
     def validation_clips(self) -> int:
-        size, batches = self._validation_shape()
-        return size * batches
+        data, batches = self._validation_shape()
+        return data.batch_size * batches
 
     def describe(self) -> list[str]:
         config, clips, world = self._config, self._clips, self._accelerator.num_processes
@@ -101,19 +103,21 @@ class EncoderTask:
         return self._engine.step(self.learning(stage), x, self._frames, step, self._draws)
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
-        clips = self._test_clips
-        assert clips is not None
-        size, batches = self._validation_shape()
-        loader = self._load(clips, replace(self._config.data, batch_size=size))
+        assert self._test_clips is not None
+        data, batches = self._validation_shape()
+        loader = self._load(self._test_clips, data)
         self._share_buffers()
         self.model.eval()
         try:
-            for number, batch in enumerate(loader.batches(0, batches * size)):
+            for number, batch in enumerate(loader.batches(0, batches * data.batch_size)):
                 with self._accelerator.autocast():
                     x = frozen_latent(self._frozen(stage), batch.inputs, number, self._draws)
                 yield validation_step(self.learning(stage), x, self._frames, number, self._draws, step.beta)
         finally:
             self._set_modes(stage)
+
+    def show(self, step: int) -> dict[str, Path]:
+        return {}
 
     def state(self) -> list[dict[str, Any]]:
         return self._engine.state()
@@ -177,37 +181,11 @@ class EncoderTask:
             return frozen_latent(self._frozen(stage), inputs, step, self._draws)
 
     def _load(self, clips: Clips, data: DataConfig) -> BatchLoader:
-        rank, world = self._accelerator.process_index, self._accelerator.num_processes
-        return BatchLoader(clips, data, self._config.seed, rank, world, self._accelerator.device)
+        return load_share(clips, data, self._config.seed, self._process)
 
-    def _check_parts(self) -> None:
-        parts, share = self._config.train.accumulate, self._config.data.batch_size // self._accelerator.num_processes
-        if share % parts:
-            raise InputError(
-                f"train.accumulate is {parts}, into which a rank's {share} clips of data.batch_size "
-                f"{self._config.data.batch_size} cannot be divided; take a divisor of {share}"
-            )
-
-    def _open_validation(self) -> Clips | None:
-        """The test split's clips; None where no validation is wanted."""
-        config, world = self._config, self._accelerator.num_processes
-        if config.train.validate_every == 0:
-            return None
-        clips = open_clips(config.data, config.data.test_split)
-        if len(clips) < world:
-            raise InputError(
-                f"{clips.split.folder} has {len(clips)} clips for {world} ranks to validate on; "
-                "set --train.validate_every 0, or use fewer processes"
-            )
-        return clips
-
-    def _validation_shape(self) -> tuple[int, int]:
-        """Clips in a global batch of a validation, and how many of those."""
-        if self._test_clips is None:
-            return 0, 0
-        world, clips = self._accelerator.num_processes, len(self._test_clips)
-        size = min(self._config.data.batch_size, clips // world * world)  # never a batch that is partly filled
-        return size, min(clips // size, self._config.train.validate_batches or clips)
+    def _validation_shape(self) -> tuple[DataConfig, int]:
+        assert self._test_clips is not None
+        return validation_data(self._test_clips, self._config, self._accelerator.num_processes)
 
     def _share_buffers(self) -> None:
         """Send rank 0's BatchNorm statistics to all ranks, where they are about to be read."""

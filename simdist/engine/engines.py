@@ -11,12 +11,11 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from simdist.config import Config
+from simdist.config import Config, OptimConfig
 from simdist.engine.accelerator import under_ddp
 from simdist.engine.reduction import OverlappedReduction
-from simdist.engine.step import DrawSource, ModuleTrainer, NumberedModule, Step, StepOutcome, train_step
+from simdist.engine.step import DrawSource, ModuleT, ModuleTrainer, NumberedModule, Step, StepOutcome, train_step
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import GreedyModule
 
 
 class Engine(Protocol):
@@ -70,7 +69,11 @@ class LocalEngine:
 
     def __init__(self, accelerator: Accelerator, encoder: GreedyEncoder, config: Config) -> None:
         self._config, self._accelerator = config, accelerator
-        self._trainers = [self._prepare(number, module) for number, module in enumerate(encoder.stack)]
+        compress = config.train.compress_gradients
+        self._trainers = [
+            prepare_module(accelerator, number, module, config.optim, compress)
+            for number, module in enumerate(encoder.stack)
+        ]
 
     @property
     def name(self) -> str:
@@ -106,14 +109,15 @@ class LocalEngine:
         else:
             trainer.load_state(state)
 
-    def _prepare(self, number: int, module: GreedyModule) -> ModuleTrainer:
-        optim, accelerator = self._config.optim, self._accelerator
-        wrapped = under_ddp(accelerator, module)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-        scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
-            accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
-        )
-        reduction = None
-        if isinstance(wrapped, DistributedDataParallel):
-            reduction = OverlappedReduction(wrapped, self._config.train.compress_gradients)
-        return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)
+
+def prepare_module(
+    accelerator: Accelerator, number: int, module: ModuleT, optim: OptimConfig, compress: bool
+) -> ModuleTrainer[ModuleT]:
+    """A module with its DDP wrapper, optimizer and scaler; `compress` sends its gradients in bf16."""
+    wrapped = under_ddp(accelerator, module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
+        accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
+    )
+    reduction = OverlappedReduction(wrapped, compress) if isinstance(wrapped, DistributedDataParallel) else None
+    return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)

@@ -46,6 +46,7 @@ class Lease:
         self._token = uuid.uuid4().hex
         self._ended = threading.Event()
         self._is_lost = False
+        self._looked = time.monotonic()
 
     def __enter__(self) -> Lease:
         """Take the lease.
@@ -73,12 +74,15 @@ class Lease:
             self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise `LeaseLostError` if another process has taken over."""
+        """Raise `LeaseLostError` if another process has taken over; one that was suspended looks before it believes."""
+        if time.monotonic() - self._looked > 2 * self._refresh:
+            self._look()
         if self._is_lost:
-            holder = self._read() or {}
+            holder = self._read()
+            now = f"is written by process {holder['pid']} on {holder['host']} now" if holder else "was taken over"
             raise LeaseLostError(
-                f"{self._path.parent} is written by process {holder.get('pid')} on {holder.get('host')} now, "
-                f"which found this one silent for {self._patience:.0f} s; stopping without writing"
+                f"{self._path.parent} {now}: this process was silent for {self._patience:.0f} s or more; "
+                "stopping without writing"
             )
 
     def _wait_until_it_rests(self, holder: dict[str, Any]) -> None:
@@ -96,11 +100,17 @@ class Lease:
 
     def _keep_fresh(self) -> None:
         while not self._ended.wait(self._refresh):
-            with contextlib.suppress(OSError):  # a file system that hiccups; patience is ten times as long
-                if not self._is_mine():
-                    self._is_lost = True
-                    return
+            if self._look():
+                return
+
+    def _look(self) -> bool:
+        """Whether the lease is lost; if not, it is refreshed."""
+        with contextlib.suppress(OSError):  # a file system that hiccups; patience is ten times as long
+            self._is_lost = self._is_lost or not self._is_mine()
+            if not self._is_lost:
                 os.utime(self._path)
+            self._looked = time.monotonic()
+        return self._is_lost
 
     def _is_mine(self) -> bool:
         return (self._read() or {}).get("token") == self._token

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from simdist.config import SAMPLE_RATE, Config
+from simdist.config import SAMPLE_RATE, Experiment
 
 
 class Meter:
     """Throughput since the last reading, and the share of that time spent waiting for data."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Experiment) -> None:
         self._batch, self._seconds = config.data.batch_size, config.data.crop / SAMPLE_RATE
         self._waited, self._since, self._step = 0.0, time.perf_counter(), 0
 

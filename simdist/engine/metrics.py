@@ -32,7 +32,7 @@ class MetricsLog:
         is_main: whether this process reports.
     """
 
-    def __init__(self, run: Run, total_steps: int, is_main: bool) -> None:
+    def __init__(self, run: Run[Any], total_steps: int, is_main: bool) -> None:
         self._run, self._total, self._is_main = run, total_steps, is_main
         self._console = Console(soft_wrap=True, highlight=False, quiet=not is_main)
         self._bar: Progress | None = None
@@ -93,13 +93,22 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(flatten(line))
 
+    def show(self, step: int, sounds: dict[str, Path]) -> None:
+        """Pass WAV files of a step on to wandb, by name."""
+        if self._wandb is None or not sounds:
+            return
+        import wandb
+
+        audio = {f"audio/{name}": wandb.Audio(str(path), caption=f"step {step}") for name, path in sounds.items()}
+        self._wandb.log({"step": step, **audio})
+
     def _start_wandb(self) -> None:
         settings = self._run.config.wandb
         if settings.mode == "disabled" or not self._is_main:
             return
         import wandb
 
-        name = self._run.folder.resolve().name
+        name = self._run.name
         self._wandb = wandb.init(
             project=settings.project,
             entity=settings.entity,

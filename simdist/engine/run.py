@@ -15,15 +15,18 @@ import time
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import yaml
+from typing_extensions import TypeVar
 
-from simdist.cli import read_config
-from simdist.config import Config, differences, identity, to_dict
+from simdist.cli import read_config, read_tree
+from simdist.config import Config, Experiment, differences, identity, to_dict
 from simdist.durable import append_json, naming_the_disk, read_json_lines, write_text
 from simdist.errors import InputError
 from simdist.redaction import redacted, redacted_words
+
+ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
 LEASE = "lease.json"  # all that a run which was killed at once may have
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
@@ -44,11 +47,17 @@ def default_folder(config: Config) -> Path:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[ExperimentT]):
     """An experiment's folder on disk."""
 
     folder: Path
-    config: Config
+    config: ExperimentT
+    title: str = ""
+    """Name for trackers; empty takes the folder's."""
+
+    @property
+    def name(self) -> str:
+        return self.title or self.folder.resolve().name
 
     @property
     def checkpoints(self) -> Path:
@@ -94,10 +103,26 @@ class Run:
             write_text(self.folder / DONE, json.dumps({"step": step, "time": time.time()}))
 
 
-def open_run(folder: Path, config: Config, force: bool = False) -> Run:
+def existing_run(folder: Path | None) -> Run:
+    """A run that was trained, or is.
+
+    Raises:
+        InputError: none was named, or it is none.
+    """
+    if folder is None:
+        raise InputError("no run was named; name its folder with --run")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
+    return Run(folder, read_config(folder / CONFIG))
+
+
+def open_run(
+    folder: Path, config: ExperimentT, force: bool = False, elsewhere: str = "name another folder with --run"
+) -> Run[ExperimentT]:
     """The run in `folder`, which need not exist yet. Writes nothing.
 
     Args:
+        elsewhere: how a user gets to an empty folder.
         force: go on with `config` although the folder's run was started with another one.
 
     Raises:
@@ -107,16 +132,17 @@ def open_run(folder: Path, config: Config, force: bool = False) -> Run:
         raise InputError(f"--run {folder} is a file; name a folder")
     if not (folder / CONFIG).exists():
         if folder.exists() and any(path.name != LEASE and path.name[0] != "." for path in folder.iterdir()):
-            raise InputError(f"{folder} exists and is no run (it has no {CONFIG}); name another folder with --run")
+            raise InputError(f"{folder} exists and is no run (it has no {CONFIG}); {elsewhere}")
         return Run(folder, config)
-    saved = read_config(folder / CONFIG)
+    saved = read_tree(type(config), folder / CONFIG)
     if saved.train.precision == "auto":  # never trained yet: a run that was imported
-        saved = replace(saved, train=replace(saved.train, precision=config.train.precision))
+        train = replace(saved.train, precision=config.train.precision)
+        saved = replace(saved, train=train)  # pyright: ignore[reportArgumentType]: every experiment is a dataclass
     changed = differences(saved, config)
     if changed and not force:
         raise InputError(
             f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
-            "name another folder with --run, or go on in this one with --force"
+            f"{elsewhere}, or go on in this one with --force"
         )
     return Run(folder, config)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 from simdist.engine.accelerator import HostGroup, Process, build_accelerator
 from simdist.engine.lease import Lease
@@ -16,7 +18,7 @@ from simdist.requeue import requeue
 from simdist.stopping import Stop, exit_code, ignore_signals
 
 
-def build_process(run: Run, stop: Stop) -> Process:
+def build_process(run: Run[Any], stop: Stop) -> Process:
     """This process among the others that train `run`."""
     settings = run.config.train
     accelerator = build_accelerator(settings.precision)
@@ -24,8 +26,13 @@ def build_process(run: Run, stop: Stop) -> Process:
     return Process(accelerator, HostGroup(), stop, Watchdog(settings.hang_timeout, stacks))
 
 
-def complete(trainer: Trainer, process: Process) -> int:
+def complete(trainer: Trainer, process: Process, finish: Callable[[], int] = lambda: 0) -> int:
     """Take a run from where it is to its end, or to a stop request; returns the exit code.
+
+    Args:
+        trainer: of the run.
+        process: this process among the others.
+        finish: what is left to do on all ranks after the last step; returns the signal that cut it short, or 0.
 
     Raises:
         InputError: it cannot go on; the last checkpoint is safe.
@@ -33,7 +40,7 @@ def complete(trainer: Trainer, process: Process) -> int:
     accelerator, run = process.accelerator, trainer.run
     with Lease(run.folder) if accelerator.is_main_process else nullcontext() as lease, process.stop.installed():
         trainer.lease = lease
-        signal_number = _train(trainer, process)
+        signal_number = _train(trainer, process, finish)
         if accelerator.is_main_process and not signal_number:
             run.finish(trainer.step)
     if signal_number:
@@ -44,7 +51,7 @@ def complete(trainer: Trainer, process: Process) -> int:
     return EXIT_OK
 
 
-def _train(trainer: Trainer, process: Process) -> int:
+def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int:
     """Resume and train; returns the signal that stopped it, or 0."""
     accelerator, run, say = process.accelerator, trainer.run, trainer.metrics.say
     for line in trainer.describe():
@@ -55,7 +62,7 @@ def _train(trainer: Trainer, process: Process) -> int:
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
     accelerator.wait_for_everyone()
     say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
-    signal_number = trainer.fit()
+    signal_number = trainer.fit() or finish()
     if accelerator.is_main_process:
         run.event("stopped" if signal_number else "finished", step=trainer.step, signal=signal_number)
     return signal_number

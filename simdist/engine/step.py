@@ -10,14 +10,17 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import TypeVar
 
 from simdist.engine.reduction import OverlappedReduction
 from simdist.models.module import Draws, GreedyModule, ModuleLoss, active_units
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module, default=GreedyModule)
 
 
 def stream_seed(*names: int | str) -> int:
@@ -46,13 +49,13 @@ class DrawSource:
         generator = self.noise(purpose, step, trainer)
         return trainer.module.draw(batch, frames[trainer.number], generator, self._host)
 
-    def noise(self, purpose: str, step: int, trainer: NumberedModule) -> torch.Generator:
+    def noise(self, purpose: str, step: int, trainer: NumberedModule[Any]) -> torch.Generator:
         """The rank's generator, set to where one module begins in one step."""
         names = (self._seed, purpose, step, trainer.number, self._rank, *_attempt(trainer))
         return self._generator.manual_seed(stream_seed(*names))
 
 
-def _attempt(trainer: NumberedModule) -> tuple[str, ...]:
+def _attempt(trainer: NumberedModule[Any]) -> tuple[str, ...]:
     """What tells a module's draws from those before it was rolled back."""
     return (f"attempt {trainer.course.reseeds}",) if trainer.course.reseeds else ()
 
@@ -94,19 +97,19 @@ class Course:
 
 
 @dataclass
-class NumberedModule:
-    """A greedy module and its place."""
+class NumberedModule(Generic[ModuleT]):
+    """A greedy module, or another part that is trained on its own, and its place."""
 
     number: int
     """Which module of the encoder, from 0."""
-    module: GreedyModule
+    module: ModuleT
     """The bare module."""
     course: Course = field(default_factory=Course, kw_only=True)
     """How it departs from the others' schedule."""
 
 
 @dataclass
-class ModuleTrainer(NumberedModule):
+class ModuleTrainer(NumberedModule[ModuleT]):
     """A greedy module with everything that trains it."""
 
     wrapped: nn.Module
@@ -194,7 +197,7 @@ def train_step(
     for number, x in enumerate(parts):
         is_last = number == accumulate - 1
         for m, trainer in enumerate(trainers):
-            with nullcontext() if is_last else _unreduced(trainer.wrapped):
+            with nullcontext() if is_last else unreduced(trainer.wrapped):
                 drawn = draws.draw("train", step.number * accumulate + number, trainer, len(x), frames)
                 outcome: ModuleLoss = trainer.wrapped(x, drawn, step.beta)
                 if is_last and m > 0:
@@ -220,7 +223,7 @@ def take_back(module: nn.Module, buffers: list[Tensor], bad: Tensor) -> None:
         now.copy_(torch.where(bad > 0, before, now))
 
 
-def _unreduced(module: nn.Module) -> AbstractContextManager[None]:
+def unreduced(module: nn.Module) -> AbstractContextManager[None]:
     """DDP's `no_sync`: gradients stay on this rank and add up."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Task(Protocol):
         ...
 
     @property
-    def modules(self) -> Sequence[NumberedModule]:
+    def modules(self) -> Sequence[NumberedModule[Any]]:
         """The parts that are updated, skipped and rolled back on their own."""
         ...
 
@@ -47,7 +48,7 @@ class Task(Protocol):
         """What is about to be trained, for the terminal."""
         ...
 
-    def learning(self, stage: int) -> Sequence[NumberedModule]:
+    def learning(self, stage: int) -> Sequence[NumberedModule[Any]]:
         """Those of `modules` that learn in a stage: the order of metrics and of `StepOutcome.bad`."""
         ...
 
@@ -72,6 +73,13 @@ class Task(Protocol):
         """Metrics of every module that learns, test batch after test batch; all ranks yield equally many.
 
         It may be closed before its end. Afterwards the task is ready to train again.
+        """
+        ...
+
+    def show(self, step: int) -> dict[str, Path]:
+        """After a validation: write WAV files of what was learnt to the run's folder; their names, for trackers.
+
+        Called on all ranks; without collectives.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from simdist.config import Config
+from simdist.config import Config, Experiment
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,15 @@ class Timetable:
         num_samples: usable clips of the training split, N; an epoch is N of them.
     """
 
-    config: Config
+    config: Experiment
     num_samples: int
 
     @property
     def stages(self) -> int:
         """Parts of the run that each go through all epochs: one, or one a greedy module with `stagewise`."""
-        return len(self.config.model.modules) if self.config.train.schedule == "stagewise" else 1
+        if isinstance(self.config, Config) and self.config.train.schedule == "stagewise":
+            return len(self.config.model.modules)
+        return 1
 
     @property
     def stage_steps(self) -> int:
@@ -76,7 +78,9 @@ class Timetable:
         return optim.lr
 
     def beta(self, step: int) -> float:
-        """Weight of the KL in step number `step`: rises linearly from 0 during the warm-up."""
+        """Weight of the KL in step number `step`: rises linearly from 0 during the warm-up; 0 where there is none."""
+        if not isinstance(self.config, Config):
+            return 0.0
         loss = self.config.loss
         return (
             loss.beta * min(1.0, self.epoch(step) / loss.beta_warmup_epochs) if loss.beta_warmup_epochs else loss.beta

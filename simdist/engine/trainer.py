@@ -41,7 +41,7 @@ class Trainer:
         InputError: the run's checkpoints do not fit.
     """
 
-    def __init__(self, run: Run, task: Task, process: Process) -> None:
+    def __init__(self, run: Run[Any], task: Task, process: Process) -> None:
         config = run.config
         self.run, self.config, self.task, self._process = run, config, task, process
         self._accelerator = process.accelerator
@@ -287,6 +287,7 @@ class Trainer:
     def _event(self, name: str, **fields: Any) -> None:
         if self._is_main:
             with self._held():
+                self._check_lease()
                 self.run.event(name, **fields)
 
     def _catch_up(self) -> int:
@@ -311,6 +312,8 @@ class Trainer:
                 self._process.watchdog.progress()
         if not stopped:
             self._record("validation", outcomes, {"clips": self.task.validation_clips})
+            with self._held():
+                self.metrics.show(self.step, self.task.show(self.step))
         self._meter.reset(self.step)
         return stopped
 
@@ -334,4 +337,5 @@ class Trainer:
         where = {"stage": stage} if self.timetable.stages > 1 else {}
         line = {"kind": kind, "step": self.step, "epoch": self.timetable.epoch_after(self.step), **where}
         with self._held():
+            self._check_lease()
             self.metrics.record({**line, "modules": modules, **extra})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -75,9 +77,9 @@ class GreedyEncoder(nn.Module):
         return context
 
 
-def check_fit(encoder: GreedyEncoder, state: dict[str, Tensor], source: str) -> None:
-    """Raise an InputError that names the first tensor of `state` that differs from the encoder's in name or shape."""
-    ours = encoder.state_dict()
+def check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Raise an InputError that names the first tensor of `state` that differs from the model's in name or shape."""
+    ours = model.state_dict()
     for name in [*ours, *sorted(state.keys() - ours.keys())]:
         theirs = tuple(state[name].shape) if name in state else "missing"
         wanted = tuple(ours[name].shape) if name in ours else "missing"
@@ -85,6 +87,15 @@ def check_fit(encoder: GreedyEncoder, state: dict[str, Tensor], source: str) -> 
             raise InputError(
                 f"{source} is of another architecture: {name} is {theirs} there and {wanted} in this config"
             )
+
+
+def hash_weights(model: nn.Module) -> str:
+    """The sha256 of a model's weights and buffers with their names, in hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_length(module: GreedyModule, frames: int, num_samples: int) -> None:

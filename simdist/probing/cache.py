@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from simdist.config import SAMPLE_RATE
@@ -39,7 +39,6 @@ from simdist.stopping import Stop
 
 SHARD_SAMPLES = 120 * SAMPLE_RATE  # audio in a shard of features: the unit of work and of loss
 GIGABYTE = 10**9
-READABLE = 0o644  # safetensors writes for its user alone; a cache is there to be shared
 
 
 @dataclass(frozen=True)
@@ -176,8 +175,7 @@ class FeatureCache:
                 for module in range(len(source.dimensions))
             }
             with replacing(self._shard(entry, number)) as temporary:
-                save_file(tensors, temporary)
-                temporary.chmod(READABLE)
+                temporary.write_bytes(save(tensors))  # its own save_file makes files that nobody else may read
         return len(rows)
 
     # --- files --------------------------------------------------------------------------------------------------------

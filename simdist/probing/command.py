@@ -10,10 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from simdist.cli import read_config
 from simdist.data.progress import progress
 from simdist.durable import replacing
-from simdist.engine.run import CONFIG, Run
+from simdist.engine.run import existing_run
 from simdist.errors import InputError
 from simdist.probing import plots
 from simdist.probing.cache import Entry, FeatureCache, Features
@@ -31,19 +30,6 @@ PROBES = "probes"
 LOG_COLUMNS = 160  # of a table in a log file, which has no width of its own
 
 
-def open_finished_run(folder: Path | None) -> Run:
-    """The run to probe.
-
-    Raises:
-        InputError: none was named, or it is none.
-    """
-    if folder is None:
-        raise InputError("no run to probe; name its folder with --run")
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
-    return Run(folder, read_config(folder / CONFIG))
-
-
 class Command:
     """One call of `simdist.probe`. Building it checks everything that can be checked before any work.
 
@@ -57,7 +43,7 @@ class Command:
     """
 
     def __init__(self, settings: ProbeSettings, accelerator: Accelerator, stop: Stop) -> None:
-        self.run = open_finished_run(settings.run)
+        self.run = existing_run(settings.run)
         self._settings, self._stop, self._device = settings, stop, accelerator.device
         self._is_main, self._rank = accelerator.is_main_process, accelerator.process_index
         self._first = accelerator.process_index / accelerator.num_processes

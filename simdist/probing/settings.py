@@ -140,14 +140,19 @@ def numbers_in(option: str, text: str, allowed: str) -> list[int]:
 
 
 def modules_of(settings: ProbeSettings, num_modules: int) -> list[int]:
-    """The modules asked for, from 0.
+    """The modules asked for, from 0; see `modules_in`."""
+    return modules_in("all" if settings.all else settings.module, num_modules)
+
+
+def modules_in(text: str, num_modules: int) -> list[int]:
+    """The modules that `--module` names, from 0.
 
     Raises:
         InputError: one that the encoder does not have.
     """
-    if settings.all or settings.module.strip() == "all":
+    if text.strip() == "all":
         return list(range(num_modules))
-    wanted = numbers_in("--module", settings.module, "module numbers such as 0,2, or all")
+    wanted = numbers_in("--module", text, "module numbers such as 0,2, or all")
     for number in wanted:
         if not -num_modules <= number < num_modules:
             raise InputError(f"module {number} does not exist; this encoder has modules 0 to {num_modules - 1}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from simdist.config import SAMPLE_RATE, Config, ModelConfig, to_dict
 from simdist.errors import InputError
 from simdist.loading import load_encoder
-from simdist.models.encoder import GreedyEncoder
+from simdist.models.encoder import GreedyEncoder, hash_weights
 from simdist.probing.alignment import MFCC_GRID, FrameGrid, frame_grids
 from simdist.probing.settings import numbers_in
 
@@ -54,7 +54,7 @@ def encoder_source(kind: str, encoder: GreedyEncoder, model: ModelConfig, step: 
     description = json.dumps(to_dict(Config(model=model))["model"], sort_keys=True)
     return Source(
         kind,
-        hashlib.sha256((description + _hash_weights(encoder)).encode()).hexdigest(),
+        hashlib.sha256((description + hash_weights(encoder)).encode()).hexdigest(),
         frame_grids(model),
         [module.context_channels for module in encoder.stack],
         encoder,
@@ -148,11 +148,3 @@ def choose_checkpoints(run: Path, wanted: str) -> list[Path]:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def _hash_weights(encoder: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -81,3 +81,13 @@ def test_a_requeued_job_follows_its_own_orphan_at_once(tmp_path: Path, monkeypat
         monkeypatch.setenv("SLURM_JOB_ID", "44")
         with pytest.raises(InputError, match="wait for it"):
             quick(tmp_path).__enter__()
+
+
+def test_a_process_that_was_suspended_looks_before_it_writes(tmp_path: Path) -> None:
+    """Its thread may wake up after the training does: chaos found a line of metrics written in between."""
+    with Lease(tmp_path, refresh=1000) as lease:
+        (tmp_path / "lease.json").write_text(json.dumps({"host": "another-host", "pid": 7, "token": "theirs"}))
+        lease.check()  # it looked a moment ago
+        lease._looked -= 3000
+        with pytest.raises(LeaseLostError, match=r"is written by process 7 on another-host now.*without writing"):
+            lease.check()

@@ -19,7 +19,7 @@ from simdist.durable import read_json_lines, sha256_of
 
 ROOT = Path(__file__).parent.parent.parent
 PACE = Path(__file__).parent / "pace"
-PATIENCE = 300.0  # seconds until a test gives up waiting; it waits for seconds where nothing else runs
+PATIENCE = 600.0  # seconds until a test gives up waiting; it waits for seconds where nothing else runs
 STEPS = 200
 
 

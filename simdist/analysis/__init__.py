@@ -1,0 +1,1 @@
+"""Post-hoc analyses of a trained encoder: one file an analysis, its plots beside it."""
