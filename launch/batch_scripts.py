@@ -63,7 +63,7 @@ def parameters(
     """Everything that submitit writes into the batch script of a group that `job` belongs to."""
     made = sbatch_parameters(job_profile(job, profile))
     path = f"{code}${{PYTHONPATH:+:$PYTHONPATH}}"
-    environment = f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1 SIMDIST_SWEEP={plan.name}'
+    environment = f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1'
     extra = {**made["additional_parameters"], "comment": comment}
     if waits_for is not None:
         extra |= {"dependency": waits_for, "kill-on-invalid-dep": "yes"}

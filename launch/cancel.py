@@ -88,13 +88,16 @@ def children_first(wanted: Sequence[str], records: Mapping[str, Record], alive: 
 
 
 def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
-    records = Records(plan.folder).latest()
+    log = Records(plan.folder)
+    records = log.latest()
     states = find_states(plan, done_jobs(plan), records)
     alive = {name: state for name, state in states.items() if state.in_queue}
     ids = children_first(wanted, records, alive)
+    names = [name for name in reversed(wanted) if name in alive]
+    log.cancelled(names)
     if ids:
         cancel(ids)
-    return [name for name in reversed(wanted) if name in alive]
+    return names
 
 
 def write_owner(folder: Path) -> None:

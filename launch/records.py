@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,6 @@ class Record:
     """SLURM's number (`17_3` for a task of an array), or a process's."""
     log: Path
     """What the first task printed."""
-    errors: Path | None = None
-    """What it printed to stderr, where that is apart."""
     host: str = ""
     """For local jobs, the machine."""
     time: float = 0.0
@@ -42,6 +40,8 @@ class Record:
     """Ids of the jobs that SLURM waits for, by name."""
     identity: str = ""
     """Of the job as it was then: its options may have changed since."""
+    cancelled: bool = False
+    """By `launch/cancel.py`: a training that saves when it is cancelled looks like a preempted one to SLURM."""
     starts: int = 1
     """Times that it was started or submitted."""
 
@@ -60,7 +60,6 @@ class Records:
             cluster=record.cluster,
             id=record.id,
             log=str(record.log),
-            errors=str(record.errors) if record.errors else None,
             host=socket.gethostname(),
             parents=record.parents,
             identity=record.identity,
@@ -69,6 +68,11 @@ class Records:
     def ended(self, job: str, code: int) -> None:
         """A local job has ended."""
         self._append("ended", job=job, code=code)
+
+    def cancelled(self, jobs: Iterable[str]) -> None:
+        """These jobs were taken out of the queue by a person."""
+        for job in jobs:
+            self._append("cancelled", job=job)
 
     def announce(self, group: str, jobs: Iterable[str]) -> None:
         """These jobs are about to be submitted together, under this comment."""
@@ -93,9 +97,11 @@ class Records:
                 found[line["job"]] = {**line, "starts": starts}
             elif line["event"] == "ended" and line["job"] in found:
                 found[line["job"]]["code"] = line["code"]
+            elif line["event"] == "cancelled" and line["job"] in found:
+                found[line["job"]]["cancelled"] = True
         return {name: _record(line) for name, line in found.items()}
 
-    def _append(self, event: Literal["started", "ended", "announced", "numbered"], **fields: Any) -> None:
+    def _append(self, event: Literal["started", "ended", "cancelled", "announced", "numbered"], **fields: Any) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         append_json(self._path, {"event": event, "time": time.time(), **fields})
 
@@ -106,25 +112,21 @@ def _record(line: dict[str, Any]) -> Record:
         cluster=line["cluster"],
         id=line["id"],
         log=Path(line["log"]),
-        errors=Path(line["errors"]) if line.get("errors") else None,
         host=line.get("host", ""),
         time=line["time"],
         code=line.get("code"),
         parents=line.get("parents") or {},
         identity=line.get("identity", ""),
+        cancelled=line.get("cancelled", False),
         starts=line["starts"],
     )
 
 
-def last_lines(paths: Sequence[Path | None], count: int) -> list[str]:
-    """The last lines that are not empty of the first of these logs that has any; [] without a log."""
-    for path in paths:
-        if path is None or not path.is_file():
-            continue
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-        lines = [line.rstrip() for line in lines if line.strip()]
-        if lines:
-            return lines[-count:]
-    return []
+def last_lines(record: Record | None, count: int) -> list[str]:
+    """The last lines of a job's log that are not empty; [] without a log."""
+    if record is None or not record.log.is_file():
+        return []
+    with record.log.open("rb") as file:
+        file.seek(max(0, record.log.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line.rstrip() for line in lines if line.strip()][-count:]

@@ -166,7 +166,7 @@ def explain(plan: Plan, states: Mapping[str, State], records: Mapping[str, Recor
         if state.word == "failed":
             console.print(f"{name} failed: {state.reason}", style="bold red", markup=False)
             record = records.get(name)
-            for line in last_lines([record.log] if record else [], 5):
+            for line in last_lines(record, 5):
                 console.print(f"    {line}", markup=False)
     for name, state in states.items():
         if state.word == "never":

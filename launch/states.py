@@ -110,6 +110,8 @@ def _on_cluster(record: Record, queue: Mapping[str, Entry], accounts: Mapping[st
         if entry.will_never_run:
             return State("never", "what it depends on failed", in_queue=True)
         return State("running" if entry.is_running else "queued", entry.shown_reason, entry.nodes, in_queue=True)
+    if record.cancelled:
+        return State("cancelled", "cancelled")
     account = accounts.get(record.id)
     if account is None:
         return State("stopped", "it left the queue, and the accounting does not know it")

@@ -125,7 +125,7 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))
         record = found.records.get(name)
-        parts += [Text(f"    {line}") for line in last_lines([record.log] if record else [], LOG_LINES)]
+        parts += [Text(f"    {line}") for line in last_lines(record, LOG_LINES)]
     if len(failed) > SHOWN_FAILURES:
         parts.append(Text(f"… and {len(failed) - SHOWN_FAILURES} failed jobs more (--json lists all)"))
     never = [(name, state.reason) for name, state in found.states.items() if state.word == "never"]

@@ -59,8 +59,9 @@ def what_is_missing(
         moved = moved or (job.name in records and records[job.name].identity != job.identity)
         if word in ALIVE and (not moved or _has_begun(word, job)):
             continue
-        if word in ("failed", "cancelled") and not (retry or moved):  # SLURM cancels what waits for a job that ended
-            continue
+        by_hand = job.name in records and records[job.name].cancelled
+        if word in ("failed", "cancelled") and not retry and (by_hand or not moved):
+            continue  # moved: SLURM cancels what waits for a job that ended
         hopeless = [p for p in open_parents if p not in submit and states[p].word not in ALIVE]
         if hopeless and not (job.takes_what_there_is and word not in ALIVE):
             continue

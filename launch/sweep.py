@@ -138,7 +138,7 @@ def _conclude(plan: Plan, outcome: Outcome, console: Console) -> None:
     for name, code in outcome.failed.items():
         console.print(f"{name} failed with exit code {code}:", style="bold red")
         record = records.get(name)
-        for line in last_lines([record.log] if record else [], 5):
+        for line in last_lines(record, 5):
             console.print(f"    {line}", markup=False)
     for name, root in blocked_by(plan, outcome.failed).items():
         console.print(f"{name} will never run: {root} failed", markup=False)

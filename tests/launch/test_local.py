@@ -89,7 +89,7 @@ def test_children_of_a_failed_job_never_run_and_the_report_still_does(tmp_path: 
     assert "report" in outcome.done
     assert "report" not in done_jobs(plan)  # it reported on half of the sweep
     records = Records(plan.folder).latest()
-    assert last_lines([records["act/0"].log], 1) == ["error: this job was made to fail; take another"]
+    assert last_lines(records["act/0"], 1) == ["error: this job was made to fail; take another"]
     states = find_states(plan, done_jobs(plan), records)
     assert (states["act/0"].word, states["act/0"].reason) == ("failed", "exit code 2")
     assert (states["act/1"].word, states["act/1"].reason) == ("never", "act/0 failed")

@@ -85,6 +85,21 @@ def test_how_a_job_left_the_queue(plan: Plan, account: tuple[str, str] | None, w
     assert never == (below if word in ("failed", "cancelled") else set())
 
 
+def test_a_training_that_saved_when_it_was_cancelled_is_not_taken_for_a_preempted_one(plan: Plan) -> None:
+    log = Records(plan.folder)
+    train = of_kind(plan, "train")[0]
+    record = Record(train, "gpu", "9", Path("log"), identity=plan.jobs[train].identity)
+    slurm = FakeSlurm({}, {"9": ("FAILED", "75:0")})
+    log.started(record)
+    assert states_of(plan, log.latest(), slurm)[train].word == "stopped"
+    log.cancelled([train])
+    states = states_of(plan, log.latest(), slurm)
+    assert states[train].word == "cancelled"
+    assert train not in what_is_missing(plan, states, log.latest(), retry=False).submit
+    log.started(record)
+    assert states_of(plan, log.latest(), slurm)[train].word == "stopped"
+
+
 def test_a_job_that_is_submitted_anew_takes_those_that_wait_for_it_along(plan: Plan) -> None:
     records = submitted(plan)
     finish(plan, of_kind(plan, "pack")[0])
