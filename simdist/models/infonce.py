@@ -101,13 +101,16 @@ def info_nce(
     else:
         positive, negative = _scores_of_each_step(predicted, latent, negatives, target.clamp(max=anchors) + start)
     loss = F.softplus(negative.logsumexp(dim=3) - positive, threshold=40)  # -log softmax of the positive, (B, A, K)
-    clip = (torch.arange(batch, device=latent.device)[:, None, None] + first_clip) * latent.shape[1]
-    drawn = negatives if negatives.dim() == 4 else negatives.unsqueeze(2)  # (B, A, K or 1, N)
-    is_itself = (drawn == (clip + start + target)[..., None]).any(dim=3)  # a tie, which rounding must not decide
-    correct = ((positive > negative.amax(dim=3)) & ~is_itself).float()
+    correct = (positive - negative.amax(dim=3) > _rounding(predicted.dtype, positive.dtype) * positive.abs()).float()
     inside = target < window
     weight = inside.to(loss.dtype) / (inside.sum(dim=0) * steps * batch)  # (A, K): mean over anchors, then over steps
     return (loss * weight).sum(), (correct * weight).sum()
+
+
+def _rounding(multiplied: torch.dtype, summed: torch.dtype) -> float:
+    """Relative difference below which two scores tie: equal latents (silence, the positive itself) are no hit."""
+    narrow = torch.finfo(multiplied).eps if multiplied.itemsize < summed.itemsize else 0.0
+    return max(narrow, 64 * torch.finfo(summed).eps)
 
 
 def _scores_of_each_step(predicted: Tensor, latent: Tensor, negatives: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

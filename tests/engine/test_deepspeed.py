@@ -128,7 +128,7 @@ def assert_same_lines(ours: Path, theirs: Path, tolerance: float) -> None:
         assert (mine["kind"], mine["step"]) == (other["kind"], other["step"])
         for module, expected in zip(mine["modules"], other["modules"], strict=True):
             accuracy = module.pop("accuracy"), expected.pop("accuracy")
-            assert accuracy[0] == pytest.approx(accuracy[1], abs=1e-2)  # rounding may tip ties; a late step has few
+            assert accuracy[0] == pytest.approx(accuracy[1], abs=2e-3)  # one of 2,000 predictions may tip
             assert module == pytest.approx(expected, rel=tolerance, abs=tolerance), mine["step"]
 
 
