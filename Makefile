@@ -25,13 +25,13 @@ slurm-demo: $(VENV)/installed  ## a sweep on a real SLURM on this machine, throu
 	PATH="$(abspath $(BIN)):$$PATH" slurm/testbed/demo
 
 test: $(VENV)/installed-dev  ## run the tests, on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults, half an hour on two idle cores
 	PYTHONPATH=tests:tests/engine:. $(BIN)/python -m chaos $(CHAOS)

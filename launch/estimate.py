@@ -113,7 +113,7 @@ def _rate(run: Path) -> Iterator[tuple[tuple[str, Machine], float]]:
     lines = [line for line in read_json_lines(run / METRICS) if line["kind"] == "train" and "samples_per_s" in line]
     if not events or len(lines) <= WARM_UP_LINES:
         return
-    config = yaml.load((run / CONFIG).read_text(), LOADER)
+    config = LOADER((run / CONFIG).read_text()).get_single_data()
     rate = statistics.median(line["samples_per_s"] for line in lines[WARM_UP_LINES:]) / config["data"]["batch_size"]
     slurm = (_read(run / ENVIRONMENT) or {}).get("slurm", {})
     yield (kind_of_training(config), Machine(slurm.get("SLURM_JOB_PARTITION"), events[-1]["world_size"])), rate

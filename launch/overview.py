@@ -97,7 +97,7 @@ def loose_runs(runs: Path, known: set[Path], now: float | None = None) -> Overvi
 
 
 def _length(config: Path) -> Length:
-    content = yaml.load(config.read_text(), LOADER)
+    content = LOADER(config.read_text()).get_single_data()
     data, train = content["data"], content["train"]
     stages = len(content["model"]["modules"]) if train["schedule"] == "stagewise" else 1
     folder = Path(data["root"]) / data["train_split"]

@@ -24,6 +24,7 @@ from simdist.config import Config
 from simdist.durable import FULL
 from simdist.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from simdist.redaction import redacted
+from simdist.stopping import ignore_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -193,6 +194,7 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
         if error.errno not in FULL:
             raise
         fail(f"{error.filename or 'a disk'}: {error.strerror}; make room and run the same command again", EXIT_FAILED)
+    ignore_signals()  # the work is done: a preemption that comes while Python ends must not turn it into a failure
     sys.exit(code)
 
 

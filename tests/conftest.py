@@ -54,3 +54,11 @@ def fresh_process() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share a process; those on SLURM all share one, and begin: they take longest and mostly wait."""
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    for item in items:
+        on_slurm = item.path.parent.name == "slurm"
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))

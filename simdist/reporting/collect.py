@@ -75,7 +75,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def read_run(folder: Path) -> tuple[RunRecord, list[Measurement]]:
     """A run and all its measurements."""
-    config = _flat(yaml.load((folder / CONFIG).read_text(), LOADER))
+    config = _flat(LOADER((folder / CONFIG).read_text()).get_single_data())
     kept = {key: config[key] for key in ("name", *identity_keys(Config())) if key in config}
     lines = read_json_lines(folder / METRICS)
     record = RunRecord(folder, kept, (folder / DONE).exists(), lines[-1]["step"] if lines else 0)

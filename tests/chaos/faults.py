@@ -369,7 +369,7 @@ FAULTS: dict[str, Fault] = {
     "signal the group": _signals("SIGTERM or SIGUSR2 to the group", "workers", "group"),
     "signal a worker": _signals("SIGTERM or SIGUSR2 to workers only", "workers", "worker"),
     "lease": lease_taken_over,
-    "full disk, saving": _full_disk("full disk while saving", ("--train.checkpoint_every=2",), "checkpoint"),
+    "full disk, saving": _full_disk("full disk while saving", ("--train.checkpoint_every=2",), "could not be written"),
     "full disk, logging": _full_disk(
         "full disk while logging", ("--train.checkpoint_every=100", "--train.log_every=1"), "metrics of step"
     ),

@@ -219,7 +219,7 @@ class Lab:
         self.folder, self.zygote = folder, Zygote()
         self.corpus = small_corpus(folder / "corpus", speakers=4, utterances=8, num_samples=8000)
         self.shards = folder / "shards"
-        pack(self.corpus, self.shards, "--encoding=flac", "--shard-samples=4").wait()
+        pack(self.corpus, self.shards, "--encoding=flac", "--shard-samples=4").communicate()
         self._references: dict[tuple[str, ...], Result] = {}
 
     def close(self) -> None:
