@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch.estimate import LOADER
 from launch.graph import done_jobs
 from launch.plan import Length, Plan, PlannedRun
