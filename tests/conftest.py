@@ -56,6 +56,7 @@ def fresh_process() -> Iterator[None]:
     GradientState._reset_state()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share a process; those on SLURM all share one, and begin: they take longest and mostly wait."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")
