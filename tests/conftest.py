@@ -56,10 +56,11 @@ def fresh_process() -> Iterator[None]:
     GradientState._reset_state()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A file's tests share a process, and all of those on SLURM share one."""
+    item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else str(item.path)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share a process; those on SLURM all share one, and begin: they take longest and mostly wait."""
+    """Those on SLURM begin: they take longest and mostly wait."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")
-    for item in items:
-        on_slurm = item.path.parent.name == "slurm"
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))

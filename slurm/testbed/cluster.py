@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ from settings import PORTS, Layout, database_sql, gres_conf, slurm_conf, slurmdb
 
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sacctmgr", "munged", "mariadbd", "mariadb-install-db")
 PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"
+INSTALLING = Path(tempfile.gettempdir(), "simdist-testbed-install.lock")
 LAYOUT = "testbed.json"  # makes a folder one of ours
 
 
@@ -155,7 +158,9 @@ def _start_database(at: Layout) -> None:
     data = f"--datadir={folder}/data"
     with at.log("mariadb-install-db").with_suffix(".out").open("w") as log:
         install = ["mariadb-install-db", "--no-defaults", "--user=root", data, "--skip-test-db", "--skip-name-resolve"]
-        subprocess.run(install, stdout=log, stderr=log, check=True, env=environment_of(at))
+        with INSTALLING.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two at one moment fail
+            subprocess.run(install, stdout=log, stderr=log, check=True, env=environment_of(at))
     start_daemon(
         at,
         "mariadbd",
