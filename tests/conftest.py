@@ -48,12 +48,16 @@ def tiny(speech: Path) -> Config:
 
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
-    """Accelerate's singletons as a new process has them, afterwards."""
+    """Accelerate's singletons as a new process has them, before (another file's test may have left some) and after."""
     from accelerate.state import AcceleratorState, GradientState
 
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    reset()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
