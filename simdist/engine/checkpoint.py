@@ -14,7 +14,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,17 @@ def num_bytes(checkpoint: Checkpoint) -> int:
 
 def latest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is complete and verified; each damaged one is reported and passed over."""
+    return next(good_checkpoints(folder, report), None)
+
+
+def good_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """All of those, newest first."""
     for candidate in _folders(folder):
         problem = verify_checkpoint(candidate)
         if problem is None:
-            return candidate
-        report(f"checkpoint {candidate} is damaged ({problem}); passing over it")
-    return None
+            yield candidate
+        else:
+            report(f"checkpoint {candidate} is damaged ({problem}); passing over it")
 
 
 def verify_checkpoint(folder: Path) -> str | None:

@@ -13,7 +13,14 @@ from torch import Tensor
 from simdist.data.loader import Batch
 from simdist.engine.accelerator import Process
 from simdist.engine.bad_steps import BadSteps
-from simdist.engine.checkpoint import Checkpoint, Retention, latest_checkpoint, load_checkpoint, remove_unfinished
+from simdist.engine.checkpoint import (
+    Checkpoint,
+    Retention,
+    good_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    remove_unfinished,
+)
 from simdist.engine.lease import Lease
 from simdist.engine.meter import Meter
 from simdist.engine.metrics import MetricsLog
@@ -223,8 +230,9 @@ class Trainer:
             self._saver.finish()
             self._saver.forget()
         self._accelerator.wait_for_everyone()
-        found = latest_checkpoint(self.run.checkpoints, self.metrics.say)
-        checkpoint = None if found is None else load_checkpoint(found)
+        saved = map(load_checkpoint, good_checkpoints(self.run.checkpoints, self.metrics.say))
+        # one that was saved while it skipped its steps holds the weights that it is to leave
+        checkpoint = next((each for each in saved if not (each.bad_steps and each.bad_steps[number])), None)
         if checkpoint is None or not checkpoint.optimizer:
             self.task.load_module(number, checkpoint and checkpoint.model, None)
         else:

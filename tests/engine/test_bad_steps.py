@@ -148,3 +148,17 @@ def test_a_module_that_diverges_again_and_again_ends_the_run(
     with pytest.raises(FailedError, match=r"module 1 had no finite loss .* 3 steps in a row .* rolled back 1 times"):
         trainer.fit()
     assert not (tmp_path / "run" / "DONE").exists()
+
+
+def test_a_checkpoint_of_the_broken_module_is_not_gone_back_to(
+    careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was written in the midst of the steps that it skipped."""
+    config = replace(careful, train=replace(careful.train, checkpoint_every=5))
+    trainer = begin(config, tmp_path / "run")
+    broken_at(trainer, 13, monkeypatch)
+    assert trainer.fit() == 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000015").bad_steps == [0, 2, 0, 0]
+    back = events(tmp_path / "run", "rolled_back")
+    assert [(line["module"], line["to_step"]) for line in back] == [(1, 10)]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run", 20).values())
