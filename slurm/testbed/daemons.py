@@ -16,6 +16,7 @@ from settings import Layout
 MARK = "SIMDIST_TESTBED"  # in the environment of every daemon: whose it is
 NODE = "SIMDIST_TESTBED_NODE"  # in that of a slurmd and of the steps it starts
 PATIENCE = 90.0  # seconds that a daemon may take to answer; it takes about one
+ANSWER = 30.0  # seconds that one question may take
 
 
 class TestbedError(Exception):
@@ -49,13 +50,19 @@ def await_answer(daemon: str, answers: Callable[[], bool]) -> None:
 
 
 def ask(at: Layout, *words: str) -> str:
-    """Output of a command on this cluster."""
-    return subprocess.run(words, capture_output=True, text=True, env=environment_of(at), timeout=60).stdout
+    """Output of a command on this cluster; empty if it does not end."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, env=environment_of(at), timeout=ANSWER).stdout
+    except subprocess.TimeoutExpired:  # a daemon that is starting, on a machine that is busy
+        return ""
 
 
 def succeeds(at: Layout, *words: str) -> bool:
     """Whether a command on this cluster ends with 0."""
-    return not subprocess.run(words, capture_output=True, env=environment_of(at), timeout=60).returncode
+    try:
+        return not subprocess.run(words, capture_output=True, env=environment_of(at), timeout=ANSWER).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def listens(port: int) -> bool:

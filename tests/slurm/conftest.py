@@ -37,7 +37,7 @@ def testbed(slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> 
     """A cluster of four nodes; all its processes are gone afterwards, whatever happened."""
     folder = tmp_path_factory.mktemp("slurm") / "testbed"
     try:
-        subprocess.run([ROOT / "slurm/testbed/up", folder, "--grace", "30"], check=True, capture_output=True)
+        subprocess.run([ROOT / "slurm/testbed/up", folder, "--grace", "30"], check=True)
         layout = cluster.running_layout(folder)
         assert layout is not None
         yield Slurm(layout, user_environment(str(layout.conf)))
