@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class EncoderTask:
         data, batches = self._validation_shape()
         return data.batch_size * batches
 
+    @cached_property
+    def _test_loader(self) -> BatchLoader:
+        """Opened once: it may hold the decoded split."""
+        assert self._test_clips is not None
+        return self._load(self._test_clips, self._validation_shape()[0])
+
     def describe(self) -> list[str]:
         config, clips, world = self._config, self._clips, self._accelerator.num_processes
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -103,13 +110,10 @@ class EncoderTask:
         return self._engine.step(self.learning(stage), x, self._frames, step, self._draws)
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
-        assert self._test_clips is not None
-        data, batches = self._validation_shape()
-        loader = self._load(self._test_clips, data)
         self._share_buffers()
         self.model.eval()
         try:
-            for number, batch in enumerate(loader.batches(0, batches * data.batch_size)):
+            for number, batch in enumerate(self._test_loader.batches(0, self.validation_clips)):
                 with self._accelerator.autocast():
                     x = frozen_latent(self._frozen(stage), batch.inputs, number, self._draws)
                 yield validation_step(self.learning(stage), x, self._frames, number, self._draws, step.beta)
