@@ -86,8 +86,7 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
 
 def find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> Path:
     """The folder of the decoder that `load_decoder` means, whose arguments and errors these are."""
-    names = {name: run / DECODERS / folder_name(module, name, untrained) for name in LOSS_NAMES}
-    there = [name for name, folder in names.items() if (folder / CONFIG).is_file()]
+    there = decoder_losses(run, module, untrained)
     if loss is None and there:
         loss = DEFAULT_LOSS if DEFAULT_LOSS in there else there[0]
         if len(there) > 1 and loss != DEFAULT_LOSS:
@@ -100,7 +99,13 @@ def find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> P
         which += " on the untrained encoder" * untrained
         command = decoder_command(run, module, loss or DEFAULT_LOSS, untrained)
         raise InputError(f"run {run} has no decoder {which}{others}; make it with `{command}`")
-    return names[loss]
+    return run / DECODERS / folder_name(module, loss, untrained)
+
+
+def decoder_losses(run: Path, module: int, untrained: bool = False) -> list[str]:
+    """Losses that a module has a decoder of."""
+    names = {name: run / DECODERS / folder_name(module, name, untrained) for name in LOSS_NAMES}
+    return [name for name, folder in names.items() if (folder / CONFIG).is_file()]
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

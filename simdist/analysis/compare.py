@@ -33,7 +33,9 @@ from simdist.analysis.subject import Subject, analysis_folder, open_subject
 from simdist.analysis.total_correlation import ESTIMATES, draw_estimate
 from simdist.analysis.weights import rescaled
 from simdist.analysis.weights_plots import WEIGHT, draw_densities
+from simdist.decoding.settings import DEFAULT_LOSS
 from simdist.errors import InputError
+from simdist.loading import decoder_losses
 from simdist.probing.settings import modules_in
 
 Results = dict[str, dict[str, Any]]
@@ -55,7 +57,7 @@ def compare(command: Command, first: Path, second: Path, settings: CompareSettin
     found: dict[int, dict[str, Results]] = {}
     for module in _modules(subjects, settings):
         found[module] = {}
-        for which, asked in _analyses(settings, module).items():
+        for which, asked in _analyses(settings, module, (first, second)).items():
             folders = _results(command, which, asked, (first, second), missing)
             if folders is not None:
                 found[module][which] = dict(zip(names, map(_read, folders), strict=True))
@@ -84,7 +86,7 @@ def _modules(subjects: list[Subject], settings: CompareSettings) -> list[int]:
     return modules_in(settings.module, min(len(subject.encoder.stack) for subject in subjects))
 
 
-def _analyses(settings: CompareSettings, module: int) -> dict[str, AnalysisSettings]:
+def _analyses(settings: CompareSettings, module: int, runs: tuple[Path, Path]) -> dict[str, AnalysisSettings]:
     """What is overlaid, and how each is asked for; `run` is filled in later."""
     same: dict[str, Any] = {
         "module": str(module),
@@ -94,9 +96,18 @@ def _analyses(settings: CompareSettings, module: int) -> dict[str, AnalysisSetti
     }
     return {
         "weights": WeightsSettings(label=settings.label, **same),
-        "contribution": ContributionSettings(loss=settings.loss, clips=settings.clips, **same),
+        "contribution": ContributionSettings(
+            loss=settings.loss or _shared_loss(runs, module), clips=settings.clips, **same
+        ),
         "total-correlation": TotalCorrelationSettings(clips=settings.clips, **same),
     }
+
+
+def _shared_loss(runs: tuple[Path, Path], module: int) -> str:
+    """A loss that both have a decoder of: two decoders of different losses have curves of different things."""
+    ours, theirs = (decoder_losses(run, module) for run in runs)
+    shared = [loss for loss in ours if loss in theirs]
+    return next(iter([*shared, *ours, *theirs]), DEFAULT_LOSS)
 
 
 def _results(
@@ -159,7 +170,8 @@ def _contribution(module: int, found: Results, outcome: Outcome) -> dict[str, An
     axes = figure.subplots()
     curves = {run: result["values"]["curve"] for run, result in found.items()}
     draw_curves(axes, curves)
-    axes.set_title(f"interpolation contribution, module {module}")
+    loss = next(iter(found.values()))["settings"]["loss"]
+    axes.set_title(f"interpolation contribution, module {module}, decoder {loss}")
     outcome.figure(f"contribution-module{module}", figure)
     return curves
 

@@ -284,7 +284,7 @@ class CompareSettings:
     label: str = ""
     """Labels whose probes' weights are compared, as syllable,vowel; empty takes what both runs have."""
     loss: str | None = None
-    """Loss of the decoders whose contribution curves are compared; null takes each module's own."""
+    """Loss of the decoders whose contribution curves are compared; null takes one that both runs have."""
     clips: int = 200
     """Clips to look at, drawn at random; all there are if fewer."""
     data_root: Path | None = None

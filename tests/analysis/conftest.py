@@ -9,15 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
+from decoders import make_decoder
 
 from simdist.cli import CONFIGS, read_config, run
-from simdist.config import Config, to_dict
-from simdist.decoding.settings import DecodingConfig, folder_name
-from simdist.engine.checkpoint import Checkpoint, Retention, save_checkpoint
-from simdist.loading import load_encoder
-from simdist.models.decoder import Decoder
-from simdist.models.encoder import hash_weights
+from simdist.config import Config
 
 WIDTH = 8
 DECODED = (0, 2)  # modules with a decoder
@@ -35,17 +30,6 @@ def tiny_encoder(speech: Path, head: str) -> Config:
         optim=replace(config.optim, lr=3e-3),
         train=replace(config.train, max_steps=10, checkpoint_every=100, validate_every=0, precision="no"),
     )
-
-
-def make_decoder(folder: Path, module: int) -> None:
-    """A decoder as `simdist.decode` would have left it, with the weights that it begins with."""
-    config, weights = read_config(folder / "config.yaml"), hash_weights(load_encoder(folder))[:16]
-    settings = DecodingConfig(module=module, encoder_step=10, encoder_weights=weights, data=config.data)
-    place = folder / "decoders" / folder_name(module, "mse", False)
-    place.mkdir(parents=True)
-    (place / "config.yaml").write_text(yaml.safe_dump(to_dict(settings)))
-    decoder = Decoder(config.model, module, config.data.crop, seed=module)
-    save_checkpoint(place / "checkpoints", Checkpoint(1, 0, "", decoder.state_dict(), []), Retention(1))
 
 
 def reset_accelerate() -> None:

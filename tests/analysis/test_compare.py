@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from decoders import make_decoder
+
+from simdist.analysis.outcome import read_result
 from simdist.analysis.settings import numbers
 
 Analyze = Callable[..., list[dict]]
@@ -34,6 +38,23 @@ def test_what_cannot_be_compared_is_named(analyze: Analyze, sim: Path, gim: Path
     weights, contribution = result["values"]["left_out"]
     assert "simdist.probe" in weights
     assert "simdist.decode" in contribution
+
+
+def test_decoders_of_one_loss_are_compared(analyze: Analyze, sim: Path, gim: Path, tmp_path: Path) -> None:
+    """The first run's own would be `mse`, of which the second has none."""
+    runs = [tmp_path / "sim", tmp_path / "gim"]
+    for run, folder in zip((sim, gim), runs, strict=True):
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("analysis"))
+        make_decoder(folder, 0, "mse+mel")
+    shutil.rmtree(runs[1] / "decoders" / "0-mse")
+    results = analyze("compare", runs[0], str(runs[1]), "--module=0", "--clips=2")
+    (result,) = [result for result in results if result["analysis"] == "compare"]
+    folders = [run / "analysis" / name for run in runs for name in result["inputs"] if "contribution" in name]
+    assert [read_result(folder)["settings"]["loss"] for folder in folders if folder.is_dir()] == ["mse+mel"] * 2
+    shutil.rmtree(runs[1] / "decoders" / "0-mse+mel")
+    results = analyze("compare", runs[0], str(runs[1]), "--module=0", "--clips=2")
+    (result,) = [result for result in results if result["analysis"] == "compare"]
+    assert "no decoder of module 0 with loss mse" in result["values"]["left_out"][0]
 
 
 def test_two_runs_are_wanted(fails: Callable[..., str], sim: Path, tmp_path: Path) -> None:

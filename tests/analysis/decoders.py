@@ -1,0 +1,26 @@
+"""Decoders of tiny runs that nobody trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from simdist.cli import read_config
+from simdist.config import to_dict
+from simdist.decoding.settings import DecoderLoss, DecodingConfig, folder_name
+from simdist.engine.checkpoint import Checkpoint, Retention, save_checkpoint
+from simdist.loading import load_encoder
+from simdist.models.decoder import Decoder
+from simdist.models.encoder import hash_weights
+
+
+def make_decoder(folder: Path, module: int, loss: DecoderLoss = "mse") -> None:
+    """A decoder as `simdist.decode` would have left it, with the weights that it begins with."""
+    config, weights = read_config(folder / "config.yaml"), hash_weights(load_encoder(folder))[:16]
+    settings = DecodingConfig(module, loss, encoder_step=10, encoder_weights=weights, data=config.data)
+    place = folder / "decoders" / folder_name(module, loss, False)
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text(yaml.safe_dump(to_dict(settings)))
+    decoder = Decoder(config.model, module, config.data.crop, seed=module)
+    save_checkpoint(place / "checkpoints", Checkpoint(1, 0, "", decoder.state_dict(), []), Retention(1))
