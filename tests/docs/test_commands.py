@@ -44,10 +44,15 @@ STAND_INS = {  # files that an earlier command of the page makes, words for any 
     "WHICH": "weights",
     "PROFILE": "gpu",
     "COMMAND": "train",
+    "five_modules.yaml": "configs/debug.yaml",  # test_adding_pages.py runs them with their own
+    "averaged.yaml": "configs/debug.yaml",
     "runs/imported/config.yaml": "configs/sim_librispeech.yaml",
     "slurm/profiles/mine.yaml": "slurm/profiles/gpu.yaml",
     "configs/sweeps/mine.yaml": "configs/sweeps/smoke.yaml",
 }
+
+TITLED = {block.title for page in PAGES for block in blocks(page, "python", "yaml", "diff") if block.title}
+"""Files that a page shows as a whole."""
 
 
 class UnderstoodError(Exception):
@@ -103,6 +108,10 @@ def understand(words: Sequence[str]) -> str:
         return made(rest)
     if program == "pip":
         return installed(rest)
+    if program == "git":
+        assert rest[0] == "apply"
+        assert rest[1] in TITLED
+        return "test_adding_pages.py applies it"
     if program == "cp":
         assert (ROOT / rest[0]).is_file()
         return "copies a file that is there"
@@ -133,6 +142,8 @@ def module(name: str, words: list[str]) -> str:
 
 
 def script(path: str, words: list[str]) -> str:
+    if path in TITLED:
+        return "test_adding_pages.py runs it"
     assert (ROOT / path).is_file(), path
     return parsed_by(path.removesuffix(".py").replace("/", "."), words)
 
