@@ -9,6 +9,7 @@ from simdist import __version__
 from simdist.cli import fail, run
 
 COMMANDS = {
+    "download": "LibriSpeech, with CPC's splits and phone labels",
     "pack": "a corpus becomes WebDataset shards",
     "train": "train the greedy modules of an encoder",
     "probe": "train simple classifiers on what each greedy module says",

@@ -19,9 +19,11 @@ from rich.markup import escape
 
 from simdist.cli import Parser, fail, run
 from simdist.data import folders, packing, verifying
+from simdist.data.addresses import LABELLED_SUBSET
 from simdist.data.artificial_speech import artificial_speech
 from simdist.data.corpora import Corpus
-from simdist.data.librispeech import SplitLists, librispeech
+from simdist.data.downloads import DEFAULT_ROOT, Layout, downloaded
+from simdist.data.librispeech import TEST_FRACTION, SplitLists, librispeech
 from simdist.data.packing import Options, PackedSplit
 from simdist.data.shards import PackingError
 from simdist.data.splits import open_split
@@ -29,19 +31,26 @@ from simdist.data.synthetic import Parameters, generate, planned
 from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 from simdist.stopping import Stop, StoppedError, exit_code
 
+DEFAULT_OUT = Path("data/librispeech")
+
 _ABOUT = """Pack a corpus into WebDataset shards, with an index and a manifest, for simdist.train.
 
   python -m simdist.pack synthetic data/made data/synthetic
+  python -m simdist.pack librispeech
   python -m simdist.pack librispeech /corpora/LibriSpeech data/librispeech --subsets train-clean-100
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav
 
 A packing that was stopped or killed continues where it was when the same command is run again."""
 
-_LIBRISPEECH = """Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac) into the splits train and test.
+_LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac) into the splits train and test.
 
+  python -m simdist.pack librispeech
   python -m simdist.pack librispeech /corpora/LibriSpeech data/librispeech --subsets train-clean-100 \\
       --train-split train_split.txt --test-split test_split.txt --phones converted_aligned_phones.txt
-  python -m simdist.pack librispeech /corpora/LibriSpeech data/all --test-fraction 0.05 --workers 16"""
+  python -m simdist.pack librispeech /corpora/LibriSpeech data/all --test-fraction 0.05 --workers 16
+
+Without SOURCE and OUT it packs what simdist.download left in {DEFAULT_ROOT} into {DEFAULT_OUT}: {LABELLED_SUBSET}
+with CPC's splits and phone labels if they are there, otherwise every subset."""
 
 _ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and
 syllables_test, at 16 kHz. SOURCE holds the folders `reshuffledv2` and `split up data padded`.
@@ -65,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, pack, and say what came out; returns the exit code."""
     parsed = _parser().parse_args(argv)
     corpus_name, arguments = parsed.corpus, parsed[parsed.corpus]
-    out = Path(arguments.OUT)
     console = Console(soft_wrap=True, highlight=False)
+    if corpus_name == "librispeech":
+        _fill_in(arguments, console)
+    out = Path(arguments.OUT)
     stop = Stop()
     try:
         with stop.installed():
@@ -108,8 +119,11 @@ def _parser() -> Parser:
         ("synthetic", _SYNTHETIC, "Folder in which the corpus is made.", 20_480),
     ):
         sub = Parser(description=about)
-        sub.add_argument("SOURCE", type=str, help=source)
-        sub.add_argument("OUT", type=str, help="Folder for the packed splits; give it as --data.root later.")
+        optional = {"nargs": "?", "default": None} if name == "librispeech" else {}
+        sub.add_argument("SOURCE", type=str, help=source, **optional)
+        sub.add_argument(
+            "OUT", type=str, help="Folder for the packed splits; give it as --data.root later.", **optional
+        )
         _SPECIFIC[name](sub)
         _add_common(sub, min_samples)
         commands.add_subcommand(name, sub, help=_IN_SHORT[name])
@@ -128,7 +142,8 @@ def _add_librispeech(parser: Parser) -> None:
     )
     add("--train-split", type=str | None, default=None, help="File of the utterance ids to train on, one a line.")
     add("--test-split", type=str | None, default=None, help="File of the utterance ids to test on, one a line.")
-    add("--test-fraction", type=float, default=0.1, help="Without lists: share of each speaker held out; 0 for none.")
+    fraction = f"Without lists: share of each speaker held out; {TEST_FRACTION:g} if not given, 0 for none."
+    add("--test-fraction", type=float | None, default=None, help=fraction)
     add("--phones", type=str | None, default=None, help="converted_aligned_phones.txt: id and one class each 10 ms.")
 
 
@@ -172,12 +187,36 @@ def _planned(name: str, arguments: Any, console: Console, stop: Stop) -> Corpus:
     if (arguments.train_split is None) != (arguments.test_split is None):
         given = "--train-split" if arguments.test_split is None else "--test-split"
         raise InputError(f"only {given} is given; give both lists, or neither for a --test-fraction")
-    if not 0 <= arguments.test_fraction < 1:
-        raise InputError(f"--test-fraction is {arguments.test_fraction:g}; it must be at least 0 and less than 1")
+    test_fraction = TEST_FRACTION if arguments.test_fraction is None else arguments.test_fraction
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"--test-fraction is {test_fraction:g}; it must be at least 0 and less than 1")
     lists = SplitLists(Path(arguments.train_split), Path(arguments.test_split)) if arguments.train_split else None
-    subsets = re.findall(r"[^\s,]+", " ".join(arguments.subsets or []))  # between words commas do as well
     phones = Path(arguments.phones) if arguments.phones else None
-    return librispeech(source, subsets, lists, arguments.test_fraction, phones)
+    return librispeech(source, _subsets(arguments), lists, test_fraction, phones)
+
+
+def _subsets(arguments: Any) -> list[str]:
+    return re.findall(r"[^\s,]+", " ".join(arguments.subsets or []))  # between words commas do as well
+
+
+def _fill_in(arguments: Any, console: Console) -> None:
+    """Without SOURCE and OUT: what simdist.download left; what is given on the command line stays."""
+    if arguments.OUT is not None:
+        return
+    if arguments.SOURCE is not None:
+        raise InputError("OUT is missing: give SOURCE and OUT, or neither to pack what simdist.download left")
+    layout = Layout()
+    found = downloaded(layout, _subsets(arguments))
+    arguments.SOURCE, arguments.OUT, arguments.subsets = str(layout.root), str(DEFAULT_OUT), list(found.subsets)
+    given = arguments.train_split or arguments.test_split or arguments.test_fraction is not None
+    taken = []
+    if found.lists and not given:
+        arguments.train_split, arguments.test_split = str(found.lists.train), str(found.lists.test)
+        taken += [arguments.train_split, arguments.test_split]
+    if found.phones and not arguments.phones:
+        arguments.phones = str(found.phones)
+        taken.append(arguments.phones)
+    console.print(f"packing {escape(str(layout.corpus))}{' with ' * bool(taken)}{escape(', '.join(taken))}")
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def test_configuration_and_command_lines_import_no_torch() -> None:
         "analysis/settings",
         "decoding/settings",
         "pack",
+        "download",
         "import_upstream",
         "doctor",
         "profiles",

@@ -27,18 +27,18 @@ from simdist.errors import InputError
 from simdist.probing.settings import modules_in
 from simdist.stopping import Stop
 
-CLASSES = {  # analysis -> the class in the file of its name
-    "weights": "Weights",
-    "contribution": "Contribution",
-    "total-correlation": "TotalCorrelation",
-    "distributions": "Distributions",
-    "embedding": "Embedding",
-    "scatter": "Scatter",
-    "traversal": "Traversal",
-    "interpolation": "Interpolation",
-    "samples": "Samples",
-    "disentanglement": "Disentanglement",
-    "robustness": "Robustness",
+CLASSES = {  # analysis -> module:class; another package may add its own, see docs/adding_an_analysis.md
+    "weights": "simdist.analysis.weights:Weights",
+    "contribution": "simdist.analysis.contribution:Contribution",
+    "total-correlation": "simdist.analysis.total_correlation:TotalCorrelation",
+    "distributions": "simdist.analysis.distributions:Distributions",
+    "embedding": "simdist.analysis.embedding:Embedding",
+    "scatter": "simdist.analysis.scatter:Scatter",
+    "traversal": "simdist.analysis.traversal:Traversal",
+    "interpolation": "simdist.analysis.interpolation:Interpolation",
+    "samples": "simdist.analysis.samples:Samples",
+    "disentanglement": "simdist.analysis.disentanglement:Disentanglement",
+    "robustness": "simdist.analysis.robustness:Robustness",
 }
 
 
@@ -70,7 +70,8 @@ class Command:
 
     def _plan(self, which: str, subject: Subject, settings: AnalysisSettings) -> list[tuple[int, Analysis]]:
         """The modules to analyse; of `all`, those that the analysis fits."""
-        kind = getattr(importlib.import_module(f"simdist.analysis.{which.replace('-', '_')}"), CLASSES[which])
+        module_name, _, class_name = CLASSES[which].partition(":")
+        kind = getattr(importlib.import_module(module_name), class_name)
         wanted, planned, reasons = modules_in(settings.module, len(subject.encoder.stack)), [], []
         for module in wanted:
             try:

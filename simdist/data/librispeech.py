@@ -26,6 +26,7 @@ from simdist.data.corpora import (
 )
 from simdist.errors import InputError
 
+TEST_FRACTION = 0.1
 LAYOUT = "SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac"
 _KEY = re.compile(r"\d+-\d+-\d+")
 
@@ -42,7 +43,7 @@ def librispeech(
     source: Path,
     subsets: Sequence[str] = (),
     lists: SplitLists | None = None,
-    test_fraction: float = 0.1,
+    test_fraction: float = TEST_FRACTION,
     phones: Path | None = None,
 ) -> Corpus:
     """Plan the splits `train` and `test` of a corpus in LibriSpeech's layout.

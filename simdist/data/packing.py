@@ -101,14 +101,14 @@ def pack(corpus: Corpus, out: Path, options: Options, console: Console, stop: St
 
 
 @contextmanager
-def locked(out: Path, name: str = ".pack.lock", wait: bool = False) -> Iterator[None]:
-    """Create `out` and keep other packings away from it."""
+def locked(out: Path, name: str = ".pack.lock", wait: bool = False, writer: str = "simdist.pack") -> Iterator[None]:
+    """Create `out` and keep other packings, or other processes of `writer`, away from it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(out / name, timeout=-1 if wait else LOCK_SECONDS)
         lock.acquire()
     except filelock.Timeout as error:
-        raise InputError(f"another simdist.pack is writing to {out}; wait for it, or choose another folder") from error
+        raise InputError(f"another {writer} is writing to {out}; wait for it, or choose another folder") from error
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
     except NotImplementedError:

@@ -1,0 +1,73 @@
+"""The table for people who come from the authors' code: its right column names things that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pages import ROOT
+from test_commands import UnderstoodError, parsing_only
+
+from simdist import analyze, cli, probe
+from simdist.decode import main as decode
+from simdist.train import main as train
+
+PAGE = (ROOT / "docs" / "upstream.md").read_text()
+ROWS = [line.strip("|").rsplit(" | ", 1) for line in PAGE.splitlines() if re.match(r"\| [`a-zA-Z]", line)]
+
+
+def options_of(parser: cli.Parser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Of every command that the table names options of."""
+    found = options_of(probe._parser())
+    for sub in analyze._parser()[1].values():
+        found |= options_of(sub)
+    for main in (train, decode):
+        with parsing_only(), pytest.raises(UnderstoodError) as understood:
+            main([])
+        found |= options_of(understood.value.parser)  # pyright: ignore[reportArgumentType]
+    return found | {"--train-split", "--test-split"}  # of simdist.pack, whose subcommands test_pack.py looks at
+
+
+def test_the_table_is_read() -> None:
+    assert len(ROWS) > 60
+    assert all(len(row) == 2 for row in ROWS)
+
+
+def test_every_option_on_the_right_exists(options: set[str]) -> None:
+    named = {option for _, ours in ROWS for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", ours)}
+    commands = {"--cluster", "--config"}
+    assert named - options - commands == set()
+    assert len(named) > 35
+
+
+def test_every_preset_and_analysis_on_the_right_exists() -> None:
+    for _, ours in ROWS:
+        for preset in re.findall(r"(\w+)\.yaml", ours):
+            assert (ROOT / "configs" / f"{preset}.yaml").is_file() or (
+                ROOT / "configs" / "sweeps" / f"{preset}.yaml"
+            ).is_file(), preset
+    for name in ("distributions", "scatter", "traversal"):
+        assert name in analyze.ENTRIES
+        assert f"`{name}`" in PAGE
+
+
+def test_every_loss_of_a_decoder_exists() -> None:
+    from simdist.models.waveform_losses import LOSSES
+
+    (row,) = (ours for theirs, ours in ROWS if "decoder_loss" in theirs)
+    named = re.findall(r"`(?:--loss )?([\w+]+)`", row)
+    assert named == ["mse", "spectral", "mse+spectral", "fft", "mse+fft", "mel", "mse+mel"]
+    assert set(named) <= set(LOSSES)
+
+
+def test_pages_that_are_named_exist() -> None:
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
+        for name in re.findall(r"`(docs/[\w.]+)`|\((docs/[\w.]+)\)", page.read_text()):
+            path = "".join(name)
+            assert Path(ROOT / path).is_file(), f"{page.name} names {path}"
