@@ -11,11 +11,11 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: pyproject.toml | $(VENV)/created
-	$(BIN)/pip install --quiet -e '.[demo]'
+	$(BIN)/pip install --quiet -e '.[demo,report]'
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/created
-	$(BIN)/pip install --quiet -e '.[demo,deepspeed,dev]'
+	$(BIN)/pip install --quiet -e '.[demo,deepspeed,report,dev]'
 	touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed  ## train a small SIM on synthetic speech

@@ -1,24 +1,32 @@
-"""Numbers out of run folders: each run's configuration, last losses and probes, as flat measurements."""
+"""Numbers out of run folders: each run's configuration, metrics, probes, decoders and analyses. Imports no torch.
+
+Run folders are written to while they are read, by jobs of other versions and by people: what cannot be read is named
+and passed over, never an error.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from simdist.config import Config, identity_keys
-from simdist.durable import read_json_lines
 from simdist.engine.run import CONFIG, DONE, METRICS
 from simdist.errors import InputError
+from simdist.redaction import redacted
+from simdist.reporting.analyses import Finding, read_findings
+from simdist.reporting.files import SHAPELESS, Problem, flat, reason_of
+from simdist.reporting.measurement import Measurement
+from simdist.reporting.probes import Trajectory, read_probes
 
-Family = Literal["encoder", "probe", "few-labels"]
 ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
-PROBES, RESULT = "probes", "result.json"
-SEEDS = ("seed", "view.seed", "probe.seed")
+MOST_LINES = 400  # of a kind that are parsed
+KIND, STAGE = re.compile(r'"kind": ?"(\w+)"'), re.compile(r'"module": ?(\d+)')
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 
 
@@ -32,10 +40,8 @@ class RunRecord:
     finished: bool
     step: int
     """Of the last line of metrics; 0 without any."""
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
+    name: str
+    """The folder's, with the one above where several runs are called alike."""
 
     @property
     def seed(self) -> int:
@@ -43,17 +49,18 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One number of one module of one run."""
+class RunContent:
+    """All that is reported of a run."""
 
-    run: str
-    family: Family
-    what: dict[str, Any]
-    """What was measured: the split of a loss; a probe's label, features, settings; the examples a class."""
-    module: int | None
-    """None for what has no module, such as MFCC."""
-    metric: str
-    value: float
+    record: RunRecord
+    measurements: list[Measurement]
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl that hold modules, in order; of long files some of each kind, the last always."""
+    findings: list[Finding] = field(default_factory=list)
+    """Newest analysis of each kind and module, and decoders."""
+    trajectories: list[Trajectory] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    """Files that could not be used."""
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -73,13 +80,82 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def read_run(folder: Path) -> tuple[RunRecord, list[Measurement]]:
-    """A run and all its measurements."""
-    config = _flat(LOADER((folder / CONFIG).read_text()).get_single_data())
-    kept = {key: config[key] for key in ("name", *identity_keys(Config())) if key in config}
-    lines = read_json_lines(folder / METRICS)
-    record = RunRecord(folder, kept, (folder / DONE).exists(), lines[-1]["step"] if lines else 0)
-    return record, [*_of_encoder(folder.name, lines), *_of_probes(folder)]
+def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What each run is called: its folder, with folders above where that tells it from others."""
+    names = {}
+    for folder in folders:
+        parts, count = folder.resolve().parts[1:], 1
+        others = [other.resolve().parts[1:] for other in folders if other is not folder]
+        alike = [other for other in others if other[-1:] == parts[-1:]]
+        while count < len(parts) and any(other[-count:] == parts[-count:] for other in alike):
+            count += 1
+        names[folder] = "/".join(parts[-count:])
+    return names
+
+
+def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
+    """A run and all its measurements; why not, where its configuration cannot be read.
+
+    Args:
+        folder: the run's.
+        name: what it is called; null takes the folder's name.
+    """
+    name = name or folder.name
+    try:
+        config = flat(LOADER((folder / CONFIG).read_text(encoding="utf-8")).get_single_data())
+        kept = {key: _shown(config[key]) for key in ("name", *identity_keys(Config())) if key in config}
+        kept["name"], kept["seed"] = str(kept["name"]), int(kept["seed"])
+    except (OSError, yaml.YAMLError, *SHAPELESS) as error:
+        return Problem(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
+    problems: list[Problem] = []
+    lines = _metrics(folder / METRICS, problems)
+    record = RunRecord(folder, kept, (folder / DONE).exists(), lines[-1]["step"] if lines else 0, name)
+    probes, trajectories = read_probes(folder, name, problems)
+    findings = read_findings(folder, name, problems)
+    analysed = [item for finding in findings for item in finding.measurements]
+    measured = [*_of_encoder(name, lines), *probes, *analysed]
+    return RunContent(record, measured, lines, findings, trajectories, problems)
+
+
+def _shown(value: Any) -> Any:
+    """A value without secrets: a page is sent to others."""
+    return redacted(value) if isinstance(value, str) else value
+
+
+def _metrics(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Lines with modules, of long files some (`_chosen`); how many are torn or of another kind is a problem."""
+    lines, foreign = [], 0
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        problems.append(Problem(path, f"cannot be read ({reason_of(error)})"))
+        return []
+    whole = [line for line in text.split("\n") if line.startswith("{") and line.endswith("}")]
+    foreign += sum(1 for line in text.split("\n") if line.strip()) - len(whole)
+    for line in _chosen(whole):
+        try:
+            found = json.loads(line)
+            fits = isinstance(found["step"], int) and all(isinstance(module, dict) for module in found["modules"])
+            lines += [found] if fits and isinstance(found["kind"], str) else []
+            foreign += not fits
+        except SHAPELESS:
+            foreign += 1
+    if foreign:
+        problems.append(Problem(path, f"has {foreign} lines that are torn or no metrics; they are left out"))
+    return lines
+
+
+def _chosen(lines: list[str]) -> list[str]:
+    """At most `MOST_LINES` of each kind and stage, evenly, the last always: a long run has 10,000 of them."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, line in enumerate(lines):
+        kind, stage = KIND.search(line), STAGE.search(line)
+        places.setdefault((kind[1] if kind else "", stage[1] if stage else ""), []).append(place)
+    kept: set[int] = set()
+    for own in places.values():
+        step = max(1, -(-len(own) // MOST_LINES))
+        kept.update(own[::-step])
+    return [lines[place] for place in sorted(kept)]
 
 
 def _of_encoder(run: str, lines: list[dict[str, Any]]) -> Iterator[Measurement]:
@@ -93,53 +169,3 @@ def _of_encoder(run: str, lines: list[dict[str, Any]]) -> Iterator[Measurement]:
             for metric in ENCODER_METRICS:
                 if isinstance(values.get(metric), int | float):
                     yield Measurement(run, "encoder", {"split": kind}, m, metric, float(values[metric]))
-
-
-def _of_probes(folder: Path) -> Iterator[Measurement]:
-    """Every probe's test accuracy; of several checkpoints of one run, the last."""
-    results = [result for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")) if (result := _read(path))]
-    newest: dict[str, dict[str, Any]] = {}
-    for result in results:
-        key = json.dumps([_what(result), result["source"]["module"], "curve" in result], sort_keys=True)
-        if key not in newest or (result["source"]["step"] or 0) > (newest[key]["source"]["step"] or 0):
-            newest[key] = result
-    for result in newest.values():
-        yield from _of_result(folder.name, result)
-
-
-def _of_result(run: str, result: dict[str, Any]) -> Iterator[Measurement]:
-    what, module = _what(result), result["source"]["module"]
-    if "curve" in result:
-        for point in result["curve"]:
-            examples = {**what, "examples": point["examples_per_class"]}
-            yield Measurement(run, "few-labels", examples, module, "accuracy", point["accuracy"]["value"])
-        return
-    tested = result["test"]
-    for metric in ("accuracy", "balanced_accuracy"):
-        yield Measurement(run, "probe", what, module, metric, tested[metric]["value"])
-    if "without_silence" in tested:
-        value = tested["without_silence"]["accuracy"]["value"]
-        yield Measurement(run, "probe", what, module, "accuracy_without_silence", value)
-
-
-def _what(result: dict[str, Any]) -> dict[str, Any]:
-    """A probe without what differs from seed to seed: label, features, and every setting."""
-    flat = {"label": result["label"], "features": result["source"]["kind"]}
-    settings = {**_flat({"view": result["view"]}), **_flat({"probe": result["probe"]})}
-    flat |= {key: value for key, value in settings.items() if key not in SEEDS}
-    return flat | {"chance": result["chance"]}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # being written by a job of another version, or torn
-        return None
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

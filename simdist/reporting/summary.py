@@ -8,7 +8,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simdist.reporting.collect import Family, Measurement, RunRecord
+from simdist.reporting.collect import RunRecord
+from simdist.reporting.measurement import Family, Measurement
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,18 @@ def summarize(
     runs: Sequence[RunRecord], measurements: Sequence[Measurement], keys: Sequence[str]
 ) -> dict[Cell, Statistic]:
     """Values of runs that differ in nothing but the seed, together."""
-    groups = {run.name: tuple(_plain(run.config.get(key)) for key in keys) for run in runs}
+    groups = {run.name: group_of(run, keys) for run in runs}
     values: dict[Cell, list[float]] = {}
     for item in measurements:
         what = json.dumps(item.what, sort_keys=True)
         cell = Cell(groups[item.run], item.family, what, item.module, item.metric)
         values.setdefault(cell, []).append(item.value)
     return {cell: Statistic(tuple(found)) for cell, found in values.items()}
+
+
+def group_of(run: RunRecord, keys: Sequence[str]) -> tuple[Any, ...]:
+    """The values of the keys that tell groups of runs apart."""
+    return tuple(_plain(run.config.get(key)) for key in keys)
 
 
 def _plain(value: Any) -> Any:

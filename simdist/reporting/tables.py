@@ -5,42 +5,61 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
-from simdist.reporting.collect import ENCODER_METRICS, Measurement, RunRecord
+from simdist.reporting.collect import ENCODER_METRICS, RunRecord
+from simdist.reporting.measurement import Measurement
+from simdist.reporting.significance import Comparison, winners
 from simdist.reporting.summary import Cell, Statistic, telling_keys
 
 FIXED = ("label", "features", "probe.probe")  # columns that every table of probes has
 PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
 EMPTY = "–"
+KINDS_OF_LOSS = {"train": "training step logged", "validation": "validation"}
+STAR, STAR_MEANS = " *", "* above every other encoder on this probe and module (Welch's t-test, Holm, 5 %)"
 
 
 @dataclass(frozen=True)
 class Section:
     """One table."""
 
+    name: str
+    """A word: its anchor on the page, its label in LaTeX."""
     title: str
     columns: list[str]
     rows: list[list[str]]
     num_text: int
     """Columns from the left that are text, the rest are numbers."""
+    note: str = ""
+    """A sentence under the table."""
 
 
-def sections(cells: Mapping[Cell, Statistic], keys: Sequence[str], metric: str = "accuracy") -> list[Section]:
-    """Every table that has a row: encoders, probes, few labels.
+def sections(
+    cells: Mapping[Cell, Statistic],
+    keys: Sequence[str],
+    metric: str = "accuracy",
+    comparisons: Sequence[Comparison] = (),
+) -> list[Section]:
+    """Every table of encoders and probes that has a row: encoders, probes, few labels.
 
     Args:
         cells: what `summarize` found.
         keys: the configuration keys that its groups have values of.
         metric: of the probes.
+        comparisons: of the probes' accuracies; groups that are above all others get a star.
     """
-    heads = [key.rpartition(".")[2] if key != "name" else "encoder" for key in keys]
-    every = (_encoders(cells, heads), _probes(cells, heads, metric), _few_labels(cells, heads))
+    heads = headings(keys)
+    every = (_encoders(cells, heads), _probes(cells, heads, metric, winners(comparisons)), _few_labels(cells, heads))
     return [section for section in every if section.rows]
+
+
+def headings(keys: Sequence[str]) -> list[str]:
+    """What the configuration keys that tell groups apart are called at the head of a column."""
+    return [key.rpartition(".")[2] if key != "name" else "encoder" for key in keys]
 
 
 def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
@@ -53,14 +72,14 @@ def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
     rows = []
     for group, module in dict.fromkeys((cell.group, cell.module) for cell in own):
         values = {cell.metric: value for cell, value in own.items() if (cell.group, cell.module) == (group, module)}
-        cells_of_row = [_text(values.get(metric), most, 100 if metric in PERCENT else 1) for metric in metrics]
-        rows.append([*map(_plain, group), str(module), str(most_of(values)), *cells_of_row])
+        cells_of_row = [text_of(values.get(metric), most, 100 if metric in PERCENT else 1) for metric in metrics]
+        rows.append([*map(plain, group), str(module), str(most_of(values)), *cells_of_row])
     names = [f"{metric} %" if metric in PERCENT else metric.replace("_", " ") for metric in metrics]
-    title = f"Encoders: last {split} of each greedy module, mean ± standard deviation over seeds"
-    return Section(title, [*heads, "module", "seeds", *names], rows, len(heads) + 1)
+    title = f"Encoders: last {KINDS_OF_LOSS[split]} of each greedy module, mean ± standard deviation over seeds"
+    return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1)
 
 
-def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str) -> Section:
+def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best: Collection[Any]) -> Section:
     own = {cell: value for cell, value in cells.items() if cell.family == "probe" and cell.metric == metric}
     modules = _modules(own)
     keys = _settings(own)
@@ -69,15 +88,18 @@ def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str) -> S
     for what, group in dict.fromkeys((cell.what, cell.group) for cell in _by_label(own)):
         values = {cell.module: value for cell, value in own.items() if (cell.what, cell.group) == (what, group)}
         said = json.loads(what)
-        numbers = [_text(values.get(module), most, 100) for module in modules]
+        numbers = [
+            text_of(values.get(module), most, 100) + STAR * ((what, module, group) in best) for module in modules
+        ]
         chance = f"{100 * said['chance']:.1f}"
         rows.append(
-            [*map(_plain, group), *(_plain(said.get(key)) for key in keys), str(most_of(values)), *numbers, chance]
+            [*map(plain, group), *(plain(said.get(key)) for key in keys), str(most_of(values)), *numbers, chance]
         )
     named = [key.rpartition(".")[2] for key in keys]
     columns = ["whole" if module is None else f"module {module}" for module in modules]
     title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
-    return Section(title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named))
+    note = STAR_MEANS if any(STAR in text for row in rows for text in row) else ""
+    return Section("probes", title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named), note)
 
 
 def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
@@ -89,15 +111,16 @@ def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
     for cell in _by_label(own):
         said = json.loads(cell.what)
         module = EMPTY if cell.module is None else str(cell.module)
-        row = (*map(_plain, cell.group), *(_plain(said.get(key)) for key in keys), module)
+        row = (*map(plain, cell.group), *(plain(said.get(key)) for key in keys), module)
         lines.setdefault(row, {})[said["examples"]] = own[cell]
     rows = [
-        [*row, str(most_of(values)), *(_text(values.get(size), most, 100) for size in sizes)]
+        [*row, str(most_of(values)), *(text_of(values.get(size), most, 100) for size in sizes)]
         for row, values in lines.items()
     ]
     named = [key.rpartition(".")[2] for key in keys]
     title = "Few labels: test accuracy in % by labelled examples a class, mean ± standard deviation over seeds"
-    return Section(title, [*heads, *named, "module", "seeds", *map(str, sizes)], rows, len(heads) + len(named) + 1)
+    columns = [*heads, *named, "module", "seeds", *map(str, sizes)]
+    return Section("few-labels", title, columns, rows, len(heads) + len(named) + 1)
 
 
 def _settings(cells: Mapping[Cell, Statistic], never: Sequence[str] = ()) -> list[str]:
@@ -126,26 +149,47 @@ def most_of(values: Mapping[Any, Statistic]) -> int:
     return max((value.count for value in values.values()), default=0)
 
 
-def _text(value: Statistic | None, most: int, scale: float) -> str:
+def text_of(value: Statistic | None, most: int, scale: float = 1, digits: int | None = None) -> str:
     """`61.2 ± 0.4`, with `(3)` behind it where fewer seeds than elsewhere are in."""
     if value is None:
         return EMPTY
-    digits = 1 if scale == 100 else 3
+    if digits is None:
+        digits = 1 if scale == 100 else 3
     text = f"{scale * value.mean:.{digits}f}"
     if value.deviation is not None:
         text += f" ± {scale * value.deviation:.{digits}f}"
     return text if value.count == most else f"{text} ({value.count})"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a configuration, for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return EMPTY if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def split_by(section: Section, column: str) -> list[Section]:
+    """A table in parts, one for each value of a column, which then stands in the title."""
+    place = section.columns.index(column)
+    values = list(dict.fromkeys(row[place] for row in section.rows))
+    if len(values) < 2:
+        return [section]
+    return [
+        replace(
+            section,
+            name=f"{section.name}-{number}",
+            title=f"{section.title}: {value}",
+            columns=section.columns[:place] + section.columns[place + 1 :],
+            rows=[row[:place] + row[place + 1 :] for row in section.rows if row[place] == value],
+            num_text=section.num_text - 1,
+        )
+        for number, value in enumerate(values)
+    ]
+
+
 def as_rich(section: Section) -> Table:
     """For the terminal."""
-    table = Table(title=section.title, title_justify="left")
+    table = Table(title=section.title, title_justify="left", caption=section.note or None, caption_justify="left")
     for number, column in enumerate(section.columns):
         table.add_column(column, justify="left" if number < section.num_text else "right", no_wrap=True)
     for row in section.rows:
@@ -158,7 +202,8 @@ def as_markdown(section: Section) -> str:
     marks = [":--" if number < section.num_text else "--:" for number in range(len(section.columns))]
     rows = [section.columns, marks, *section.rows]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"## {section.title}", "", *lines, ""])
+    notes = ["", section.note] if section.note else []
+    return "\n".join([f"## {section.title}", "", *lines, *notes, ""])
 
 
 def measurements_csv(runs: Sequence[RunRecord], measurements: Sequence[Measurement], keys: Sequence[str]) -> str:

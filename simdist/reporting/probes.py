@@ -1,0 +1,77 @@
+"""What a run's probes reached: test accuracies, few-label curves, and accuracy over training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simdist.reporting.files import SHAPELESS, Problem, flat, read_json, reason_of
+from simdist.reporting.measurement import Measurement
+
+PROBES, RESULT = "probes", "result.json"
+SEEDS = ("seed", "view.seed", "probe.seed")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Test accuracy of one probe at several checkpoints of the encoder."""
+
+    run: str
+    what: dict[str, Any]
+    module: int
+    steps: list[int]
+    accuracies: list[float]
+    """Shares of test vectors."""
+
+
+def read_probes(folder: Path, run: str, problems: list[Problem]) -> tuple[list[Measurement], list[Trajectory]]:
+    """Every probe's test accuracies, of several checkpoints the last, and those of all checkpoints."""
+    kept: dict[str, list[tuple[int, list[Measurement]]]] = {}
+    for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")):
+        result = read_json(path, problems)
+        if result is None:
+            continue
+        try:
+            found = list(_of_result(run, result))
+            key = json.dumps([_what(result), result["source"]["module"], "curve" in result], sort_keys=True)
+            kept.setdefault(key, []).append((int(result["source"]["step"] or 0), found))
+        except SHAPELESS as error:
+            problems.append(Problem(path, f"is not the result of a probe ({reason_of(error)})"))
+    measured, trajectories = [], []
+    for results in kept.values():
+        measured += max(results, key=lambda pair: pair[0])[1]
+        trajectories += _trajectory(results)
+    return measured, trajectories
+
+
+def _trajectory(results: list[tuple[int, list[Measurement]]]) -> Iterator[Trajectory]:
+    points = {step: found[0] for step, found in sorted(results, key=lambda pair: pair[0]) if found}
+    first = next(iter(points.values()), None)
+    if first is not None and first.family == "probe" and first.module is not None and len(points) > 1:
+        yield Trajectory(first.run, first.what, first.module, list(points), [item.value for item in points.values()])
+
+
+def _of_result(run: str, result: dict[str, Any]) -> Iterator[Measurement]:
+    what, module = _what(result), result["source"]["module"]
+    if "curve" in result:
+        for point in result["curve"]:
+            examples = {**what, "examples": point["examples_per_class"]}
+            yield Measurement(run, "few-labels", examples, module, "accuracy", float(point["accuracy"]["value"]))
+        return
+    tested = result["test"]
+    for metric in ("accuracy", "balanced_accuracy"):
+        yield Measurement(run, "probe", what, module, metric, float(tested[metric]["value"]))
+    if "without_silence" in tested:
+        value = tested["without_silence"]["accuracy"]["value"]
+        yield Measurement(run, "probe", what, module, "accuracy_without_silence", float(value))
+
+
+def _what(result: dict[str, Any]) -> dict[str, Any]:
+    """A probe without what differs from seed to seed: label, features, and every setting."""
+    named = {"label": result["label"], "features": result["source"]["kind"]}
+    settings = {**flat({"view": result["view"]}), **flat({"probe": result["probe"]})}
+    named |= {key: value for key, value in settings.items() if key not in SEEDS}
+    return named | {"chance": result["chance"]}
