@@ -44,43 +44,45 @@ class SummedLoss(nn.Module):
         self.stack = nn.ModuleList(stack)
 
     def forward(self, x: Tensor, draws: list[Draws], beta: float) -> tuple[Tensor, list[ModuleLoss]]:
-        """The sum of the modules' losses on (B, T, 1) audio, and what each made of it."""
+        """The sum of the modules' losses on (B, T, 1) audio, and what each made of it.
+
+        A loss that is not finite makes all gradients of its module NaN, so that every rank learns of it from the sum.
+        """
         outcomes: list[ModuleLoss] = []
         for module, drawn in zip(self.stack, draws, strict=True):
             outcomes.append(module(x, drawn, beta))
             x = outcomes[-1].latent
-        return torch.stack([outcome.loss for outcome in outcomes]).sum(), outcomes
+        losses = torch.stack([outcome.loss for outcome in outcomes])
+        gates = torch.where(losses.detach().isfinite(), 1.0, torch.nan)
+        return (losses * gates).sum(), outcomes
 
 
-class GroupClipping:
-    """Clips each parameter group by its own norm, over all ranks' partitions of it, just before it is updated.
+class GroupUpdates:
+    """Clips each parameter group by its own norm just before it is updated, and skips it where that is not finite.
 
     Args:
-        optimizer: the one that ZeRO steps, group by group.
+        optimizer: the one that ZeRO steps, group by group; fused, so that the device decides what is skipped.
         limit: the largest norm; None does not clip.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, limit: float | None) -> None:
         self._limit = limit
-        self.measure = False
-        """Whether norms are wanted although nothing is clipped."""
         self.norms: list[Tensor] = []
-        """Of the groups that were updated since this was last cleared."""
-        optimizer.register_step_pre_hook(self._clip)
+        """Of the groups that came by since this was last cleared, over all ranks' partitions."""
+        optimizer.register_step_pre_hook(self._prepare)
 
-    def _clip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _prepare(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if self._limit is None and not self.measure:
-            return
-        for group in optimizer.param_groups:
-            gradients = [p.grad for p in group["params"]]  # one: this rank's partition of the group
-            square = torch.stack([torch.linalg.vector_norm(gradient).square() for gradient in gradients]).sum()
-            dist.all_reduce(square)
-            self.norms.append(square.sqrt())
-            if self._limit is not None:
-                scale = (self._limit / (self.norms[-1] + 1e-6)).clamp(max=1.0)
-                for gradient in gradients:
-                    gradient.mul_(scale)
+        (group,) = optimizer.param_groups
+        gradients = [p.grad for p in group["params"]]  # one: this rank's partition of the group
+        square = torch.stack([torch.linalg.vector_norm(gradient).square() for gradient in gradients]).sum()
+        dist.all_reduce(square)
+        self.norms.append(square.sqrt())
+        if self._limit is not None:
+            scale = (self._limit / (self.norms[-1] + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(scale)
+        optimizer.found_inf = (~self.norms[-1].isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class DeepSpeedEngine:
@@ -104,7 +106,7 @@ class DeepSpeedEngine:
                 module.forward = autocast(module.forward)
         groups = [{"params": list(module.parameters())} for module in encoder.stack]
         self._optimizer = _adamw(groups, config)
-        self._clipping = GroupClipping(self._optimizer, config.optim.clip_grad_norm)
+        self._updates = GroupUpdates(self._optimizer, config.optim.clip_grad_norm)
         self._engine = accelerator.prepare(SummedLoss(encoder.stack), self._optimizer)[0]
         self._link_moments()
         self.name = f"DeepSpeed ZeRO {plugin.get_value('zero_optimization.stage')}"
@@ -117,12 +119,12 @@ class DeepSpeedEngine:
         step: Step,
         draws: DrawSource,
     ) -> StepOutcome:
-        """Train all modules on one batch; see `train_step`. A step with a gradient that is not finite is skipped."""
+        """Train all modules on one batch; see `train_step`."""
         assert len(learning) == len(self.modules)
         accumulate, outcomes = self._config.train.accumulate, []
         for module, group in zip(self.modules, self._optimizer.param_groups, strict=True):
             group["lr"] = step.lr * module.course.lr_scale
-        self._clipping.norms, self._clipping.measure = [], step.measure
+        self._updates.norms = []
         buffers = [[buffer.clone() for buffer in running_statistics(module.module)] for module in self.modules]
         for number, x in enumerate(inputs.chunk(accumulate)):  # (B, T, 1) -> accumulate x (B / accumulate, T, 1)
             part = step.number * accumulate + number
@@ -131,9 +133,10 @@ class DeepSpeedEngine:
             self._engine.backward(loss)  # divides by `accumulate`
             self._engine.step()  # updates after the last part
         measured = [metrics_of(outcome) for outcome in outcomes] if step.measure else []
-        for metrics, norm in zip(measured, self._clipping.norms, strict=False):
+        norms = torch.stack(self._updates.norms)
+        for metrics, norm in zip(measured, norms, strict=step.measure):
             metrics["grad_norm"] = norm
-        bad = (~torch.stack([outcome.loss.detach() for outcome in outcomes]).isfinite()).float()
+        bad = (~norms.isfinite()).float()
         for module, before, skipped in zip(self.modules, buffers, bad, strict=True):
             take_back(module.module, before, skipped)
         return StepOutcome(measured, bad)

@@ -104,6 +104,7 @@ def fill(settings: dict[str, Any], config: Config, share: int, num_parameters: i
     if config.train.compress_gradients:
         settings["communication_data_type"] = "bf16"
     zero = settings["zero_optimization"]
+    zero["compute_grad_norm"] = False  # of all modules together: one that is not finite would skip all of them
     if zero.get("reduce_bucket_size", "auto") == "auto":  # ZeRO allocates it in full; its default takes 2 GB
         zero["reduce_bucket_size"] = num_parameters
 

@@ -10,14 +10,13 @@ from typing import Literal
 
 import pytest
 import torch
-from training import build_trainer, weights
+from training import break_at, build_trainer, weights
 
 from simdist.config import Config
 from simdist.data.loader import Batch
 from simdist.durable import read_json_lines
 from simdist.engine.checkpoint import load_checkpoint
 from simdist.engine.run import open_run
-from simdist.engine.step import StepOutcome
 from simdist.engine.trainer import Trainer
 from simdist.errors import FailedError
 
@@ -36,19 +35,6 @@ def begin(config: Config, folder: Path) -> Trainer:
     trainer.resume()
     run.write()
     return trainer
-
-
-def broken_at(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before this step, a weight of module 1 becomes infinite: it has diverged."""
-    take = trainer.task.step
-
-    def step_on(stage: int, batch: Batch, given: object) -> StepOutcome:
-        if trainer.step == step:
-            with torch.no_grad():
-                next(trainer.task.modules[1].module.parameters()).fill_(math.inf)
-        return take(stage, batch, given)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(trainer.task, "step", step_on)
 
 
 def events(folder: Path, name: str) -> list[dict]:
@@ -89,7 +75,7 @@ def test_a_diverged_module_alone_goes_back(
     undisturbed = begin(config, tmp_path / "undisturbed")
     undisturbed.fit()
     trainer = begin(config, tmp_path / "run")
-    broken_at(trainer, 13, monkeypatch)
+    break_at(trainer, 13)
     assert trainer.fit() == 0
     back = events(tmp_path / "run", "rolled_back")
     assert [(line["module"], line["step"], line["to_step"]) for line in back] == [(1, 16, 10)]
@@ -110,7 +96,7 @@ def test_a_diverged_module_alone_goes_back(
 def test_resuming_remembers_what_went_wrong(careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(careful, train=replace(careful.train, max_bad_steps=30))
     trainer = begin(config, tmp_path / "run")
-    broken_at(trainer, 13, monkeypatch)
+    break_at(trainer, 13)
     trainer.fit()
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000020").bad_steps == [0, 7, 0, 0]
     longer = replace(config, train=replace(config.train, max_steps=24, max_bad_steps=10))
@@ -126,7 +112,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_beginning(
 ) -> None:
     trainer = begin(careful, tmp_path / "run")
     first = {name: tensor.clone() for name, tensor in trainer.task.model.state_dict().items()}
-    broken_at(trainer, 2, monkeypatch)
+    break_at(trainer, 2)
     load, seen = trainer.task.load_module, []
 
     def watched(number: int, *rest: object) -> None:
@@ -143,7 +129,7 @@ def test_a_module_that_diverges_again_and_again_ends_the_run(
     careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = begin(replace(careful, train=replace(careful.train, max_rollbacks=1)), tmp_path / "run")
-    broken_at(trainer, 3, monkeypatch)
+    break_at(trainer, 3)
     monkeypatch.setattr(trainer.task, "load_module", lambda *where: None)  # what it goes back to is no better
     with pytest.raises(FailedError, match=r"module 1 had no finite loss .* 3 steps in a row .* rolled back 1 times"):
         trainer.fit()
@@ -156,7 +142,7 @@ def test_a_checkpoint_of_the_broken_module_is_not_gone_back_to(
     """One was written in the midst of the steps that it skipped."""
     config = replace(careful, train=replace(careful.train, checkpoint_every=5))
     trainer = begin(config, tmp_path / "run")
-    broken_at(trainer, 13, monkeypatch)
+    break_at(trainer, 13)
     assert trainer.fit() == 0
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000015").bad_steps == [0, 2, 0, 0]
     back = events(tmp_path / "run", "rolled_back")

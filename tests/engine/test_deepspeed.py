@@ -59,18 +59,24 @@ def clipped_and_accumulated(config: Config) -> Config:
     return replace(config, model=replace(config.model, batch_norm=False), optim=optim, train=loop)
 
 
+def patient(config: Config) -> Config:
+    """Rolls a module back to one of many checkpoints after three steps without finite numbers."""
+    loop = replace(config.train, max_bad_steps=3, checkpoint_every=5, keep_last=9)
+    return replace(config, train=loop)
+
+
 def environment() -> dict[str, str]:
     """Of launched processes; DeepSpeed compiles something on import, which without Dynamo takes a second less."""
     ours = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
     return os.environ | ours | {"PYTHONPATH": str(TESTS / "engine")}
 
 
-def run_jobs(folder: Path, processes: int, jobs: list[tuple[str | None, Config, str, int | None]]) -> str:
+def run_jobs(folder: Path, processes: int, jobs: list[tuple[str | None, Config, str, dict[str, int]]]) -> str:
     """Train the runs in `folder` by `deepspeed_runs.py`; returns what it printed."""
     listed = []
-    for number, (settings, config, name, stop_at) in enumerate(jobs):
+    for number, (settings, config, name, further) in enumerate(jobs):
         (folder / f"{number}.yaml").write_text(yaml.safe_dump(to_dict(config)))
-        listed.append((settings, str(folder / f"{number}.yaml"), str(folder / name), stop_at))
+        listed.append((settings, str(folder / f"{number}.yaml"), str(folder / name), further))
     (folder / "jobs.json").write_text(json.dumps(listed))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]  # accelerate's own takes longer to start
@@ -86,14 +92,14 @@ def alone(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     train(base, folder / "there_and_back", stop_at=7)
     jobs = [
-        ("zero2.json", base, "there_and_back", 14),
-        ("zero2.json", in_bf16(base), "zero2_bf16", None),
-        ("zero1.json", in_bf16(base), "zero1_bf16", None),
-        ("zero1.json", clipped_and_accumulated(base), "zero1_clipped", None),
-        ("zero2.json", clipped_and_accumulated(base), "zero2_clipped", None),
-        ("zero2.json", base, "zero2", None),
-        ("zero2.json", base, "parts", 9),
-        ("zero2.json", base, "parts", None),
+        ("zero2.json", base, "there_and_back", {"stop_at": 14}),
+        ("zero2.json", in_bf16(base), "zero2_bf16", {}),
+        ("zero1.json", in_bf16(base), "zero1_bf16", {}),
+        ("zero1.json", clipped_and_accumulated(base), "zero1_clipped", {}),
+        ("zero2.json", clipped_and_accumulated(base), "zero2_clipped", {}),
+        ("zero2.json", base, "zero2", {}),
+        ("zero2.json", base, "parts", {"stop_at": 9}),
+        ("zero2.json", base, "parts", {}),
     ]
     printed = run_jobs(folder, 1, jobs)
     assert "world size 1 on cpu, DeepSpeed ZeRO 2, precision bf16" in printed
@@ -108,11 +114,12 @@ def together(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     config = clipped_and_accumulated(replace(base, loss=replace(base.loss, negatives="global")))
     config = replace(config, data=replace(config.data, batch_size=8))
     jobs = [
-        (None, config, "ddp", None),
-        ("zero1.json", config, "zero1", None),
-        ("zero2.json", config, "zero2", None),
-        ("zero2.json", config, "parts", 9),
-        ("zero2.json", config, "parts", None),
+        (None, config, "ddp", {}),
+        ("zero1.json", config, "zero1", {}),
+        ("zero2.json", config, "zero2", {}),
+        ("zero2.json", config, "parts", {"stop_at": 9}),
+        ("zero2.json", config, "parts", {}),
+        ("zero2.json", patient(config), "diverged", {"broken_at": 8}),
     ]
     return folder, run_jobs(folder, 2, jobs)
 
@@ -197,6 +204,20 @@ def test_two_processes_resume_from_gathered_states(together: tuple[Path, str]) -
     folder, _ = together
     assert_same_weights(folder / "parts", folder / "zero2")
     assert lines(folder / "parts") == lines(folder / "zero2")
+
+
+def test_a_diverged_module_alone_skips_its_steps_and_goes_back(together: tuple[Path, str]) -> None:
+    folder, _ = together
+    told = {line["event"]: line for line in read_json_lines(folder / "diverged" / "events.jsonl")}
+    assert (told["bad_step"]["module"], told["bad_step"]["step"]) == (1, 9)
+    assert [told["rolled_back"][key] for key in ("module", "step", "to_step")] == [1, 11, 5]
+    mine, undisturbed = weights(folder / "diverged", STEPS), weights(folder / "zero2", STEPS)
+    assert all(tensor.isfinite().all() for tensor in mine.values())
+    same = {name: torch.equal(mine[name], undisturbed[name]) for name in mine}
+    assert all(equal for name, equal in same.items() if name.startswith("greedy.0."))
+    assert not any(equal for name, equal in same.items() if name.startswith("greedy.1.") and name.endswith("mu.weight"))
+    states = load_checkpoint(folder / "diverged" / "checkpoints" / f"step_{STEPS:08d}").optimizer
+    assert [int(state["optimizer"]["state"][0]["step"]) for state in states] == [20, 14, 17, 17]
 
 
 def test_processes_that_accelerate_does_not_see_are_refused(together: tuple[Path, str]) -> None:

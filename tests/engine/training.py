@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from simdist.config import Config
+from simdist.data.loader import Batch
 from simdist.durable import read_json_lines
 from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
 from simdist.engine.encoder_task import EncoderTask
 from simdist.engine.run import Run, open_run
 from simdist.engine.running import build_process
+from simdist.engine.step import Step, StepOutcome
 from simdist.engine.trainer import Trainer
 from simdist.stopping import Stop
 
@@ -41,10 +44,28 @@ def build_trainer(run: Run, stop: Stop | None = None) -> Trainer:
     return Trainer(run, EncoderTask(run, process), process)
 
 
-def train(config: Config, folder: Path, stop_at: int | None = None, question: int = 1) -> tuple[Trainer, int]:
+def break_at(trainer: Trainer, step: int) -> None:
+    """Before this step, a weight of module 1 becomes infinite: it has diverged."""
+    take, load = trainer.task.step, trainer.task.load_module
+
+    def step_on(stage: int, batch: Batch, given: Step) -> StepOutcome:
+        if trainer.step == step:
+            broken = {name: tensor.clone() for name, tensor in trainer.task.model.state_dict().items()}
+            next(tensor for name, tensor in broken.items() if name.startswith("greedy.1.")).fill_(math.inf)
+            load(1, broken, trainer.task.state()[1])
+        return take(stage, batch, given)
+
+    trainer.task.step = step_on  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def train(
+    config: Config, folder: Path, stop_at: int | None = None, question: int = 1, broken_at: int | None = None
+) -> tuple[Trainer, int]:
     run = open_run(folder, config)
     stop = Stop() if stop_at is None else StopAt(stop_at, run, question)
     trainer = build_trainer(run, stop)
+    if broken_at is not None:
+        break_at(trainer, broken_at)
     if isinstance(stop, StopAt):
         stop.trainer = trainer
     trainer.resume()

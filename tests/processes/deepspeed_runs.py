@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 deepspeed_runs.py JOBS.json
 
-JOBS.json lists [configs/deepspeed/FILE.json or null for DDP, config.yaml, run folder, step to stop at or null]. DDP
+JOBS.json lists [configs/deepspeed/FILE.json or null for DDP, config.yaml, run folder, options of `train`]. DDP
 comes first: what DeepSpeed set up stays. Several processes on a CPU need accelerate patched: it would see one.
 """
 
@@ -44,9 +44,9 @@ def main() -> None:
     if int(os.environ["WORLD_SIZE"]) > 1:
         show_that_accelerate_sees_one_process()
         PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)  # pyright: ignore
-    for settings, config, folder, stop_at in jobs:
+    for settings, config, folder, further in jobs:
         launch(settings)
-        trainer, _ = train(read_config(config), Path(folder), stop_at=stop_at)
+        trainer, _ = train(read_config(config), Path(folder), **further)
         print(f"{trainer.describe()[0]}: {folder} at step {trainer.step}")
     dist.destroy_process_group()
 
