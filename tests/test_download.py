@@ -21,6 +21,7 @@ import pytest
 import soundfile
 from packing_cases import SmallCorpus, small_corpus
 from published import COMMAND, SUBSET, TAR, archive_of, published, tar_of, zip_of
+from rich.console import Console
 from web import Answer, Web
 
 from simdist import download, pack
@@ -30,6 +31,8 @@ from simdist.data.addresses import SUBSETS, Archive
 from simdist.data.downloads import Layout
 from simdist.data.packing import locked
 from simdist.data.splits import open_split
+from simdist.data.unpacking import unpack
+from simdist.stopping import Stop, StoppedError
 
 PART = f"{SUBSET}.tar.gz.part"
 
@@ -181,6 +184,18 @@ def test_what_a_kill_leaves_while_unpacking_is_cleared(web: Web, content: bytes)
     assert len(list(root.rglob("*.flac"))) == 24
     assert not left.exists()
     assert (root / f"{SUBSET}.tar.gz").read_bytes() == content
+
+
+def test_a_stop_while_unpacking_leaves_the_archive_and_nothing_else(web: Web, content: bytes) -> None:
+    archive = Path("data/corpora") / f"{SUBSET}.tar.gz"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(content)
+    stop = Stop()
+    stop.signal_number = signal.SIGTERM
+    with pytest.raises(StoppedError):
+        unpack(archive, SUBSETS[SUBSET], Layout().corpus, Console(quiet=True), stop)
+    assert there() == [str(archive)]
+    assert not list(Path("data/corpora").glob(".tmp-*"))
 
 
 def test_an_archive_that_rotted_is_fetched_again(web: Web, content: bytes, capsys: pytest.CaptureFixture) -> None:
