@@ -12,58 +12,29 @@ import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from packing_cases import SmallCorpus, small_corpus
-from web import Answer, Web, web_server
+from published import COMMAND, SUBSET, TAR, archive_of, published, tar_of, zip_of
+from rich.console import Console
+from web import Answer, Web
 
 from simdist import download, pack
 from simdist.cli import run
 from simdist.data import addresses, downloads
 from simdist.data.addresses import SUBSETS, Archive
 from simdist.data.downloads import Layout
-from simdist.data.fetching import Patience
+from simdist.data.packing import locked
 from simdist.data.splits import open_split
+from simdist.data.unpacking import unpack
+from simdist.stopping import Stop, StoppedError
 
-SUBSET = "train-clean-100"
-TAR = f"/{SUBSET}.tar.gz"
 PART = f"{SUBSET}.tar.gz.part"
-
-
-@dataclass(frozen=True)
-class Hurry(Patience):
-    """So that tests do not wait."""
-
-    first_wait: float = 0.01
-
-
-def tar_of(subset: Path, name: str = SUBSET, more: dict[str, str] | None = None) -> bytes:
-    """An archive as openslr.org's: LibriSpeech/NAME/… and LibriSpeech/SPEAKERS.TXT."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
-        tar.add(subset, f"LibriSpeech/{name}")
-        for path, text in {"LibriSpeech/SPEAKERS.TXT": "; none\n", **(more or {})}.items():
-            info = tarfile.TarInfo(path)
-            info.size = len(text)
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return packed.getvalue()
-
-
-def archive_of(content: bytes, utterances: int, name: str = SUBSET) -> Archive:
-    return Archive(name, len(content), hashlib.md5(content).hexdigest(), utterances, 1.0)
-
-
-def zip_of(text: str) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("converted_aligned_phones.txt", text)
-    return packed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +51,8 @@ def content(corpus: SmallCorpus) -> bytes:
 def web(corpus: SmallCorpus, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A server with a small train-clean-100 and its labels, which takes openslr.org's place; in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SUBSETS, SUBSET, archive_of(content, len(corpus.pcm)))
-    monkeypatch.setattr(download, "Patience", Hurry)
-    with web_server() as web:
-        web.files[TAR] = content
-        web.files["/train_split.txt"] = corpus.train_split.read_bytes()
-        web.files["/test_split.txt"] = corpus.test_split.read_bytes()
-        web.files["/phones.zip"] = zip_of(corpus.phones.read_text())
-        monkeypatch.setitem(addresses.MIRRORS, "openslr", web.url)
-        for name in (addresses.TRAIN_SPLIT, addresses.TEST_SPLIT):
-            monkeypatch.setitem(addresses.LABELS, name, (f"{web.url}/{name}",))
-        monkeypatch.setitem(addresses.LABELS, addresses.PHONES, (f"{web.url}/phones.zip",))
+    with published(corpus, monkeypatch, content) as web:
         yield web
-
-
-COMMAND = ["librispeech", SUBSET, "--mirror", "openslr"]
 
 
 def code_of(arguments: list[str], main=download.main) -> int:
@@ -228,6 +186,18 @@ def test_what_a_kill_leaves_while_unpacking_is_cleared(web: Web, content: bytes)
     assert (root / f"{SUBSET}.tar.gz").read_bytes() == content
 
 
+def test_a_stop_while_unpacking_leaves_the_archive_and_nothing_else(web: Web, content: bytes) -> None:
+    archive = Path("data/corpora") / f"{SUBSET}.tar.gz"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(content)
+    stop = Stop()
+    stop.signal_number = signal.SIGTERM
+    with pytest.raises(StoppedError):
+        unpack(archive, SUBSETS[SUBSET], Layout().corpus, Console(quiet=True), stop)
+    assert there() == [str(archive)]
+    assert not list(Path("data/corpora").glob(".tmp-*"))
+
+
 def test_an_archive_that_rotted_is_fetched_again(web: Web, content: bytes, capsys: pytest.CaptureFixture) -> None:
     path = Path("data/corpora") / f"{SUBSET}.tar.gz"
     path.parent.mkdir(parents=True)
@@ -333,6 +303,13 @@ def test_a_subset_that_somebody_unpacked_in_part_is_not_taken_for_whole(
     shutil.rmtree(f"data/corpora/LibriSpeech/{SUBSET}/11")
     assert code_of(COMMAND) == 2
     assert f"data/corpora/LibriSpeech/{SUBSET} has 18 of 24 utterances; simdist.download" in capsys.readouterr().err
+
+
+def test_two_downloads_do_not_write_one_folder(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(Path("data/corpora"), ".download.lock"):
+        assert code_of(COMMAND) == 2
+    assert "another simdist.download is writing to data/corpora; wait for it" in capsys.readouterr().err
+    assert web.requests == []
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

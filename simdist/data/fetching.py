@@ -37,7 +37,7 @@ Check = Callable[[Path], str]
 class Patience:
     """How long an address is tried."""
 
-    retries: int = 8
+    retries: int = 5
     """Attempts in a row without a new byte, after the first, before an address is given up."""
     timeout: float = 30.0
     """Seconds of silence after which a connection counts as broken."""
@@ -174,7 +174,8 @@ def _whole(source: _Source, console: Console) -> None:
         while not retrying(_attempt, source):
             pause(patience.first_wait)
     except BrokenError as error:
-        raise AddressError(f"{error}, {patience.retries + 1} times in a row") from error
+        times = f", {patience.retries + 1} times in a row" if patience.retries else ""
+        raise AddressError(f"{error}{times}") from error
 
 
 def _attempt(source: _Source) -> bool:

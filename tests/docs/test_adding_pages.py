@@ -32,7 +32,7 @@ def run(folder: Path, *words: str, code: Path = ROOT) -> str:
     """Run `python WORDS` in a folder with simdist of `code`; returns what it printed."""
     environ = os.environ | {"PYTHONPATH": str(code)}
     command = [sys.executable, *words]
-    ended = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

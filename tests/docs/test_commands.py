@@ -273,6 +273,14 @@ def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
     assert set(analyses) <= set(ENTRIES)
 
 
+def test_the_profile_of_the_docs_is_one(tmp_path: Path) -> None:
+    from simdist.profiles import load_profile
+
+    (text,) = (block.text for block in blocks(ROOT / "docs" / "slurm.md", "yaml"))
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_profile(tmp_path / "mine.yaml").signal_lead_s == 45
+
+
 def test_every_reason_is_still_needed() -> None:
     programs = {command.words[0] for page in PAGES for command in commands_of(page)}
     slashed = {name for name in NOT_TRIED if "/" in name and any(name in p.read_text() for p in PAGES)}

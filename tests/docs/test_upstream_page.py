@@ -14,7 +14,7 @@ from simdist.decode import main as decode
 from simdist.train import main as train
 
 PAGE = (ROOT / "docs" / "upstream.md").read_text()
-ROWS = [line.strip("|").rsplit(" | ", 1) for line in PAGE.splitlines() if re.match(r"\| [`a-zA-Z]", line)]
+ROWS = [line.strip("|").rsplit(" | ", 1) for line in PAGE.splitlines() if re.match(r"\| [`a-zA-Z…]", line)]
 
 
 def options_of(parser: cli.Parser) -> set[str]:
