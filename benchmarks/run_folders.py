@@ -63,7 +63,13 @@ def write_metrics(folder: Path, generator: np.random.Generator, lines: int) -> N
             for module in (0, 1):
                 nce = float(2.4 / (1 + step / 200) + 0.1 * module + 0.02 * generator.normal())
                 kl = float(40 + 2 * generator.normal())
-                measured = {"loss": nce + 0.0035 * kl, "nce": nce, "kl": kl, "active_units": 14.0, "grad_norm": 1.0}
+                measured = {
+                    "loss": nce + 0.0035 * kl,
+                    "nce": nce,
+                    "kl": kl,
+                    "active_units": float(generator.integers(10, 16)),
+                    "grad_norm": 1.0,
+                }
                 modules.append(measured | {"accuracy": float(1 / (1 + nce))})
             line = {"kind": "train", "step": step, "epoch": step / 4, "modules": modules, "lr": 0.01, "beta": 0.0035}
             file.write(json.dumps(line | {"samples_per_s": 264.0, "audio_s_per_s": 169.0, "data_wait": 0.006}) + "\n")
@@ -122,7 +128,12 @@ def write_analyses(folder: Path, seed: int = 0) -> None:
     found = {"small_share": 0.3, "kurtosis": 1.5, "dimensions_for_90_percent": 9, "dimensions": WIDTH, "accuracy": 0.8}
     write_analysis(folder, "weights", {"labels": {"vowel": found}}, {"weights-vowel.csv": rows})
     curve = [
-        {"dimensions": size, "median": 1 - size / WIDTH, "lower_quartile": 0.0, "upper_quartile": 1.0}
+        {
+            "dimensions": size,
+            "median": (1 - size / WIDTH) ** (1 + seed % 3),
+            "lower_quartile": 0.0,
+            "upper_quartile": 1.0,
+        }
         for size in (2, 4, 8, 16)
     ]
     write_analysis(folder, "contribution", {"curve": curve}, {"contribution.csv": curve})

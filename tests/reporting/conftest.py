@@ -25,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in range(3):
             folder = write_run(root / f"{name}-{seed}", replace(thesis_config(name), seed=seed), level, lines=12)
             if seed == 0:
-                write_analyses(folder)
+                write_analyses(folder, seed=len(name))
     return root
 
 
@@ -55,11 +55,9 @@ def browser() -> Iterator[Any]:
     opened.quit()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser: Any, report: Path) -> Any:
     """The browser with the report in it, 1400 pixels wide, light."""
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     look(browser, 1400, "light")
-    browser.get_log("browser")
     browser.get((report / "report.html").as_uri())
     return browser
