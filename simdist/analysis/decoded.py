@@ -14,7 +14,7 @@ from simdist.analysis.subject import Subject, choose_clips
 from simdist.cli import read_tree
 from simdist.config import SAMPLE_RATE
 from simdist.decoding.settings import DecodingConfig, decoder_command
-from simdist.engine.run import CONFIG
+from simdist.engine.run import CONFIG, DONE
 from simdist.errors import InputError
 from simdist.loading import find_decoder, load_decoder
 from simdist.models.decoder import Decoder, mirrored
@@ -29,7 +29,8 @@ def open_decoder(subject: Subject, module: int, loss: str | None) -> Decoder:
     """The trained decoder of a module, on the subject's device.
 
     Raises:
-        ModuleError: there is none (with the command that makes it), or it was trained on other weights.
+        ModuleError: there is none (with the command that makes it), it is not finished, or it was trained on other
+            weights.
     """
     run = subject.run.folder
     try:
@@ -39,6 +40,8 @@ def open_decoder(subject: Subject, module: int, loss: str | None) -> Decoder:
     except InputError as error:
         raise ModuleError(str(error)) from error
     made = read_tree(DecodingConfig, folder / CONFIG)
+    if not (folder / DONE).exists():
+        raise ModuleError(f"{folder} is not finished; this goes on with it: {decoder_command(run, module, made.loss)}")
     if made.encoder_weights not in ("", hash_weights(subject.encoder)[:16]):
         raise ModuleError(
             f"{folder} was trained on step {made.encoder_step} of the encoder, not on step {subject.step}; name that "

@@ -10,6 +10,7 @@ from simdist.cli import read_config
 from simdist.config import to_dict
 from simdist.decoding.settings import DecoderLoss, DecodingConfig, folder_name
 from simdist.engine.checkpoint import Checkpoint, Retention, save_checkpoint
+from simdist.engine.run import DONE
 from simdist.loading import load_encoder
 from simdist.models.decoder import Decoder
 from simdist.models.encoder import hash_weights
@@ -24,3 +25,4 @@ def make_decoder(folder: Path, module: int, loss: DecoderLoss = "mse") -> None:
     (place / "config.yaml").write_text(yaml.safe_dump(to_dict(settings)))
     decoder = Decoder(config.model, module, config.data.crop, seed=module)
     save_checkpoint(place / "checkpoints", Checkpoint(1, 0, "", decoder.state_dict(), []), Retention(1))
+    (place / DONE).touch()

@@ -99,3 +99,5 @@ def test_wrong_wishes(fails: Callable[..., str], sim: Path, gim: Path, copied: P
     path = copied / "decoders" / "2-mse" / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"encoder_weights": "f" * 16}))
     assert "was trained on step 10 of the encoder" in fails("traversal", f"--run={copied}", "--module=2")
+    path.with_name("DONE").unlink()
+    assert "2-mse is not finished; this goes on" in fails("traversal", f"--run={copied}", "--module=2")
