@@ -256,8 +256,8 @@ def sample_rotten(lab: Lab, rng: Random, times: int) -> Row:
         rows = rng.sample(range(len(split.index)), 2)
         for sample in rows:
             path = split.shard_path(int(split.index.shard[sample]))
-            size = int(split.index.size[sample]) * 9 // 10  # every crop reads the first two blocks, not the short last one
-            place = int(split.index.offset[sample]) + rng.randrange(200, size)
+            early = int(split.index.size[sample]) * 9 // 10  # all crops read the first two blocks, few the short last one
+            place = int(split.index.offset[sample]) + rng.randrange(200, early)
             with unchanged_times(path):
                 flip(path, place)
         run = Disturbed(lab, "joint", f"{root.name}-run", root=root)
