@@ -256,7 +256,7 @@ def sample_rotten(lab: Lab, rng: Random, times: int) -> Row:
         rows = rng.sample(range(len(split.index)), 2)
         for sample in rows:
             path = split.shard_path(int(split.index.shard[sample]))
-            early = int(split.index.size[sample]) * 9 // 10  # all crops read the first two blocks, few the short last one
+            early = int(split.index.size[sample]) * 9 // 10  # every crop reads them, few the short last block
             place = int(split.index.offset[sample]) + rng.randrange(200, early)
             with unchanged_times(path):
                 flip(path, place)
