@@ -82,14 +82,16 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
     """What each run is called: its folder, with folders above where that tells it from others."""
+    parts = {folder: folder.resolve().parts[1:] for folder in folders}
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for own in parts.values():
+        alike.setdefault(own[-1], []).append(own)
     names = {}
-    for folder in folders:
-        parts, count = folder.resolve().parts[1:], 1
-        others = [other.resolve().parts[1:] for other in folders if other is not folder]
-        alike = [other for other in others if other[-1:] == parts[-1:]]
-        while count < len(parts) and any(other[-count:] == parts[-count:] for other in alike):
+    for folder, own in parts.items():
+        count = 1
+        while count < len(own) and sum(other[-count:] == own[-count:] for other in alike[own[-1]]) > 1:
             count += 1
-        names[folder] = "/".join(parts[-count:])
+        names[folder] = "/".join(own[-count:])
     return names
 
 

@@ -5,6 +5,7 @@ Every text that comes from a run passes through jinja's escaping and through `re
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,9 +134,13 @@ def render(contents: Contents, track: Track[Any]) -> str:
 def _environment() -> jinja2.Environment:
     """Escapes everything, and takes secrets out of all that is not ours."""
 
+    @functools.cache  # cells repeat each other
+    def shown(text: str) -> str:
+        return redacted(text)
+
     def finalize(value: Any) -> Any:
         is_ours = isinstance(value, Markup) or (isinstance(value, str) and value.startswith("data:"))
-        return value if is_ours or isinstance(value, int) else redacted(str(value))
+        return value if is_ours or isinstance(value, int) else shown(str(value))
 
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -34,7 +34,7 @@ def test_a_loss_is_the_mean_over_seeds_of_what_was_logged(runs: Path, read: tupl
     assert [panel.title for panel in chart.panels] == ["module 0, train", "module 1, train"]
     place = selection.coloured.index(("vgim_thesis",))
     (mean,) = [line for line in chart.panels[1].lines if line.place == place and not line.is_faint]
-    logged = []
+    logged, lines = [], []
     for seed in range(3):
         lines = [json.loads(line) for line in (runs / f"vgim_thesis-{seed}" / "metrics.jsonl").read_text().splitlines()]
         logged.append([line["modules"][1]["nce"] for line in lines])

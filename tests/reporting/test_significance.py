@@ -21,7 +21,8 @@ def by_hand(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float,
     difference, error = a.mean() - b.mean(), np.sqrt(va + vb)
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     half = scipy.stats.t.ppf(0.975, freedom) * error
-    return difference, difference - half, difference + half, 2 * scipy.stats.t.sf(abs(difference / error), freedom)
+    p = 2 * scipy.stats.t.sf(abs(difference / error), freedom)
+    return difference, difference - half, difference + half, float(p)
 
 
 def cells(**groups: tuple[float, ...]) -> dict[Cell, Statistic]:
