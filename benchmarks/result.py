@@ -31,6 +31,7 @@ from simdist.engine.timetable import Timetable
 from simdist.models.module import Draws
 
 MINUTES, DIFFERENCE, COMPARED = 10, 0.01, 20
+WAITING = 5  # per cent of a step
 
 
 def as_recorded(draws: Draws, clips: int, frames: int) -> Recorded:
@@ -44,7 +45,10 @@ def as_recorded(draws: Draws, clips: int, frames: int) -> Recorded:
 
 
 def train_both(config: Config, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each step, (2, steps), and InfoNCE of each module, (2, steps, modules): ours, then the stand-in's."""
+    """Seconds of each step, (3, steps), and InfoNCE of each module, (2, steps, modules): ours, then the stand-in's.
+
+    The third row of seconds is the part of either that the step waited for its batch.
+    """
     clips = open_clips(config.data, config.data.train_split)
     loader = BatchLoader(clips, config.data, config.seed, 0, 1, torch.device("cpu"))
     trainers, draws = trainers_of(config, torch.device("cpu")), DrawSource(config.seed, 0, torch.device("cpu"))
@@ -53,7 +57,7 @@ def train_both(config: Config, steps: int) -> tuple[np.ndarray, np.ndarray]:
     for trainer, module in zip(trainers, standin.stack, strict=True):
         trainer.optimizer.state.clear()  # it has taken a step, with gradients of zero
         module.load_state_dict(trainer.module.state_dict())
-    seconds, losses = np.zeros((2, steps)), np.zeros((2, steps, len(trainers)))
+    seconds, losses = np.zeros((3, steps)), np.zeros((2, steps, len(trainers)))
     batches = loader.batches(0, steps * config.data.batch_size)
     for number in range(steps):
         start = time.perf_counter()
@@ -71,7 +75,7 @@ def train_both(config: Config, steps: int) -> tuple[np.ndarray, np.ndarray]:
         standin.optimizer.param_groups[0]["lr"] = step.lr
         losses[1, number] = standin.step(audio.transpose(1, 2).contiguous(), step.beta, recorded).tolist()
         times.append(time.perf_counter())
-        seconds[:, number] = [loading + later - earlier for earlier, later in pairwise(times)]
+        seconds[:, number] = [*(loading + later - earlier for earlier, later in pairwise(times)), loading]
     return seconds, losses
 
 
@@ -80,7 +84,7 @@ def outcomes(config: Config, steps: int = 60) -> list[Outcome]:
     config = replace(config, data=replace(config.data, cache="memory"))
     seconds, losses = train_both(config, steps)
     total = Timetable(config, len(open_clips(config.data, config.data.train_split))).total_steps
-    ours, theirs = np.median(seconds, axis=1) * total / 60
+    ours, theirs, waiting = np.median(seconds, axis=1) * total / 60
     first, last = (" and ".join(f"{nce:.3f}" for nce in losses[0, number]) for number in (0, -1))
     return [
         Outcome(
@@ -91,6 +95,7 @@ def outcomes(config: Config, steps: int = 60) -> list[Outcome]:
             "min",
             f"{total} steps of {np.median(seconds[0]) * 1e3:.0f} ms",
         ),
+        Outcome(f"{config.name}: of it, waiting for data", 100 * waiting / ours, WAITING, False, "%"),
         Outcome(f"{config.name}: times faster", theirs / ours, detail=f"the stand-in needs {theirs:.1f} min"),
         Outcome(
             f"{config.name}: InfoNCE differs by",

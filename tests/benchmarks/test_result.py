@@ -20,8 +20,9 @@ def test_losses_stay_the_same_while_both_learn(tiny: Config) -> None:
 
 
 def test_outcomes_tell_the_time_of_the_whole_run(tiny: Config) -> None:
-    minutes, faster, difference = outcomes(tiny, steps=3)
+    minutes, waiting, faster, difference = outcomes(tiny, steps=3)
     assert minutes.value > 0
+    assert 0 < waiting.value < 100
     assert f"{tiny.train.max_steps} steps of" in minutes.detail
     assert faster.value > 0
     assert difference.is_met
