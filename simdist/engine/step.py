@@ -94,6 +94,8 @@ class Course:
     """How often it was given other noise and negatives."""
     rollbacks: int = 0
     """How often it went back to a checkpoint."""
+    fruitless: int = 0
+    """How often since it last took a step."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -207,6 +208,8 @@ class Trainer:
 
     def _count_bad_step(self, flags: list[int]) -> None:
         """A step has been skipped by some modules, or by none; the one to blame may have to go back."""
+        for module, flag in zip(self.task.modules, flags, strict=True):
+            module.course.fruitless *= flag
         blamed = self._bad_steps.count(flags)
         if blamed is None:
             return
@@ -231,14 +234,15 @@ class Trainer:
             self._saver.forget()
         self._accelerator.wait_for_everyone()
         saved = map(load_checkpoint, good_checkpoints(self.run.checkpoints, self.metrics.say))
-        # one that was saved while it skipped its steps holds the weights that it is to leave
-        checkpoint = next((each for each in saved if not (each.bad_steps and each.bad_steps[number])), None)
+        # the newest, unless the module has been there in vain
+        checkpoint = next(islice((each for each in saved if _took_steps(each, number)), course.fruitless, None), None)
         if checkpoint is None or not checkpoint.optimizer:
             self.task.load_module(number, checkpoint and checkpoint.model, None)
         else:
             self.task.load_module(number, checkpoint.model, checkpoint.optimizer[number])
         self._bad_steps.in_a_row[number] = 0
         course.rollbacks += 1
+        course.fruitless += 1
         if settings.after_rollback == "lr":
             course.lr_scale /= 2
             change = f"its learning rate times {course.lr_scale:g}"
@@ -347,3 +351,9 @@ class Trainer:
         with self._held():
             self._check_lease()
             self.metrics.record({**line, "modules": modules, **extra})
+
+
+def _took_steps(checkpoint: Checkpoint, number: int) -> bool:
+    """Whether a module took the step before; else it holds the weights with which it could not."""
+    skipped = checkpoint.bad_steps[number] if checkpoint.bad_steps else 0
+    return not skipped and not (checkpoint.courses and checkpoint.courses[number].get("fruitless"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from simdist.data.loader import Batch
 from simdist.durable import read_json_lines
 from simdist.engine.checkpoint import load_checkpoint
 from simdist.engine.run import open_run
+from simdist.engine.step import StepOutcome
 from simdist.engine.trainer import Trainer
 from simdist.errors import FailedError
 
@@ -88,7 +89,7 @@ def test_a_diverged_module_alone_goes_back(
     saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000020")
     assert saved.courses[1]["rollbacks"] == 1
     assert (saved.courses[1]["lr_scale"], saved.courses[1]["reseeds"]) == ((0.5, 0) if change == "lr" else (1.0, 1))
-    assert saved.courses[0] == {"lr_scale": 1.0, "reseeds": 0, "rollbacks": 0}
+    assert saved.courses[0] == {"lr_scale": 1.0, "reseeds": 0, "rollbacks": 0, "fruitless": 0}
     count = {number: next(iter(s["optimizer"]["state"].values()))["step"] for number, s in enumerate(saved.optimizer)}
     assert count == {0: 20, 1: 14, 2: 17, 3: 17}  # module 1: 10 steps of the checkpoint and the last 4
 
@@ -148,3 +149,32 @@ def test_a_checkpoint_of_the_broken_module_is_not_gone_back_to(
     back = events(tmp_path / "run", "rolled_back")
     assert [(line["module"], line["to_step"]) for line in back] == [(1, 10)]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run", 20).values())
+
+
+def test_it_goes_further_back_from_a_checkpoint_that_is_broken_itself(
+    careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last good step broke the weights: nobody could know when they were saved."""
+    config = replace(careful, train=replace(careful.train, checkpoint_every=5))
+    trainer = begin(config, tmp_path / "run")
+    take, load = trainer.task.step, trainer.task.load_module
+
+    def step_on(*given: Any) -> StepOutcome:
+        outcome = take(*given)
+        if trainer.step == 9:
+            broken = {name: tensor.clone() for name, tensor in trainer.task.model.state_dict().items()}
+            next(tensor for name, tensor in broken.items() if name.startswith("greedy.1.")).fill_(math.inf)
+            load(1, broken, trainer.task.state()[1])
+        return outcome
+
+    monkeypatch.setattr(trainer.task, "step", step_on)
+    assert trainer.fit() == 0
+    back = events(tmp_path / "run", "rolled_back")
+    assert [(line["step"], line["to_step"]) for line in back] == [(13, 10), (16, 5)]
+    assert [load_checkpoint(tmp_path / "run" / "checkpoints" / f"step_{s:08d}").bad_steps for s in (10, 15)] == [
+        [],
+        [0, 2, 0, 0],
+    ]
+    last = load_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000020")
+    assert all(tensor.isfinite().all() for tensor in last.model.values())
+    assert (last.courses[1]["rollbacks"], last.courses[1]["fruitless"]) == (2, 0)
