@@ -181,8 +181,10 @@ def _parsed(key: str, given: _Value) -> Any:
         item.name for item in dataclasses.fields(Config) if dataclasses.is_dataclass(getattr(Config(), item.name))
     }
     section, _, name = key.rpartition(".")
-    if key in sections or "." in section:
-        raise InputError(f"{key} cannot be set as a whole; set its fields, such as {key.split('.')[0]}.FIELD")
+    if key in sections:
+        raise InputError(f"{key} cannot be set as a whole; set its fields, such as {key}.FIELD")
+    if key.startswith("model.modules."):
+        raise InputError(f"{key}: model.modules is one list; give all of it, as a preset does: model.modules: [...]")
     parser = _parser()
     with parser.raising(prefix=f"{key}: "):
         known = {action.dest for action in parser._actions}

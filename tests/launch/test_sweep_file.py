@@ -27,6 +27,8 @@ from simdist.errors import InputError
         ({"grid": {"loss.beta": ["x"]}}, ["loss.beta must be a number, not x"]),
         ({"grid": {"loss.beta": [-1]}}, ["loss.beta is -1", "0 or more"]),
         ({"grid": {"loss": [1]}}, ["loss cannot be set as a whole"]),
+        ({"grid": {"model.modules.1.gru": [True]}}, ["model.modules.1.gru", "give all of it"]),
+        ({"grid": {"loss.beta.x": [1]}}, ["loss.beta.x"]),
         ({"grid": {"seed": [1]}}, ["grid has the key 'seed'", "`seeds`"]),
         ({"config": {"model.modules": [{"layers": [{"kernel": 0}]}]}}, ["model.modules", "layer.kernel is 0"]),
         ({"base": "nosuch"}, ["nosuch does not exist", "sim_librispeech.yaml"]),
