@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog="python launch/cancel.py", description=DESCRIPTION)
     parser.add_argument("SWEEP", type=str, help="A sweep's name or file.")
-    parser.add_argument("RUN", type=str, nargs="*", help="Only these runs: names, or their beginnings.")
+    parser.add_argument("RUN", type=str, nargs="*", default=[], help="Only these runs: names, or their beginnings.")
     parser.add_argument("--stage", type=str | None, default=None, help="Only jobs of this stage.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)

@@ -76,14 +76,21 @@ def _parser() -> Parser:
     parser = Parser(prog="python launch/sweep.py", description=DESCRIPTION)
     add = parser.add_argument
     add("SWEEP", type=str, help="The sweep's YAML file.")
-    add("overrides", type=str, nargs="*", metavar="key=value", help="Keys of the sweep or of the configuration.")
+    add(
+        "overrides",
+        type=str,
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="Keys of the sweep or of the configuration.",
+    )
     add("--cluster", type=str, required=True, help="local, debug, slurm, or a profile.")
     add("--dry-run", action="store_true", help="Show the graph, the sbatch scripts and the GPU-hours; do nothing.")
     add(
         "--jobs",
         type=int | None,
         default=None,
-        help="local: processes at a time; null is one a GPU, or a two-core pair.",
+        help="local: processes at a time; null is one for each GPU, or else for every two cores.",
     )
     add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer asks for.")
     add("--wait", action="store_true", help="SLURM: stay, and submit successors for jobs that could not requeue.")

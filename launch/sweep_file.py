@@ -30,6 +30,7 @@ OWN: dict[Kind, tuple[str, ...]] = {
     "analyze": ("which",),
     "report": (),
 }
+SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "sweeps"
 CORPORA = ("librispeech", "artificial-speech", "synthetic")
 CONFIG_KEYS = frozenset(item.name for item in dataclasses.fields(Config)) - {"name"}
 
@@ -219,8 +220,8 @@ def _typed(cls: Any, content: dict[str, Any], where: str) -> Any:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else Path("configs/sweeps")
-        found = ", ".join(sorted(path.name for path in folder.glob("*.yaml"))) or "none"
+        folder = file.parent if any(file.parent.glob("*.yaml")) else SHIPPED
+        found = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
         raise InputError(f"sweep file {file} does not exist; those in {folder} are {found}")
     return read_yaml(file)
 

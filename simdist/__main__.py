@@ -16,7 +16,7 @@ COMMANDS = {
     "decode": "train a decoder of one greedy module, back to the waveform",
     "analyze": "see and hear what a latent holds",
     "doctor": "is this machine, corpus and cluster ready? with remedies",
-    "report": "a folder of runs becomes tables",
+    "report": "runs become one page with curves and sound, and tables for a paper",
     "import_upstream": "begin a run from a checkpoint of the authors' code",
 }
 

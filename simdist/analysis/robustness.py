@@ -77,7 +77,7 @@ class Robustness:
     def __init__(self, subject: Subject, module: int, settings: RobustnessSettings) -> None:
         self._subject, self._module, self._settings = subject, module, settings
         self._probes = newest_by_label(
-            subject, module, settings.label, Wanted(settings.kind, settings.pooling, bias=True)
+            subject, module, settings.label, Wanted(settings.probe, settings.pooling, bias=True)
         )
         self._snrs = sorted(set(numbers("--snr", settings.snr, float)), reverse=True)
         wanted = ProbeSettings(label=",".join(self._probes), data_root=settings.data_root)

@@ -79,12 +79,12 @@ class WeightsSettings(AnalysisSettings):
 
     label: str = ""
     """Labels whose probes are looked at, as syllable,vowel; empty takes every label with a probe that fits."""
-    kind: Literal["linear", "lbfgs"] = "linear"
-    """Kind of probe, trained without bias."""
+    probe: Literal["linear", "lbfgs"] = "linear"
+    """Kind of probe, as simdist.probe names it, trained without bias."""
     pooling: Literal["mean", "max"] = "mean"
     """How the probe's features were pooled over time; phones are read frame by frame."""
-    probe: str = field(default="", metadata=COMMAND)
-    """Name of a folder in RUN/probes to take instead, bias or not."""
+    folder: str = field(default="", metadata=COMMAND)
+    """One folder of RUN/probes to take instead, by its name, bias or not."""
     others: str = ""
     """More run folders, comma-separated: the density of their probes' weights is drawn beside."""
     origin: Literal["zero", "mean"] = "zero"
@@ -120,7 +120,7 @@ class ContributionSettings(ClipSettings):
 class TotalCorrelationSettings(ClipSettings):
     """Options of `total-correlation`."""
 
-    widths: str = "2,5,10,50,100,512"
+    sizes: str = "2,5,10,50,100,512"
     """Numbers of dimensions to measure; those above the latent's width take all of it."""
     frames: int = 2000
     """Frames to estimate from, drawn at random from the clips."""
@@ -133,8 +133,8 @@ class TotalCorrelationSettings(ClipSettings):
         super().__post_init__()
         _require(self.frames > 1, "frames", self.frames, "at least 2")
         _require(self.bandwidth > 0, "bandwidth", self.bandwidth, "positive")
-        widths = numbers("--widths", self.widths)
-        _require(bool(widths) and min(widths) > 1, "widths", self.widths, "numbers of 2 or more such as 10,50")
+        sizes = numbers("--sizes", self.sizes)
+        _require(bool(sizes) and min(sizes) > 1, "sizes", self.sizes, "numbers of 2 or more such as 10,50")
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ class RobustnessSettings(AnalysisSettings):
 
     label: str = ""
     """Labels whose probes are tested, as syllable,vowel; empty takes every label with a probe that fits."""
-    kind: Literal["linear", "lbfgs", "mlp"] = "linear"
-    """Kind of probe, trained with bias."""
+    probe: Literal["linear", "lbfgs", "mlp"] = "linear"
+    """Kind of probe, as simdist.probe names it, trained with bias."""
     pooling: Literal["mean", "max", "flatten"] = "mean"
     """How the probe's features were pooled over time; phones are read frame by frame."""
     snr: str = "40,30,20,10,5,0,-5"

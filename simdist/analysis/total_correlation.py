@@ -111,7 +111,7 @@ class TotalCorrelation:
         if len(x) < 3:
             raise InputError(f"{len(x)} frames are too few for a correlation; raise --clips or --frames")
         order = np.argsort(_bits(x.shape[1], settings.seed, "dimensions"), kind="stable")
-        widths = sorted({min(width, x.shape[1]) for width in numbers("--widths", settings.widths)})
+        widths = sorted({min(width, x.shape[1]) for width in numbers("--sizes", settings.sizes)})
         values = estimates(x[:, order], widths, settings.bandwidth, settings.seed, outcome)
         rows = [{"estimate": name, **point} for name in ESTIMATES for point in values[name]]
         outcome.table("total-correlation", rows)

@@ -149,9 +149,9 @@ class Weights:
 
 
 def _find(subject: Subject, module: int, settings: WeightsSettings) -> dict[str, TrainedProbe]:
-    if not settings.probe:
+    if not settings.folder:
         return newest_by_label(subject, module, settings.label, _wanted(settings))
-    probe = named_probe(subject, module, settings.probe)
+    probe = named_probe(subject, module, settings.folder)
     if not has_one_weight_a_dimension(probe):
         raise InputError(
             f"{probe.name} has no single weight a dimension (it is an mlp, or reads flattened frames); "
@@ -161,4 +161,4 @@ def _find(subject: Subject, module: int, settings: WeightsSettings) -> dict[str,
 
 
 def _wanted(settings: WeightsSettings) -> Wanted:
-    return Wanted(settings.kind, settings.pooling, bias=False)
+    return Wanted(settings.probe, settings.pooling, bias=False)

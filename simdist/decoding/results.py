@@ -2,7 +2,7 @@
 
 `RUN/decoders/NAME/result.json`, format version 1:
 
-    name, module, loss, latents     latents: sampled or mean
+    name, module, loss, latents     latents: sampled or deterministic
     encoder      untrained, step, weights (hash)
     decoder      width, parameters, steps
     data         train, test: split, fingerprint, clips; crop in samples

@@ -27,8 +27,8 @@ class DecodingConfig:
     """Greedy module whose latent is decoded."""
     loss: DecoderLoss = DEFAULT_LOSS
     """How far the decoded waveform is from the original."""
-    latents: Literal["sampled", "mean"] = "sampled"
-    """Train on draws of a variational latent, as traversals and prior samples need, or on its mean."""
+    latents: Literal["sampled", "deterministic"] = "sampled"
+    """Train on draws of a variational latent, as traversals and prior samples need, or on its mean (deterministic)."""
     width: int | None = None
     """Channels between the decoder's layers; null takes the encoder's model.width."""
     untrained: bool = False

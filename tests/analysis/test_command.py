@@ -28,7 +28,7 @@ from simdist.analyze import ENTRIES
         (["distributions", "--run={sim}", "--clips=0"], ["--clips is 0; it must be at least 1"]),
         (["distributions", "--run={sim}", "--clip=3"], ["unknown key 'clip': did you mean 'clips'?"]),
         (["embedding", "--run={sim}", "--label=vowel"], ["have no label 'vowel'; they have"]),
-        (["total-correlation", "--run={sim}", "--widths=1"], ["--widths is '1'; it must be numbers of 2 or more"]),
+        (["total-correlation", "--run={sim}", "--sizes=1"], ["--sizes is '1'; it must be numbers of 2 or more"]),
         (["total-correlation", "--run={sim}", "--clips=1", "--frames=2"], ["2 frames are too few"]),
         (["magic", "--run={sim}"], ["magic", "weights", "compare"]),
     ],

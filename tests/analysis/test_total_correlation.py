@@ -67,7 +67,7 @@ def test_shuffling_keeps_each_dimension_and_breaks_what_joins_them() -> None:
 
 def test_the_command_measures_the_encoders_latent(analyze: Analyze, sim: Path, speech: Path) -> None:
     """All frames of all clips, so that the draw of frames cannot matter: the sum over all dimensions is known."""
-    results = analyze("total-correlation", sim, "--module=1", "--frames=100000", "--widths=2,50")
+    results = analyze("total-correlation", sim, "--module=1", "--frames=100000", "--sizes=2,50")
     clips = torch.cat(list(all_clips(speech).values()))
     mu = module_outputs(sim, 1, clips)[0].flatten(0, 1).double().numpy()
     values = results[0]["values"]

@@ -71,13 +71,13 @@ def test_decision_map_asks_the_probe(sim: Path, analyze: Analyze) -> None:
         latent = torch.zeros(8)
         latent[1], latent[4] = axis[column], axis[row]
         assert answers[row, column] == int((tensors["output.weight"] @ latent + tensors["output.bias"]).argmax())
-    (result,) = analyze("weights", sim, "--module=0", f"--probe={biased.name}")
+    (result,) = analyze("weights", sim, "--module=0", f"--folder={biased.name}")
     assert result["values"]["labels"]["speaker"]["probe"] == biased.name
 
 
 def test_without_the_probe_the_command_that_makes_it_is_named(fails: Callable[..., str], sim: Path) -> None:
     printed = fails("weights", f"--run={sim}", "--module=1")
     assert f"accelerate launch -m simdist.probe --run {sim} --label LABEL --module 1 --bias false" in printed
-    printed = fails("weights", f"--run={sim}", "--module=0", "--label=speaker", "--kind=lbfgs", "--pooling=max")
+    printed = fails("weights", f"--run={sim}", "--module=0", "--label=speaker", "--probe=lbfgs", "--pooling=max")
     assert "--label speaker --module 0 --probe lbfgs --pooling max --bias false" in printed
-    assert "has no probe 'nothing'; it has" in fails("weights", f"--run={sim}", "--module=0", "--probe=nothing")
+    assert "has no probe 'nothing'; it has" in fails("weights", f"--run={sim}", "--module=0", "--folder=nothing")

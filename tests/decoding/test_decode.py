@@ -63,7 +63,7 @@ def training_clips(run: Path) -> Tensor:
 
 def test_it_learns_more_than_the_mean_signal(run_folder: Path, settings: Settings, train: Train) -> None:
     """Against an independent computation: encode, decode and compare with nothing of the command."""
-    folder = train(run_folder, settings(steps=150, latents="mean"))
+    folder = train(run_folder, settings(steps=150, latents="deterministic"))
     audio = training_clips(run_folder)
     latent = simdist.load_encoder(run_folder).encode(audio, module=0)
     decoded = simdist.load_decoder(run_folder, 0).decode(latent)

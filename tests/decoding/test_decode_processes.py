@@ -23,7 +23,13 @@ PATIENCE = 300  # seconds, on a machine that is busy with other things
 
 
 def process(run: Path, *options: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    argv = [f"--run={run}", "--latents=mean", "--train.validate_every=0", "--train.precision=no", "--optim.lr=1e-3"]
+    argv = [
+        f"--run={run}",
+        "--latents=deterministic",
+        "--train.validate_every=0",
+        "--train.precision=no",
+        "--optim.lr=1e-3",
+    ]
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "simdist.decode", *argv, "--examples=0", *options],
         stdout=subprocess.PIPE,

@@ -73,7 +73,7 @@ def test_mixed_precision_trains_the_same_decoder(run_folder: Path, settings: Cal
 
     from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
 
-    plain = settings(steps=6, latents="mean")
+    plain = settings(steps=6, latents="deterministic")
     weights = []
     for precision in ("no", "bf16"):
         config = replace(plain, train=replace(plain.train, precision=precision))

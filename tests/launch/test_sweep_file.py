@@ -64,9 +64,10 @@ def test_files_that_hold_something_else(content: str, words: str, tmp_path: Path
         read_sweep(file)
 
 
-def test_a_missing_file_is_answered_with_those_that_are_there() -> None:
-    with pytest.raises(InputError, match=r"nosuch\.yaml does not exist; those in .* are .*smoke\.yaml"):
-        read_sweep(CONFIGS / "sweeps" / "nosuch.yaml")
+def test_a_missing_file_is_answered_with_those_that_are_there(tmp_path: Path) -> None:
+    for folder in (CONFIGS / "sweeps", tmp_path):  # where there are none, with those that come with simdist
+        with pytest.raises(InputError, match=r"nosuch\.yaml does not exist; those in .*sweeps are .*smoke\.yaml"):
+            read_sweep(folder / "nosuch.yaml")
 
 
 def test_overrides_reach_the_configuration_and_the_sweep(tmp_path: Path) -> None:
