@@ -202,8 +202,13 @@ def _passed_over(problems: Sequence[Problem]) -> list[str]:
 
 
 def _notes(records: Sequence[RunRecord], missing: Sequence[Path]) -> list[str]:
-    """Runs that a reader of the tables must know to be unfinished or absent."""
+    """Runs that a reader of the tables must know to be unfinished or absent, or to have learnt nothing."""
     notes = [f"{record.name} is not finished: step {record.step}" for record in records if not record.finished]
+    notes += [
+        f"{record.name}: module {m} has learnt nothing (InfoNCE of a guess, no active dimension); it is in all means"
+        for record in records
+        for m in record.idle
+    ]
     return notes + [f"{path.name} is missing: {path} does not exist" for path in missing]
 
 

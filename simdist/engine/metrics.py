@@ -16,11 +16,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simdist.config import identity, to_dict
+from simdist.config import Config, identity, to_dict
 from simdist.durable import append_json, naming_the_disk, read_json_lines, write_text
+from simdist.engine.idle import idle_modules, is_patience_over
 from simdist.engine.run import Run
 
 SHOWN = {"train": "train", "validation": "valid"}
+_DEAD = (
+    "Its ReLUs may have died: stop it (Ctrl-C), and try a lower --optim.lr, --optim.warmup_epochs 1 or another --seed"
+)
+_REMEDY = {
+    "variational": "Its latent may have collapsed onto the prior: stop it (Ctrl-C), and try --loss.beta_warmup_epochs, "
+    "a lower --loss.beta or a lower --optim.lr",
+    "mu": _DEAD,
+    "none": _DEAD,
+}
 
 
 class MetricsLog:
@@ -37,6 +47,7 @@ class MetricsLog:
         self._console = Console(soft_wrap=True, highlight=False, quiet=not is_main)
         self._bar: Progress | None = None
         self._wandb: Any = None
+        self._idle: set[int] = set()
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal."""
@@ -92,6 +103,7 @@ class MetricsLog:
             self._console.print(text, markup=False)
         if self._wandb is not None:
             self._wandb.log(flatten(line))
+        self._warn_of_idle_modules(line)
 
     def show(self, step: int, sounds: dict[str, Path]) -> None:
         """Pass WAV files of a step on to wandb, by name."""
@@ -101,6 +113,19 @@ class MetricsLog:
 
         audio = {f"audio/{name}": wandb.Audio(str(path), caption=f"step {step}") for name, path in sounds.items()}
         self._wandb.log({"step": step, **audio})
+
+    def _warn_of_idle_modules(self, line: dict[str, Any]) -> None:
+        """Once for each module that learns nothing, at the terminal and in events.jsonl."""
+        config = self._run.config
+        if not isinstance(config, Config) or not is_patience_over(line["step"], self._total):
+            return
+        for module in set(idle_modules(line, config.loss.num_negatives)) - self._idle:
+            self._idle.add(module)
+            self._run.event("idle_module", module=module, step=line["step"])
+            self.say(
+                f"warning: module {module} has learnt nothing in {line['step']} steps: no dimension of it is active, "
+                f"and its InfoNCE is that of a guess, ln {config.loss.num_negatives + 1}. {_REMEDY[config.model.head]}"
+            )
 
     def _start_wandb(self) -> None:
         settings = self._run.config.wandb

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from simdist.config import Config, identity_keys
+from simdist.engine.idle import FEWEST, idle_modules
 from simdist.engine.run import CONFIG, DONE, METRICS
 from simdist.errors import InputError
 from simdist.redaction import redacted
@@ -42,6 +43,8 @@ class RunRecord:
     """Of the last line of metrics; 0 without any."""
     name: str
     """The folder's, with the one above where several runs are called alike."""
+    idle: tuple[int, ...] = ()
+    """Modules that have learnt nothing so far."""
 
     @property
     def seed(self) -> int:
@@ -111,7 +114,8 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
         return Problem(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
     problems: list[Problem] = []
     lines = _metrics(folder / METRICS, problems)
-    record = RunRecord(folder, kept, (folder / DONE).exists(), lines[-1]["step"] if lines else 0, name)
+    step = lines[-1]["step"] if lines else 0
+    record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, tuple(_idle(lines, kept)))
     probes, trajectories = read_probes(folder, name, problems)
     findings = read_findings(folder, name, problems)
     analysed = [item for finding in findings for item in finding.measurements]
@@ -160,14 +164,29 @@ def _chosen(lines: list[str]) -> list[str]:
     return [lines[place] for place in sorted(kept)]
 
 
+def _last_values(lines: list[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
+    """Metrics of each module in the last line of a kind that holds it."""
+    last: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line["kind"] == kind:
+            last |= {module.get("module", m): module for m, module in enumerate(line["modules"])}
+    return last
+
+
+def _idle(lines: list[dict[str, Any]], config: dict[str, Any]) -> list[int]:
+    """Modules that have learnt nothing, by the last line that holds them."""
+    num_negatives = config.get("loss.num_negatives")
+    if not lines or lines[-1]["step"] < FEWEST or not isinstance(num_negatives, int):
+        return []
+    last = _last_values(lines, "train")
+    numbers = {m: {k: v for k, v in values.items() if isinstance(v, int | float)} for m, values in last.items()}
+    return idle_modules({"modules": [{**values, "module": m} for m, values in numbers.items()]}, num_negatives)
+
+
 def _of_encoder(run: str, lines: list[dict[str, Any]]) -> Iterator[Measurement]:
     """The last line of each kind in which a module appears; a stagewise run's lines hold one module each."""
     for kind in ("train", "validation"):
-        last: dict[int, dict[str, Any]] = {}
-        for line in lines:
-            if line["kind"] == kind:
-                last |= {module.get("module", m): module for m, module in enumerate(line["modules"])}
-        for m, values in sorted(last.items()):
+        for m, values in sorted(_last_values(lines, kind).items()):
             for metric in ENCODER_METRICS:
                 if isinstance(values.get(metric), int | float):
                     yield Measurement(run, "encoder", {"split": kind}, m, metric, float(values[metric]))

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, DataRange1d, HoverTool, Span
+from bokeh.models import BasicTicker, ColumnDataSource, DataRange1d, HoverTool, Span
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -44,6 +44,8 @@ def as_json(panel: Panel) -> str:
         plot.y_range = DataRange1d(start=lowest)
     if panel.is_log:
         plot.xaxis.ticker = sorted({float(x) for line in panel.lines for x in line.x})
+    else:
+        plot.xaxis.ticker = BasicTicker(desired_num_ticks=4)  # steps have many digits, and four panels stand in a row
     plot.axis.axis_label_text_font_style = "normal"
     plot.axis.axis_label_text_font_size = plot.axis.major_label_text_font_size = "12px"
     plot.axis.minor_tick_line_color = None

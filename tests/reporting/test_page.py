@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
 import re
 import shlex
 import shutil
@@ -109,6 +110,19 @@ def test_unfinished_runs_and_stagewise_lines(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "half is not finished: step 1000" in page
     assert f"accelerate launch -m simdist.train --config {folder}/config.yaml --run {folder}" in commands(page)
+
+
+def test_a_module_that_learnt_nothing_is_named(tmp_path: Path) -> None:
+    for name in ("well", "dead"):
+        write_run(tmp_path / "runs" / name, thesis_config(), 0.5, lines=5)
+    metrics = tmp_path / "runs" / "dead" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[-1]["modules"][1] |= {"nce": math.log(11), "active_units": 0.0}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "dead: module 1 has learnt nothing (InfoNCE of a guess, no active dimension)" in page
+    assert page.count("has learnt nothing") == 1
 
 
 def test_text_of_strangers_is_escaped_everywhere(tmp_path: Path) -> None:
