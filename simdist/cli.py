@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -58,7 +59,9 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if self._prefix is not None:
             raise InputError(self._prefix + self._explain(message)) from ex
-        fail(f"{self._explain(message)} (all options: {self.prog} --help)")
+        of_subcommand = re.match(r"the following arguments are required: ([\w-]+)\.", message)
+        command = f"{self.prog} {of_subcommand[1]}" if of_subcommand else self.prog
+        fail(f"{self._explain(message)} (all options: {command} --help)")
 
     @contextlib.contextmanager
     def raising(self, prefix: str) -> Iterator[None]:
@@ -76,6 +79,14 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _explain(self, message: str) -> str:
         message = re.sub(r"\s*\n\s*", " ", message).strip()
+        subcommands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        if subcommands:
+            choices = list(subcommands[0].choices)
+            if re.match(r'expected "\w+" to be one of .* but it was not provided', message):
+                return f"missing: {subcommands[0].metavar}, one of {', '.join(choices)}"
+            chosen = re.match(r"argument \w+: invalid choice: '(.*?)' \(", message)
+            if chosen:
+                return f"unknown {subcommands[0].metavar} {chosen[1]!r}: {_did_you_mean(chosen[1], choices)}"
         unknown = re.search(
             r"unrecognized arguments: --(?P<flag>[\w.-]+)"
             r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.-]+)'"
@@ -89,12 +100,17 @@ class Parser(jsonargparse.ArgumentParser):
         section = key.rpartition(".")[0]
         siblings = [k for k in keys if k.startswith(section + ".")] if section else []
         siblings = siblings or [k for k in keys if "." not in k]
-        near = difflib.get_close_matches(key, keys, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"unknown key {key!r}: {hint}valid ones here are {', '.join(siblings)}"
+        return f"unknown key {key!r}: {_did_you_mean(key, keys, siblings)}"
 
 
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list", "str": "text"}
+
+
+def _did_you_mean(word: str, near: Sequence[str], valid: Sequence[str] | None = None) -> str:
+    """The likeliest of `near`, if one is, and what is valid."""
+    found = difflib.get_close_matches(word, near, n=1)
+    hint = f"did you mean {found[0]!r}? " if found else ""
+    return f"{hint}valid ones here are {', '.join(valid or near)}"
 
 
 def _spelled(name: str, options: list[str]) -> str:
@@ -134,7 +150,8 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         listed = list(actions)
         if sum(bool(action.option_strings) for action in listed) > 20 and usage is None:
             positional = " ".join(a.metavar or a.dest for a in listed if not a.option_strings)
-            usage = f"%(prog)s [--config FILE ...] [--KEY VALUE ...] {positional}".rstrip()
+            files = "[--config FILE ...] " if any(action.dest == "config" for action in listed) else ""
+            usage = f"%(prog)s {files}[--KEY VALUE ...] {positional}".rstrip()
         super().add_usage(usage, listed, groups, prefix)
 
     def _expand_help(self, action: Any) -> str:

@@ -1,4 +1,4 @@
-"""Is this machine, this corpus and this cluster ready? `python -m simdist.doctor --cluster PROFILE --data ROOT`.
+"""Is this machine, this corpus and this cluster ready? `python -m simdist.doctor --cluster PROFILE --data-root ROOT`.
 
 Everything is looked at before anything is said to be wrong: a cluster has more than one thing to be set right.
 """
@@ -30,8 +30,8 @@ Without options it looks at this machine. With --cluster it asks SLURM, and star
 
 Examples:
   python -m simdist.doctor
-  python -m simdist.doctor --data data/librispeech
-  python -m simdist.doctor --cluster gpu --data /shared/librispeech --runs /shared/runs
+  python -m simdist.doctor --data-root data/librispeech
+  python -m simdist.doctor --cluster gpu --data-root /shared/librispeech --runs /shared/runs
   python -m simdist.doctor --cluster slurm/profiles/mine.yaml --json
 
 Exit codes: 0 no errors (there may be warnings), 1 at least one error, 2 wrong input.
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, highlight=False)
     findings = []
     with console.status("looking") if not parsed.json else Console(stderr=True).status("looking") as status:
-        for finding in map(without_secrets, examine(profile, parsed.data, parsed.runs, parsed.wait)):
+        for finding in map(without_secrets, examine(profile, parsed.data_root, parsed.runs, parsed.wait)):
             findings.append(finding)
             status.update(f"looking: {escape(finding.subject)} done")
             if not parsed.json:
@@ -111,7 +111,7 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m simdist.doctor", description=DESCRIPTION)
     add = parser.add_argument
     add("--cluster", type=str | None, default=None, help="Profile in slurm/profiles/, or a YAML file of your own.")
-    add("--data", type=Path | None, default=None, help="Folder of a packed corpus.")
+    add("--data-root", type=Path | None, default=None, help="Folder of a packed corpus.")
     add("--runs", type=Path, default=Path("runs"), help="Folder of the runs; must be shared with the nodes.")
     add("--wait", type=int, default=120, help="Seconds to wait for a free node; 0 starts no job.")
     add("--json", action="store_true", help="Print the findings as JSON.")

@@ -23,7 +23,7 @@ Example:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = experiment_parser("python -m simdist.import_upstream", DESCRIPTION)
-    parser.add_argument("checkpoint", type=Path, help="model_N.ckpt of the authors' code.")
+    parser.add_argument("CHECKPOINT", type=Path, help="model_N.ckpt of the authors' code.")
     parser.add_argument("--run", type=Path, required=True, help="Run folder to create.")
     config, parsed = parse_experiment(parser, argv)
     if parsed.run.exists():
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from simdist.engine.run import Run
     from simdist.models.upstream import load_upstream
 
-    encoder, config = load_upstream(parsed.checkpoint, config)
+    encoder, config = load_upstream(parsed.CHECKPOINT, config)
     imported = Run(parsed.run, config)
     imported.write()
     save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))
-    imported.event("imported", source=str(parsed.checkpoint))
-    print(f"{parsed.checkpoint} is now step 0 of {parsed.run}; go on with")
+    imported.event("imported", source=str(parsed.CHECKPOINT))
+    print(f"{parsed.CHECKPOINT} is now step 0 of {parsed.run}; go on with")
     print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run {parsed.run}")
     return EXIT_OK
 

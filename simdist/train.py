@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment, run
+from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_yaml, run
 from simdist.config import Config
 from simdist.errors import EXIT_OK
 from simdist.stopping import Stop
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop(config.train.preempt_signals)
     with stop.installed(interrupt=False):  # a preemption may come while torch is imported
         enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
-        if not parsed.config or [str(path) for path in parsed.config] == [str(DEMO)]:
+        if config.data.root == read_yaml(DEMO)["data"]["root"]:  # a corpus of somebody's own is never made up
             _make_demo_data(Path(config.data.root))
         return train(config, parsed.run, parsed.force, stop, parsed.profile)
 

@@ -23,7 +23,7 @@ def no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_and_a_corpus_that_are_ready(
     speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doctor.main(["--data", str(speech), "--runs", str(tmp_path / "runs"), "--json"]) == 0
+    assert doctor.main(["--data-root", str(speech), "--runs", str(tmp_path / "runs"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {finding["subject"] for finding in found} == {"packages", "accelerator", "disk", "wandb", "data"}
     assert all(finding["level"] != "error" for finding in found)
@@ -32,7 +32,7 @@ def test_a_machine_and_a_corpus_that_are_ready(
 
 
 def test_an_error_is_shown_with_its_remedy_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--data", str(tmp_path / "nothing"), "--runs", str(tmp_path)]) == 1
+    assert doctor.main(["--data-root", str(tmp_path / "nothing"), "--runs", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith("error    data"))
     assert f"{tmp_path}/nothing holds no packed corpus" in lines[at]

@@ -38,6 +38,13 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return printed
 
 
+def test_only_the_demos_own_corpus_is_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = fails([f"--data.root={tmp_path / 'mistyped'}", f"--run={tmp_path / 'run'}"], capsys)
+    assert "mistyped" in printed
+    assert "simdist.pack" in printed
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -95,7 +96,11 @@ class Command:
             return folder
         begin = time.monotonic()
         outcome = self.outcome(folder)
-        findings = found.work(outcome)
+        try:
+            findings = found.work(outcome)
+        except InputError:
+            shutil.rmtree(folder)  # there will never be a result of this name
+            raise
         finish(outcome, subject.run, identity, findings, time.monotonic() - begin)
         self._tell(folder, f"{time.monotonic() - begin:.1f} s")
         return folder

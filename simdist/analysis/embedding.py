@@ -22,6 +22,8 @@ from simdist.analysis.subject import Subject
 from simdist.errors import InputError
 
 NEIGHBOURS = 5
+PERPLEXITY = 30.0  # as upstream's
+FEWEST = 8  # vectors
 OTHERS = "others"
 
 
@@ -37,24 +39,36 @@ def chance_agreement(classes: npt.NDArray[np.int64]) -> float:
     return float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
 
 
-def embed(values: npt.NDArray[np.float64], settings: EmbeddingSettings) -> npt.NDArray[np.float64]:
+def perplexity_of(number: int, settings: EmbeddingSettings) -> float:
+    """The perplexity for so many vectors: as asked for, else 30 or a quarter of them.
+
+    Raises:
+        InputError: too few vectors.
+    """
+    if number < FEWEST:
+        raise InputError(f"{number} vectors are too few for a map; it takes {FEWEST} or more labelled test clips")
+    perplexity = min(PERPLEXITY, number / 4) if settings.perplexity is None else settings.perplexity
+    if number <= 3 * perplexity:
+        raise InputError(
+            f"{number} vectors are too few for --perplexity {perplexity:g}, which wants more than three times as many; "
+            f"lower it to below {number / 3:.0f}, leave it out, or look at more --examples if there are"
+        )
+    return perplexity
+
+
+def embed(values: npt.NDArray[np.float64], perplexity: float, settings: EmbeddingSettings) -> npt.NDArray[np.float64]:
     """(n, C) -> (n, 2), of standardised dimensions.
 
     Raises:
-        InputError: too few vectors, or a package is missing.
+        InputError: a package is missing.
     """
-    if len(values) <= 3 * settings.perplexity:
-        raise InputError(
-            f"{len(values)} vectors are too few for --perplexity {settings.perplexity:g}, which wants more than three "
-            f"times as many; lower it to below {len(values) / 3:.0f}, or look at more --examples"
-        )
     deviation = values.std(axis=0)
     scaled = (values - values.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     if settings.method == "umap":
-        reducer = optional("umap").UMAP(n_neighbors=round(settings.perplexity), random_state=settings.seed, n_jobs=1)
+        reducer = optional("umap").UMAP(n_neighbors=round(perplexity), random_state=settings.seed, n_jobs=1)
     else:
         reducer = optional("sklearn.manifold").TSNE(
-            perplexity=settings.perplexity, init="pca", random_state=settings.seed, n_jobs=1
+            perplexity=perplexity, init="pca", random_state=settings.seed, n_jobs=1
         )
     return np.asarray(reducer.fit_transform(scaled), dtype=np.float64)
 
@@ -74,7 +88,8 @@ class Embedding(LabelledAnalysis):
             vectors = vectors_of(
                 self.subject, self.module, where, where.pair.test, settings.examples, settings.seed, outcome.stop.check
             )
-            plane = embed(vectors.values, settings)
+            perplexity = perplexity_of(len(vectors), settings)
+            plane = embed(vectors.values, perplexity, settings)
             outcome.stop.check()
             title = f"{settings.method.upper().replace('TSNE', 't-SNE')} of {len(vectors):,} vectors: {self.where}"
             outcome.figure(f"{settings.method}-{'-'.join(where.labels)}", plane_figure(plane, vectors, title))
@@ -82,6 +97,7 @@ class Embedding(LabelledAnalysis):
             for label, classes in vectors.classes.items():
                 values[label] = {
                     "vectors": len(vectors),
+                    "perplexity": perplexity,
                     "neighbours_alike_in_latent": neighbour_agreement(vectors.values, classes),
                     "neighbours_alike_in_plane": neighbour_agreement(plane, classes),
                     "chance": chance_agreement(classes),

@@ -171,12 +171,13 @@ class EmbeddingSettings(LabelSettings):
 
     method: Literal["tsne", "umap"] = "tsne"
     """t-SNE, or UMAP where the package umap-learn is installed."""
-    perplexity: float = 30.0
-    """Of t-SNE: how many neighbours a point has, about; UMAP takes it as its number of neighbours."""
+    perplexity: float | None = None
+    """Of t-SNE: how many neighbours a point has, about; UMAP takes it as its number of neighbours. null is 30, or a
+    quarter of the vectors where there are few."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.perplexity > 1, "perplexity", self.perplexity, "more than 1")
+        _require(self.perplexity is None or self.perplexity > 1, "perplexity", self.perplexity, "more than 1")
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ class Command:
         folder = encoder_run.folder / DECODERS / config.folder_name
         if (folder / CONFIG).is_file():
             begun = read_tree(DecodingConfig, folder / CONFIG)
-            step = begun.encoder_step if config.encoder_step is None else config.encoder_step
-            config = replace(config, encoder_step=step, encoder_weights=begun.encoder_weights)
+            step = begun.checkpoint if config.checkpoint is None else config.checkpoint
+            config = replace(config, checkpoint=step, encoder_weights=begun.encoder_weights)
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
         opened = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
         self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
@@ -101,7 +101,7 @@ class Command:
             "latents": config.latents,
             "encoder": {
                 "untrained": config.untrained,
-                "step": config.encoder_step,
+                "step": config.checkpoint,
                 "weights": config.encoder_weights,
             },
             "decoder": {

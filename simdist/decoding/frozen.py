@@ -40,7 +40,7 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     Args:
         run: the encoder's folder.
         config: its configuration.
-        wanted: the decoder's; without `encoder_step` the newest checkpoint is taken.
+        wanted: the decoder's; without `checkpoint` the newest checkpoint is taken.
 
     Returns:
         The encoder, on the CPU, and `wanted` with the step and hash of its weights filled in.
@@ -51,7 +51,7 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     if wanted.untrained:
         encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
     else:
-        checkpoint = _choose(run, wanted.encoder_step)
+        checkpoint = _choose(run, wanted.checkpoint)
         encoder, step = load_encoder(checkpoint, config), int(checkpoint.name.removeprefix("step_"))
     weights = hash_weights(encoder)[:16]
     if wanted.encoder_weights not in ("", weights):
@@ -60,7 +60,7 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
             f"remove {run / DECODERS / wanted.folder_name} to begin it anew on these"
         )
     frozen = FrozenEncoder(encoder.eval().requires_grad_(False), wanted.module, wanted.latents == "sampled")
-    return frozen, replace(wanted, encoder_step=step, encoder_weights=weights)
+    return frozen, replace(wanted, checkpoint=step, encoder_weights=weights)
 
 
 def _choose(run: Path, step: int | None) -> Path:
@@ -77,9 +77,9 @@ def _choose(run: Path, step: int | None) -> Path:
     if step not in there:
         raise InputError(
             f"run {run} has no checkpoint of step {step} (it has {', '.join(map(str, there)) or 'none'}); take one of "
-            f"them with --encoder_step; a decoder that was begun on {step} begins anew when its folder is removed"
+            f"them with --checkpoint; a decoder that was begun on {step} begins anew when its folder is removed"
         )
     problem = verify_checkpoint(wanted)
     if problem is not None:
-        raise InputError(f"checkpoint {wanted} is damaged: {problem}; take another with --encoder_step")
+        raise InputError(f"checkpoint {wanted} is damaged: {problem}; take another with --checkpoint")
     return wanted

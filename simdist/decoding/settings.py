@@ -33,7 +33,7 @@ class DecodingConfig:
     """Channels between the decoder's layers; null takes the encoder's model.width."""
     untrained: bool = False
     """Decode the encoder that the run's seed began with, as a baseline."""
-    encoder_step: int | None = None
+    checkpoint: int | None = None
     """Checkpoint of the encoder; null takes the newest, or that which the decoder was begun on."""
     encoder_weights: str = ""
     """Hash of the encoder's weights; filled in, so that a decoder is never continued on another encoder."""

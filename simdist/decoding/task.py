@@ -95,7 +95,7 @@ class DecoderTask:
     def describe(self) -> list[str]:
         config, clips, world = self._config, self._clips, self._accelerator.num_processes
         manifest = clips.split.manifest
-        encoder = "untrained encoder" if config.untrained else f"encoder of step {config.encoder_step:,}"
+        encoder = "untrained encoder" if config.untrained else f"encoder of step {config.checkpoint:,}"
         parameters = sum(p.numel() for p in self.model.parameters())
         return [
             f"world size {world} on {self._accelerator.device.type}, precision {config.train.precision}",

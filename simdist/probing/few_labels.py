@@ -25,7 +25,8 @@ def check_sizes(job: Job) -> None:
     most = int(job.data.train.counts().max())
     if job.sizes and max(job.sizes) > most:
         raise InputError(
-            f"--examples-per-class asks for {max(job.sizes)}, but the largest class of {job.data.label!r} has {most}"
+            f"--examples-per-class asks for {max(job.sizes)}, but the largest class of {job.data.label!r} has {most} "
+            f"examples; give sizes up to {most}, such as 1,2,4"
         )
 
 

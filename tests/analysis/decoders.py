@@ -19,7 +19,7 @@ from simdist.models.encoder import hash_weights
 def make_decoder(folder: Path, module: int, loss: DecoderLoss = "mse") -> None:
     """A decoder as `simdist.decode` would have left it, with the weights that it begins with."""
     config, weights = read_config(folder / "config.yaml"), hash_weights(load_encoder(folder))[:16]
-    settings = DecodingConfig(module, loss, encoder_step=10, encoder_weights=weights, data=config.data)
+    settings = DecodingConfig(module, loss, checkpoint=10, encoder_weights=weights, data=config.data)
     place = folder / "decoders" / folder_name(module, loss, False)
     place.mkdir(parents=True)
     (place / "config.yaml").write_text(yaml.safe_dump(to_dict(settings)))

@@ -30,7 +30,9 @@ from simdist.analyze import ENTRIES
         (["embedding", "--run={sim}", "--label=vowel"], ["have no label 'vowel'; they have"]),
         (["total-correlation", "--run={sim}", "--sizes=1"], ["--sizes is '1'; it must be numbers of 2 or more"]),
         (["total-correlation", "--run={sim}", "--clips=1", "--frames=2"], ["2 frames are too few"]),
-        (["magic", "--run={sim}"], ["magic", "weights", "compare"]),
+        (["magic", "--run={sim}"], ["unknown WHICH 'magic': valid ones here are weights", "compare"]),
+        (["distribution", "--run={sim}"], ["did you mean 'distributions'?"]),
+        ([], ["missing: WHICH, one of weights, contribution", "compare"]),
     ],
 )
 def test_wrong_input(argv: list[str], words: list[str], fails: Callable[..., str], sim: Path, tmp_path: Path) -> None:

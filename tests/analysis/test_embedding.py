@@ -59,9 +59,17 @@ def test_tsne_of_frames(analyze: Analyze, sim: Path) -> None:
 
 
 def test_too_few_vectors(fails: Callable[..., str], sim: Path) -> None:
-    printed = fails("embedding", f"--run={sim}", "--label=phone", "--examples=60")
+    asked, before = ("embedding", f"--run={sim}", "--label=phone", "--module=3"), set((sim / "analysis").glob("*"))
+    printed = fails(*asked, "--examples=60", "--perplexity=30")
     assert "60 vectors are too few for --perplexity 30" in printed
     assert "lower it to below 20" in printed
+    assert "4 vectors are too few for a map; it takes 8 or more" in fails(*asked, "--examples=4")
+    assert set((sim / "analysis").glob("*")) == before  # what was refused leaves nothing behind
+
+
+def test_few_vectors_get_a_lower_perplexity(analyze: Analyze, sim: Path) -> None:
+    (result,) = analyze("embedding", sim, "--module=3", "--label=phone", "--examples=60")
+    assert result["values"]["labels"]["phone"]["perplexity"] == 15
 
 
 @pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap-learn is installed")

@@ -85,8 +85,8 @@ def test_the_folder_is_a_run(run_folder: Path, settings: Settings, train: Train)
         *("DONE", "result.json", "figures.csv", "audio", "examples.png"),
     }
     saved = read_tree(DecodingConfig, folder / "config.yaml")
-    assert saved.encoder_step == 30
-    assert replace(saved, encoder_step=None, encoder_weights="") == config
+    assert saved.checkpoint == 30
+    assert replace(saved, checkpoint=None, encoder_weights="") == config
     assert [line["event"] for line in read_json_lines(folder / "events.jsonl")] == ["start", "finished"]
     (module,) = metrics(folder)[-1]["modules"]
     assert module["loss"] == pytest.approx(module["mse"] + module["mel"])
@@ -207,9 +207,9 @@ def test_trained_against_untrained(
 
 def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, train: Train) -> None:
     """More checkpoints of the encoder change nothing; when its own is gone, or another, that is said."""
-    config = settings(steps=4, encoder_step=15)
+    config = settings(steps=4, checkpoint=15)
     train(run_folder, config)
-    assert read_tree(DecodingConfig, run_folder / "decoders" / "0-mse" / "config.yaml").encoder_step == 15
+    assert read_tree(DecodingConfig, run_folder / "decoders" / "0-mse" / "config.yaml").checkpoint == 15
     train(run_folder, settings(steps=4))
     old, new = (run_folder / "checkpoints" / f"step_{step:08d}" for step in (15, 30))
     shutil.rmtree(old)
@@ -226,7 +226,7 @@ def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, 
         (["--module=3"], "module 3 is a GRU alone, whose context no convolution mirrors; decode one of 0, 1, 2"),
         (["--module=9"], "module 9 does not exist; this encoder has modules 0 to 3"),
         (["--loss=mel"], "data.crop is 2000; the loss mel needs crops of more than 2048 samples"),
-        (["--encoder_step=7"], "no checkpoint of step 7 (it has 15, 30)"),
+        (["--checkpoint=7"], "no checkpoint of step 7 (it has 15, 30)"),
         (["--data.batch_size=8", "--train.accumulate=3"], "a rank's 8 clips of data.batch_size 8 cannot be divided"),
         (["--data.test_split=dev"], "has no split 'dev'"),
     ],

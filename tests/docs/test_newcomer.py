@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from packing_cases import small_corpus
 from pages import ROOT, blocks, commands_of
 from published import published
 
-from simdist.cli import CONFIGS
+from simdist.cli import CONFIGS, read_config
 from simdist.data.splits import open_split
+from simdist.engine.run import default_folder
 
 README = commands_of(ROOT / "README.md")
 RUN = "runs/sim_librispeech-1dafb3c5"
@@ -29,7 +31,7 @@ SHORT = ["--loss.prediction_steps", "4", "--train.validate_batches", "1", "--run
 
 def words_of(*begin: str) -> list[str]:
     """The words after MODULE of README's only command that has these words, in this order."""
-    found = [c.words for c in README if " ".join(begin) in " ".join(c.words)]
+    found = list(dict.fromkeys(c.words for c in README if " ".join(begin) in " ".join(c.words)))
     assert len(found) == 1, f"README has {len(found)} commands with {begin}"
     words = list(found[0])
     return words[words.index("-m") + 2 :] if "-m" in words else words[2:]
@@ -58,6 +60,12 @@ def trained() -> None:
         pytest.skip("the tests of this file go on from each other: run all of them")
 
 
+def test_the_demos_run_is_called_as_readme_says() -> None:
+    demo = read_config(CONFIGS / "demo.yaml")
+    folder = default_folder(replace(demo, train=replace(demo.train, precision="no")))
+    assert words_of(f"simdist.probe --run {folder}")[1] == str(folder)
+
+
 def test_1_download_and_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = small_corpus(tmp_path, speakers=4, utterances=6)
     with published(corpus, monkeypatch):
@@ -83,7 +91,7 @@ def test_2_train_and_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_3_probe() -> None:
-    words = words_of("-m simdist.probe --run")
+    words = words_of(f"-m simdist.probe --run {RUN}")
     assert words[:2] == ["--run", RUN]
     cheap = ["--epochs", "1", "--crops", "1", "--bootstrap", "10", "--module", "0,3"]
     assert module_main("simdist.probe")([w for w in words if w != "--all"] + ["--label", "speaker", *cheap]) == 0
@@ -94,7 +102,7 @@ def test_3_probe() -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_4_decode() -> None:
-    words = words_of("-m simdist.decode --run")
+    words = words_of(f"-m simdist.decode --run {RUN}")
     assert module_main("simdist.decode")([*words, "--train.max_steps", "2", "--train.epochs", "1"]) == 0
     folder = Path(RUN, "decoders", "0-mse+mel")
     assert json.loads((folder / "result.json").read_text())["module"] == 0
