@@ -92,7 +92,8 @@ def report(
     cells = summarize(records, measurements, keys)
     selection = select(runs, cells, keys, detail)
     comparisons = compare(cells, metric)
-    made = sections(cells, keys, metric, comparisons)
+    reductions = [str(record.config.get("loss.kl_reduction")) for record in records]
+    made = sections(cells, keys, metric, comparisons, reductions)
     made += [*difference_sections(comparisons, keys), *analysis_sections(cells, keys)]
     notes = _notes(records, missing)
     said = [*notes, *_passed_over(problems)]

@@ -20,10 +20,11 @@ from simdist.reporting.tables import plain
 LOSSES = {
     "loss": ("Loss", "loss (nats)"),
     "nce": ("InfoNCE", "InfoNCE (nats)"),
-    "kl": ("KL to the prior", "KL (nats)"),
+    "kl": ("KL to the prior", "KL (nats{})"),
     "accuracy": ("Accuracy of the contrastive task", "accuracy (share)"),
     "active_units": ("Active dimensions", "active dimensions"),
 }
+KL_UNITS = {"upstream": " a crop and channel", "mean": " a frame and channel"}  # by loss.kl_reduction
 Curve = tuple[list[float], list[float]]
 MANY_RUNS = 60  # from so many on, a line has fewer points
 POINTS_OF_MANY = 60
@@ -35,6 +36,8 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
     most = POINTS_OF_MANY if len(runs) > MANY_RUNS else MOST_POINTS
     read = {run.record.name: _logged(run.metrics, 2 * most) for run in runs}
     series = sorted({key for found in read.values() for key in found})
+    reductions = {str(run.record.config.get("loss.kl_reduction")) for run in runs}
+    unit = KL_UNITS.get(reductions.pop(), "") if len(reductions) == 1 else ""
     made = []
     for metric, (title, ylabel) in LOSSES.items():
         if metric == "nce" and not _differs_from_loss(read):
@@ -45,7 +48,7 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
             for group, own in selection.runs_of(runs).items():
                 curves = [(r.record.name, *read[r.record.name].get((kind, name, module), ([], []))) for r in own]
                 lines += lines_of(selection.place(group), selection.label(group), curves, most)
-            panels.append(Panel(f"module {module}, {kind}", lines, "step (optimizer updates)", ylabel))
+            panels.append(Panel(f"module {module}, {kind}", lines, "step (optimizer updates)", ylabel.format(unit)))
         panels.sort(key=lambda panel: panel.title)
         if panels:
             made.append(Chart(f"curve-{metric}", title, panels))

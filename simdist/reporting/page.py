@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -185,12 +186,12 @@ def _drawn(charts: Mapping[str, Sequence[Chart]], track: Track[Any]) -> dict[str
 
 
 def _tables(contents: Contents) -> dict[str, list[Section]]:
-    """Tables by name; some in parts, one a label."""
-    found: dict[str, list[Section]] = {}
+    """Tables by name, none of a kind that no run has; some in parts, one a label."""
+    found: defaultdict[str, list[Section]] = defaultdict(list)
     for section in [*configuration_sections(contents.runs, contents.selection), *contents.sections]:
         parts = split_by(section, "label") if section.name in BY_LABEL else [section]
-        found.setdefault(section.name, []).extend(parts)
-    return {"differences": [], **found}
+        found[section.name] += parts
+    return found
 
 
 def _legend(contents: Contents) -> list[dict[str, Any]]:

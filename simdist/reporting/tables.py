@@ -19,6 +19,12 @@ from simdist.reporting.summary import Cell, Statistic, telling_keys
 FIXED = ("label", "features", "probe.probe")  # columns that every table of probes has
 PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
 EMPTY = "–"
+HEADINGS = {"nce": "InfoNCE", "kl": "KL", "accuracy": "accuracy %", "active_units": "active dimensions"}
+KL_MEANS = {
+    "upstream": "summed over the frames of a crop, averaged over channels and crops",
+    "mean": "averaged over frames, channels and crops",
+}
+"""What the KL of training is, by loss.kl_reduction."""
 KINDS_OF_LOSS = {"train": "training step logged", "validation": "validation"}
 STAR, STAR_MEANS = " *", "* above every other encoder on this probe and module (Welch's t-test, Holm, 5 %)"
 
@@ -43,6 +49,7 @@ def sections(
     keys: Sequence[str],
     metric: str = "accuracy",
     comparisons: Sequence[Comparison] = (),
+    reductions: Sequence[str] = (),
 ) -> list[Section]:
     """Every table of encoders and probes that has a row: encoders, probes, few labels.
 
@@ -51,9 +58,14 @@ def sections(
         keys: the configuration keys that its groups have values of.
         metric: of the probes.
         comparisons: of the probes' accuracies; groups that are above all others get a star.
+        reductions: each `loss.kl_reduction` of the runs.
     """
     heads = headings(keys)
-    every = (_encoders(cells, heads), _probes(cells, heads, metric, winners(comparisons)), _few_labels(cells, heads))
+    every = (
+        _encoders(cells, heads, reductions),
+        _probes(cells, heads, metric, winners(comparisons)),
+        _few_labels(cells, heads),
+    )
     return [section for section in every if section.rows]
 
 
@@ -62,7 +74,7 @@ def headings(keys: Sequence[str]) -> list[str]:
     return [key.rpartition(".")[2] if key != "name" else "encoder" for key in keys]
 
 
-def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
+def _encoders(cells: Mapping[Cell, Statistic], heads: list[str], reductions: Sequence[str]) -> Section:
     own = {cell: value for cell, value in cells.items() if cell.family == "encoder"}
     splits = {json.loads(cell.what)["split"] for cell in own}
     split = "validation" if "validation" in splits else "train"
@@ -72,11 +84,26 @@ def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
     rows = []
     for group, module in dict.fromkeys((cell.group, cell.module) for cell in own):
         values = {cell.metric: value for cell, value in own.items() if (cell.group, cell.module) == (group, module)}
-        cells_of_row = [text_of(values.get(metric), most, 100 if metric in PERCENT else 1) for metric in metrics]
+        cells_of_row = [_text_of_metric(metric, values.get(metric), most) for metric in metrics]
         rows.append([*map(plain, group), str(module), str(most_of(values)), *cells_of_row])
-    names = [f"{metric} %" if metric in PERCENT else metric.replace("_", " ") for metric in metrics]
+    names = [HEADINGS.get(metric, metric) for metric in metrics]
     title = f"Encoders: last {KINDS_OF_LOSS[split]} of each greedy module, mean ± standard deviation over seeds"
-    return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1)
+    note = _kl_note(reductions) if "kl" in metrics else ""
+    return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1, note)
+
+
+def _text_of_metric(metric: str, value: Statistic | None, most: int) -> str:
+    if metric == "active_units":
+        return count_of(value, most)
+    return text_of(value, most, 100 if metric in PERCENT else 1)
+
+
+def _kl_note(reductions: Sequence[str]) -> str:
+    """What the KL of training is, which is not the KL that `analyze distributions` measures."""
+    said = [f"{KL_MEANS[name]} (loss.kl_reduction {name})" for name in KL_MEANS if name in reductions]
+    return f"KL in nats, {', or '.join(said)}; under Distributions it is a frame's, summed over dimensions." * bool(
+        said
+    )
 
 
 def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best: Collection[Any]) -> Section:
@@ -159,6 +186,12 @@ def text_of(value: Statistic | None, most: int, scale: float = 1, digits: int | 
     if value.deviation is not None:
         text += f" ± {scale * value.deviation:.{digits}f}"
     return text if value.count == most else f"{text} ({value.count})"
+
+
+def count_of(value: Statistic | None, most: int) -> str:
+    """Like `text_of`, of a number of things: `64`, `25.6 ± 14.3`."""
+    is_whole = value is not None and not value.deviation and value.mean.is_integer()
+    return text_of(value, most, digits=0 if is_whole else 1)
 
 
 def plain(value: Any) -> str:
