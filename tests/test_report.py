@@ -111,7 +111,8 @@ def test_fewer_seeds_and_unfinished_and_missing_runs_are_said(
         make_run(tmp_path / "runs", "sim", seed, 0.1, 0.5)
     make_run(tmp_path / "runs", "sim", 0, 0.2, 0.4, done=False)
     text = report(tmp_path / "runs", tmp_path / "gone", capsys=capsys)
-    assert "40.0 (1)" in text
+    assert "40.0 [0.0, 100.0] │" in text
+    assert "behind a single seed, its 95 % bootstrap interval over test utterances" in text
     assert "50.0 ± 0.0 │" in text
     assert "sim-0-0.2 is not finished: step 100" in text
     assert "gone is missing" in text
@@ -164,7 +165,20 @@ def test_probes_of_one_kind_with_other_settings_are_rows_of_their_own_and_the_la
     (folder / "probes" / "torn" / "result.json").write_text('{"label": ')
     lines = [line for line in report(tmp_path, capsys=capsys).splitlines() if "│ phone" in line]
     assert [line.split("│")[4].strip() for line in lines] == ["5", "50"]
-    assert [line.split("│")[6].strip() for line in lines] == ["50.0", "70.0"]
+    assert [line.split("│")[6].strip() for line in lines] == ["50.0 [0.0, 100.0]", "70.0 [0.0, 100.0]"]
+
+
+def test_mfcc_are_one_row_where_encoders_have_the_very_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for beta, accuracy in ((0.1, 0.31), (0.2, 0.31), (0.3, 0.3101)):
+        folder = make_run(tmp_path, "sim", 0, beta, 0.5)
+        probe(folder, "mfcc", accuracy, 100)
+        path = folder / "probes" / "mfcc" / "result.json"
+        result = json.loads(path.read_text()) | {"source": {"kind": "mfcc", "module": None, "step": None}}
+        path.write_text(json.dumps(result))
+    lines = [line for line in report(tmp_path, capsys=capsys).splitlines() if "│ phone" in line]
+    begin = [[cell.strip() for cell in line.split("│")[1:4]] for line in lines]
+    assert [row for row in begin if row[2] == "mfcc"] == [["–", "phone", "mfcc"], ["0.3", "phone", "mfcc"]]
+    assert len([row for row in begin if row[2] == "trained"]) == 3
 
 
 def test_few_labels_are_a_column_for_each_number_of_examples(

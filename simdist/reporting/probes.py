@@ -76,10 +76,16 @@ def _of_result(run: str, result: dict[str, Any]) -> Iterator[Measurement]:
         return
     tested = result["test"]
     for metric in ("accuracy", "balanced_accuracy"):
-        yield Measurement(run, "probe", what, module, metric, float(tested[metric]["value"]))
+        yield Measurement(run, "probe", what, module, metric, *_score(tested[metric]))
     if "without_silence" in tested:
-        value = tested["without_silence"]["accuracy"]["value"]
-        yield Measurement(run, "probe", what, module, "accuracy_without_silence", float(value))
+        score = _score(tested["without_silence"]["accuracy"])
+        yield Measurement(run, "probe", what, module, "accuracy_without_silence", *score)
+
+
+def _score(found: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
+    """A value and its interval over test utterances."""
+    interval = found.get("interval")
+    return float(found["value"]), None if interval is None else (float(interval[0]), float(interval[1]))
 
 
 def _what(result: dict[str, Any]) -> dict[str, Any]:

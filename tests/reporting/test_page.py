@@ -64,6 +64,18 @@ def test_means_and_deviations_are_numpys(runs: Path, report: Path) -> None:
     assert expected[0].replace("±", r"$\pm$") in tex
 
 
+def test_a_legend_names_the_encoders_of_its_section(runs: Path, tmp_path: Path) -> None:
+    for name in ("vgim_thesis-0", "gim_thesis-1"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    sections = re.split(r'<h2 id="([\w-]+)">', page)
+    named = zip(sections[1::2], sections[2::2], strict=True)
+    legends = {name: re.findall(r"</svg>(\w+)</li>", text) for name, text in named}
+    assert legends["losses"] == legends["probes"] == ["gim_thesis", "vgim_thesis"]
+    assert legends["distributions"] == ["vgim_thesis"]
+
+
 def test_settings_that_differ_are_shown_and_others_once(report: Path) -> None:
     page = (report / "report.html").read_text()
     settings = {row[0]: row[1:] for row in rows_of(page, "settings")}
