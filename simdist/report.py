@@ -20,12 +20,13 @@ from simdist.durable import write_text
 from simdist.errors import EXIT_OK, InputError
 from simdist.reporting.analysis_tables import analysis_sections, difference_sections
 from simdist.reporting.collect import RunContent, RunRecord, find_runs, read_run, unique_names
+from simdist.reporting.csv_tables import measurements_csv, summary_csv
 from simdist.reporting.files import Problem
 from simdist.reporting.latex import as_latex
 from simdist.reporting.selection import Selection, select
 from simdist.reporting.significance import compare
 from simdist.reporting.summary import Cell, Statistic, group_keys, summarize
-from simdist.reporting.tables import Section, as_markdown, as_rich, measurements_csv, sections, summary_csv
+from simdist.reporting.tables import Section, as_markdown, as_rich, sections
 
 DESCRIPTION = """\
 Tables of what runs have reached, and a page with curves, figures and sounds. Runs that differ only in their seed are
@@ -92,7 +93,8 @@ def report(
     cells = summarize(records, measurements, keys)
     selection = select(runs, cells, keys, detail)
     comparisons = compare(cells, metric)
-    made = sections(cells, keys, metric, comparisons)
+    reductions = [str(record.config.get("loss.kl_reduction")) for record in records]
+    made = sections(cells, keys, metric, comparisons, reductions)
     made += [*difference_sections(comparisons, keys), *analysis_sections(cells, keys)]
     notes = _notes(records, missing)
     said = [*notes, *_passed_over(problems)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,48 @@ def test_fewer_seeds_and_unfinished_and_missing_runs_are_said(
         make_run(tmp_path / "runs", "sim", seed, 0.1, 0.5)
     make_run(tmp_path / "runs", "sim", 0, 0.2, 0.4, done=False)
     text = report(tmp_path / "runs", tmp_path / "gone", capsys=capsys)
-    assert "40.0 (1)" in text
+    assert "40.0 [0.0, 100.0] │" in text
+    assert "behind a single seed, its 95 % bootstrap interval over test utterances" in text
     assert "50.0 ± 0.0 │" in text
     assert "sim-0-0.2 is not finished: step 100" in text
     assert "gone is missing" in text
+
+
+def test_an_unfinished_run_is_at_the_newest_step_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It logged step 100; then it stopped, or a checkpoint is all that a kill left."""
+    stopped, killed = (make_run(tmp_path, "sim", seed, 0.1, 0.5, done=False) for seed in (0, 1))
+    for event, step in (("start", 0), ("stopped", 109), ("probed", None)):
+        append_json(stopped / "events.jsonl", {"event": event} | ({"step": step} if step is not None else {}))
+    for name in ("step_00000105", ".step_00000106.tmp", "step_of_mine"):
+        (killed / "checkpoints" / name).mkdir(parents=True)
+    (killed / "events.jsonl").write_text('[1]\n{"event": ')
+    text = report(tmp_path, capsys=capsys)
+    assert "sim-0-0.1 is not finished: step 109" in text
+    assert "sim-1-0.1 is not finished: step 105" in text
+    assert "events.jsonl is not what a run writes" in text
+
+
+def test_headings_are_words_and_counts_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "runs", "sim", 0, 0.1, 0.5)
+    modules = [{"module": m, "loss": 2.0, "nce": 1.5, "kl": 3.0, "active_units": n} for m, n in enumerate((64.0, 7.5))]
+    append_json(folder / "metrics.jsonl", {"kind": "validation", "step": 200, "modules": modules})
+    point = {"dimensions": 2, "total_correlation": 0.5, "shuffled": 0.1, "excess": 0.4}
+    values = {name: [point] for name in ("kde", "kde_standardized", "gaussian")}
+    result = {"analysis": "total-correlation", "module": 0, "step": 200, "finished": 1.0, "values": values}
+    path = folder / "analysis" / "one" / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result | {"summary": []}))
+    report(tmp_path / "runs", "--out", tmp_path / "out", capsys=capsys)
+    for name in ("report.md", "report.txt", "report.tex", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        for heading in ("InfoNCE", "KL", "active dimensions", "estimator", "dimensions", "nats"):
+            assert heading in text, (name, heading)
+        assert "active units" not in text
+    lines = [re.sub(r"[│ ]+", " ", line) for line in (tmp_path / "out" / "report.txt").read_text().splitlines()]
+    assert " 0 1 2.000 1.500 3.000 64 " in lines
+    assert " 1 1 2.000 1.500 3.000 7.5 " in lines
+    assert " gaussian 2 0 1 0.50 0.10 0.400 " in lines
+    assert rows(tmp_path / "out" / "results.csv", metric="active_units")
 
 
 def test_probes_of_one_kind_with_other_settings_are_rows_of_their_own_and_the_last_step_counts(
@@ -126,7 +165,20 @@ def test_probes_of_one_kind_with_other_settings_are_rows_of_their_own_and_the_la
     (folder / "probes" / "torn" / "result.json").write_text('{"label": ')
     lines = [line for line in report(tmp_path, capsys=capsys).splitlines() if "│ phone" in line]
     assert [line.split("│")[4].strip() for line in lines] == ["5", "50"]
-    assert [line.split("│")[6].strip() for line in lines] == ["50.0", "70.0"]
+    assert [line.split("│")[6].strip() for line in lines] == ["50.0 [0.0, 100.0]", "70.0 [0.0, 100.0]"]
+
+
+def test_mfcc_are_one_row_where_encoders_have_the_very_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for beta, accuracy in ((0.1, 0.31), (0.2, 0.31), (0.3, 0.3101)):
+        folder = make_run(tmp_path, "sim", 0, beta, 0.5)
+        probe(folder, "mfcc", accuracy, 100)
+        path = folder / "probes" / "mfcc" / "result.json"
+        result = json.loads(path.read_text()) | {"source": {"kind": "mfcc", "module": None, "step": None}}
+        path.write_text(json.dumps(result))
+    lines = [line for line in report(tmp_path, capsys=capsys).splitlines() if "│ phone" in line]
+    begin = [[cell.strip() for cell in line.split("│")[1:4]] for line in lines]
+    assert [row for row in begin if row[2] == "mfcc"] == [["–", "phone", "mfcc"], ["0.3", "phone", "mfcc"]]
+    assert len([row for row in begin if row[2] == "trained"]) == 3
 
 
 def test_few_labels_are_a_column_for_each_number_of_examples(

@@ -10,8 +10,9 @@ from typing import Any
 from simdist.reporting.measurement import Family
 from simdist.reporting.significance import FEWEST_SEEDS, MOST_GROUPS, Comparison
 from simdist.reporting.summary import Cell, Statistic, telling_keys
-from simdist.reporting.tables import EMPTY, FIXED, Section, headings, most_of, plain, text_of
+from simdist.reporting.tables import EMPTY, FIXED, Section, count_of, headings, most_of, plain, text_of
 
+HEADINGS = {"estimate": "estimator", "width": "dimensions"}  # of keys that are called otherwise than their columns
 OVER_SEEDS = "mean ± standard deviation over seeds"
 
 
@@ -23,6 +24,7 @@ class Column:
     heading: str
     scale: float = 1
     digits: int = 2
+    is_count: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,22 @@ class Kind:
 
 KINDS = (
     Kind("distributions", f"Distributions of the latent: {OVER_SEEDS}", "analysis", (
-        Column("active_units", "active", digits=1), Column("collapsed_dimensions", "collapsed", digits=1),
-        Column("dimensions", "of dimensions", digits=0), Column("kl_nats_per_frame", "KL (nats a frame)"),
+        Column("active_units", "active dimensions", is_count=True),
+        Column("collapsed_dimensions", "collapsed", is_count=True),
+        Column("dimensions", "of dimensions", is_count=True), Column("kl_nats_per_frame", "KL (nats a frame)"),
         Column("ks_distance_median", "KS to N(0, 1), median", digits=3),
         Column("ks_distance_largest", "KS, largest", digits=3),
     )),
     Kind("weights", f"Weights of linear probes without bias: {OVER_SEEDS}", "analysis", (
         Column("small_share", "below a tenth, %", 100, 1), Column("kurtosis", "excess kurtosis"),
-        Column("dimensions_for_90_percent", "dimensions for 90 %", digits=1),
-        Column("dimensions", "of dimensions", digits=0), Column("accuracy", "probe's accuracy, %", 100, 1),
+        Column("dimensions_for_90_percent", "dimensions for 90 %", is_count=True),
+        Column("dimensions", "of dimensions", is_count=True), Column("accuracy", "probe's accuracy, %", 100, 1),
     ), ("label",)),
     Kind("contribution", f"Contribution: remaining error by dimensions replaced, medians, {OVER_SEEDS}", "analysis", (
         Column("median", "", digits=3),
     ), across="replaced"),
-    Kind("total-correlation", f"Total correlation in nats: {OVER_SEEDS}", "analysis", (
-        Column("total_correlation", "estimate"), Column("shuffled", "the same, shuffled"),
+    Kind("total-correlation", f"Total correlation: {OVER_SEEDS}", "analysis", (
+        Column("total_correlation", "nats"), Column("shuffled", "nats, shuffled"),
         Column("excess", "difference", digits=3),
     ), ("estimate", "width")),
     Kind("disentanglement", f"Disentanglement: {OVER_SEEDS}", "analysis", (
@@ -95,10 +98,20 @@ def _table(kind: Kind, cells: Mapping[Cell, Statistic], heads: list[str]) -> Sec
     most = most_of({cell: cells[cell] for cell in own})
     rows = []
     for (what, group, module), values in lines.items():
-        texts = [text_of(values.get(column.metric), most, column.scale, column.digits) for column in columns]
+        texts = [_text_of(column, values.get(column.metric), most) for column in columns]
         rows.append([*map(plain, group), *map(plain, what), str(module), str(most_of(values)), *texts])
-    named = [*heads, *kind.keys, "module", "seeds", *(column.heading for column in columns)]
+    named = [
+        *heads,
+        *(HEADINGS.get(key, key) for key in kind.keys),
+        "module",
+        "seeds",
+        *(column.heading for column in columns),
+    ]
     return Section(kind.name, kind.title, named, rows, len(heads) + len(kind.keys) + 1)
+
+
+def _text_of(column: Column, value: Statistic | None, most: int) -> str:
+    return count_of(value, most) if column.is_count else text_of(value, most, column.scale, column.digits)
 
 
 def _columns(kind: Kind, said: Iterable[Mapping[str, Any]]) -> list[Column]:

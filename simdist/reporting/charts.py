@@ -59,6 +59,8 @@ class Panel:
     is_log: bool = False
     """x axis to the base of two."""
     from_zero: bool = False
+    at_points: bool = False
+    """Ticks of the x axis where lines have points, and nowhere else."""
     reference: tuple[float, str] | None = None
     """A horizontal line, such as chance, and what it is."""
 

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from simdist.config import Config, identity_keys
+from simdist.durable import read_json_lines
 from simdist.engine.idle import FEWEST, idle_modules
-from simdist.engine.run import CONFIG, DONE, METRICS
+from simdist.engine.run import CHECKPOINTS, CONFIG, DONE, EVENTS, METRICS
 from simdist.errors import InputError
 from simdist.redaction import redacted
 from simdist.reporting.analyses import Finding, read_findings
@@ -26,6 +27,7 @@ from simdist.reporting.measurement import Measurement
 from simdist.reporting.probes import Trajectory, read_probes
 
 ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
+STEP_EVENTS = ("start", "resumed", "stopped", "finished")
 MOST_LINES = 400  # of a kind that are parsed
 KIND, STAGE = re.compile(r'"kind": ?"(\w+)"'), re.compile(r'"module": ?(\d+)')
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
@@ -40,7 +42,7 @@ class RunRecord:
     """Flat: every key that makes up its identity, and its name."""
     finished: bool
     step: int
-    """Of the last line of metrics; 0 without any."""
+    """The newest that is known; 0 before the first."""
     name: str
     """The folder's, with the one above where several runs are called alike."""
     idle: tuple[int, ...] = ()
@@ -62,6 +64,8 @@ class RunContent:
     findings: list[Finding] = field(default_factory=list)
     """Newest analysis of each kind and module, and decoders."""
     trajectories: list[Trajectory] = field(default_factory=list)
+    examples: dict[str, int] = field(default_factory=dict)
+    """Training examples that the largest class of a label has, or more."""
     problems: list[Problem] = field(default_factory=list)
     """Files that could not be used."""
 
@@ -114,13 +118,25 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
         return Problem(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
     problems: list[Problem] = []
     lines = _metrics(folder / METRICS, problems)
-    step = lines[-1]["step"] if lines else 0
+    step = max([line["step"] for line in lines[-1:]] + _steps_saved(folder, problems), default=0)
     record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, tuple(_idle(lines, kept)))
-    probes, trajectories = read_probes(folder, name, problems)
+    probed = read_probes(folder, name, problems)
     findings = read_findings(folder, name, problems)
     analysed = [item for finding in findings for item in finding.measurements]
-    measured = [*_of_encoder(name, lines), *probes, *analysed]
-    return RunContent(record, measured, lines, findings, trajectories, problems)
+    measured = [*_of_encoder(name, lines), *probed.measurements, *analysed]
+    return RunContent(record, measured, lines, findings, probed.trajectories, probed.examples, problems)
+
+
+def _steps_saved(folder: Path, problems: list[Problem]) -> list[int]:
+    """Steps of the checkpoints and of the last event with one: a run logs only some steps, and stops in between."""
+    saved = [int(path.name.removeprefix("step_")) for path in (folder / CHECKPOINTS).glob("step_" + 8 * "[0-9]")]
+    try:
+        events = read_json_lines(folder / EVENTS)
+        told = [event["step"] for event in events if event["event"] in STEP_EVENTS]
+        return saved + [int(step) for step in told[-1:]]
+    except (OSError, *SHAPELESS) as error:
+        problems.append(Problem(folder / EVENTS, f"is not what a run writes ({reason_of(error)})"))
+        return saved
 
 
 def _shown(value: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from simdist.reporting.tables import plain
 LOSSES = {
     "loss": ("Loss", "loss (nats)"),
     "nce": ("InfoNCE", "InfoNCE (nats)"),
-    "kl": ("KL to the prior", "KL (nats)"),
+    "kl": ("KL to the prior", "KL (nats{})"),
     "accuracy": ("Accuracy of the contrastive task", "accuracy (share)"),
     "active_units": ("Active dimensions", "active dimensions"),
 }
+KL_UNITS = {"upstream": " a crop and channel", "mean": " a frame and channel"}  # by loss.kl_reduction
 Curve = tuple[list[float], list[float]]
 MANY_RUNS = 60  # from so many on, a line has fewer points
 POINTS_OF_MANY = 60
@@ -35,6 +38,8 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
     most = POINTS_OF_MANY if len(runs) > MANY_RUNS else MOST_POINTS
     read = {run.record.name: _logged(run.metrics, 2 * most) for run in runs}
     series = sorted({key for found in read.values() for key in found})
+    reductions = {str(run.record.config.get("loss.kl_reduction")) for run in runs}
+    unit = KL_UNITS.get(reductions.pop(), "") if len(reductions) == 1 else ""
     made = []
     for metric, (title, ylabel) in LOSSES.items():
         if metric == "nce" and not _differs_from_loss(read):
@@ -45,7 +50,9 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
             for group, own in selection.runs_of(runs).items():
                 curves = [(r.record.name, *read[r.record.name].get((kind, name, module), ([], []))) for r in own]
                 lines += lines_of(selection.place(group), selection.label(group), curves, most)
-            panels.append(Panel(f"module {module}, {kind}", lines, "step (optimizer updates)", ylabel))
+            if metric == "kl" and not any(line.y.any() for line in lines):
+                continue  # of modules without a prior
+            panels.append(Panel(f"module {module}, {kind}", lines, "step (optimizer updates)", ylabel.format(unit)))
         panels.sort(key=lambda panel: panel.title)
         if panels:
             made.append(Chart(f"curve-{metric}", title, panels))
@@ -78,6 +85,38 @@ def _differs_from_loss(read: Mapping[str, Mapping[tuple[str, str, int], Curve]])
         for kind, metric, module in found
         if metric == "nce"
     )
+
+
+def module_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]:
+    """Accuracy of linear probes by module, a panel a label; untrained encoders in grey, unless others are grey."""
+    is_grey_free = all(selection.place(group) != OTHER for group in selection.groups.values())
+    kinds = ("untrained", "trained") if is_grey_free else ("trained",)
+    found = {kind: _by_module(runs, kind) for kind in kinds}
+    panels = []
+    for what in sorted(found["trained"]):
+        lines: list[Line] = []
+        for kind, (group, own) in itertools.product(kinds, selection.runs_of(runs).items()):
+            there = [(run.record.name, found[kind].get(what, {}).get(run.record.name, {})) for run in own]
+            curves = [(f"{name}, {kind}", sorted(by), [by[module] for module in sorted(by)]) for name, by in there]
+            lines += lines_of(selection.place(group) if kind == "trained" else OTHER, selection.label(group), curves)
+        if any(len(line.x) > 1 for line in lines):
+            said = json.loads(what)
+            panel = _accuracy_panel(_called(said, list(found["trained"])), lines, "module", said["chance"])
+            panels.append(replace(panel, at_points=True))
+    has_grey = any(line.place == OTHER for panel in panels for line in panel.lines) and is_grey_free
+    note = "Grey: the same encoders before training." if has_grey else ""
+    return [Chart("modules", "Linear probes by module", panels, note)] if panels else []
+
+
+def _by_module(runs: Sequence[RunContent], features: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Test accuracies in % of linear probes: what was probed (as of trained features), the run, the module."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for item in (item for run in runs for item in run.measurements):
+        is_linear = item.what.get("probe.probe") == "linear" and item.what["features"] == features
+        if item.family == "probe" and item.metric == "accuracy" and item.module is not None and is_linear:
+            what = json.dumps({**item.what, "features": "trained"}, sort_keys=True)
+            found.setdefault(what, {}).setdefault(item.run, {})[item.module] = 100 * item.value
+    return found
 
 
 def trajectory_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]:

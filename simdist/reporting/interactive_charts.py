@@ -42,7 +42,7 @@ def as_json(panel: Panel) -> str:
     if panel.from_zero:
         lowest = min([0.0, *(float(np.nanmin(line.y)) for line in panel.lines if len(line.y))])
         plot.y_range = DataRange1d(start=lowest)
-    if panel.is_log:
+    if panel.is_log or panel.at_points:
         plot.xaxis.ticker = sorted({float(x) for line in panel.lines for x in line.x})
     else:
         plot.xaxis.ticker = BasicTicker(desired_num_ticks=4)  # steps have many digits, and four panels stand in a row

@@ -21,3 +21,5 @@ class Measurement:
     """None for what has no module, such as MFCC."""
     metric: str
     value: float
+    interval: tuple[float, float] | None = None
+    """95 %, where it was measured."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from simdist.decoding.settings import DEFAULT_LOSS, decoder_command
 from simdist.probing.settings import FRAME_LABEL, ProbeSettings, for_label
 from simdist.reporting.collect import RunContent
 
-SIZES = "1,2,4,8,16,32,64,128"
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 VARIATIONAL = ("distributions", "samples")
 DECODED = ("contribution", "traversal", "interpolation", "samples")
 ANALYSES = ("distributions", "weights", "contribution", "traversal", "interpolation", "samples")
@@ -42,11 +42,12 @@ def missing_pieces(runs: Sequence[RunContent]) -> list[Piece]:
         _piece("the end of training", "losses", runs, lambda run: [] if run.record.finished else [train_command(run)]),
         *_probes(runs),
     ]
-    decoder = [(f"a decoder of module {module}", module) for module in _all_modules(runs, _can_be_decoded)]
-    for name, module in decoder:
-        pieces.append(_piece(name, "reconstructions", runs, lambda run, m=module: _decoder(run, m)))
+    losses = {module: _losses(runs, module) for module in _all_modules(runs, _can_be_decoded)}
+    for module, wanted in losses.items():
+        name = f"a decoder of module {module}"
+        pieces.append(_piece(name, "reconstructions", runs, lambda run, m=module, w=wanted: _decoder(run, m, w)))
     for kind in ANALYSES:
-        pieces.append(_piece(kind, kind, runs, lambda run, k=kind: _analysis(run, k)))
+        pieces.append(_piece(kind, kind, runs, lambda run, k=kind: _analysis(run, k, losses)))
     return [piece for piece in pieces if piece.commands]
 
 
@@ -86,7 +87,7 @@ def _all_modules(runs: Sequence[RunContent], fits: Any) -> list[int]:
 
 def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
     """Probes and few labels that others have; of what nobody has, the plain command."""
-    for family, plain in (("probe", "--all"), ("few-labels", f"--all --examples-per-class {SIZES}")):
+    for family, name, plain in (("probe", "probes", _plain_probe), ("few-labels", "few-label curves", _plain_curves)):
         have: dict[str, dict[str, set[int | None]]] = {}
         for run in runs:
             for item in run.measurements:
@@ -95,8 +96,7 @@ def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
                     of_run = have.setdefault(json.dumps(said, sort_keys=True), {})
                     of_run.setdefault(item.run, set()).add(item.module)
         if not have:
-            name = "probes" if family == "probe" else "few-label curves"
-            yield _piece(name, f"{family}", runs, lambda run, p=plain: [_plain_probe(run, p)])
+            yield _piece(name, family, runs, plain)
         for what, found in have.items():
             said, wanted = json.loads(what), set().union(*found.values())
             title = f"{'few labels' if family == 'few-labels' else 'probe'}: {_probe_title(said)}"
@@ -108,8 +108,20 @@ def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
             )
 
 
-def _plain_probe(run: RunContent, options: str) -> str:
-    return f"accelerate launch -m simdist.probe {_words('--run', run.record.folder)} {options}"
+def _plain_probe(run: RunContent, *options: object) -> list[str]:
+    return [f"accelerate launch -m simdist.probe {_words('--run', run.record.folder, '--all', *options)}"]
+
+
+def _plain_curves(run: RunContent) -> list[str] | None:
+    """Few labels of every label that was probed, with as many examples a class as there are; None before a probe."""
+    sizes = {label: [size for size in SIZES if size <= most] for label, most in run.examples.items()}
+    commands = [
+        command
+        for label, own in sizes.items()
+        if len(own) > 1
+        for command in _plain_probe(run, "--label", label, "--examples-per-class", ",".join(map(str, own)))
+    ]
+    return commands or None
 
 
 def _probe_title(said: dict[str, Any]) -> str:
@@ -155,10 +167,22 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
     return "accelerate launch -m simdist.probe " + _words(*words)
 
 
-def _decoder(run: RunContent, module: int) -> list[str] | None:
+def _decoder(run: RunContent, module: int, losses: Sequence[str]) -> list[str] | None:
+    """The commands for the losses that the run lacks."""
     if not _can_be_decoded(run, module):
         return None
-    return [] if module in _decoded(run) else [decoder_command(_quoted(run), module, DEFAULT_LOSS)]
+    own = _decoded(run).get(module, [])
+    return [decoder_command(_quoted(run), module, loss) for loss in losses if loss not in own]
+
+
+def _losses(runs: Sequence[RunContent], module: int) -> list[str]:
+    """Of the decoders that any run has of a module; where none has, of other modules."""
+    by_module: dict[int, list[str]] = {}
+    for run in runs:
+        for m, losses in _decoded(run).items():
+            by_module.setdefault(m, []).extend(losses)
+    found = by_module.get(module) or [loss for losses in by_module.values() for loss in losses]
+    return list(dict.fromkeys(found)) or [DEFAULT_LOSS]
 
 
 def _decoded(run: RunContent) -> dict[int, list[str]]:
@@ -174,7 +198,7 @@ def _quoted(run: RunContent) -> Any:
     return shlex.quote(str(run.record.folder))
 
 
-def _analysis(run: RunContent, kind: str) -> list[str] | None:
+def _analysis(run: RunContent, kind: str, losses: Mapping[int, Sequence[str]]) -> list[str] | None:
     """The command for a run that has no such analysis of any module, with what must come before it."""
     if kind in VARIATIONAL and run.record.config.get("model.head") != "variational":
         return None
@@ -182,12 +206,15 @@ def _analysis(run: RunContent, kind: str) -> list[str] | None:
         return []
     command = f"python -m simdist.analyze {kind} --run {_quoted(run)}"
     if kind == "weights" and not any(m.what.get("probe.bias") is False for m in run.measurements):
-        return [f"{_plain_probe(run, '--all --bias false')} && {command}"]
+        return [f"{probe} && {command}" for probe in _plain_probe(run, "--bias", "false")]
     if kind not in DECODED:
         return [command]
     decoded = _decoded(run)
     modules = [m for m in range(len(_modules(run))) if _can_be_decoded(run, m)]
+    if not decoded and not modules:
+        return None
     if not decoded:
-        return [f"{decoder_command(_quoted(run), modules[0])} && {command} --module {modules[0]}"] if modules else None
-    module, losses = min(decoded.items())
-    return [f"{command} --module {module}" + f" --loss {losses[0]}" * (len(losses) > 1)]
+        decoder = decoder_command(_quoted(run), modules[0], losses[modules[0]][0])
+        return [f"{decoder} && {command} --module {modules[0]}"]
+    module, own = min(decoded.items())
+    return [f"{command} --module {module}" + f" --loss {own[0]}" * (len(own) > 1)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -104,7 +105,7 @@ def render(contents: Contents, track: Track[Any]) -> str:
         "detail": f"Figures and sounds are of {_names(detailed)} ({selection.reason}; --detail chooses others).",
         "tables": _tables(contents),
         "common": common_settings(contents.runs),
-        "legend": _legend(contents),
+        "legends": {name: _legend(contents, own) for name, own in charts.items()},
         "charts": _drawn(charts, track),
         "reading": _reading(contents),
         "no_test": f"Differences are tested where two encoders have {FEWEST_SEEDS} seeds or more; here none have.",
@@ -157,7 +158,7 @@ def _charts(contents: Contents) -> dict[str, list[Chart]]:
     runs, cells, selection, problems = contents.runs, contents.cells, contents.selection, contents.problems
     return {
         "losses": curves.loss_charts(runs, selection),
-        "trajectories": curves.trajectory_charts(runs, selection),
+        "probes": [*curves.module_charts(runs, selection), *curves.trajectory_charts(runs, selection)],
         "few-labels": curves.few_label_charts(cells, selection),
         "distributions": curves.distribution_charts(runs, selection, problems),
         "weights": curves.weight_charts(runs, selection, problems),
@@ -185,23 +186,27 @@ def _drawn(charts: Mapping[str, Sequence[Chart]], track: Track[Any]) -> dict[str
 
 
 def _tables(contents: Contents) -> dict[str, list[Section]]:
-    """Tables by name; some in parts, one a label."""
-    found: dict[str, list[Section]] = {}
+    """Tables by name, none of a kind that no run has; some in parts, one a label."""
+    found: defaultdict[str, list[Section]] = defaultdict(list)
     for section in [*configuration_sections(contents.runs, contents.selection), *contents.sections]:
         parts = split_by(section, "label") if section.name in BY_LABEL else [section]
-        found.setdefault(section.name, []).extend(parts)
-    return {"differences": [], **found}
+        found[section.name] += parts
+    return found
 
 
-def _legend(contents: Contents) -> list[dict[str, Any]]:
+def _legend(contents: Contents, charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """The encoders that have a line in these charts."""
     selection = contents.selection
+    places = {line.place for chart in charts for panel in chart.panels for line in panel.lines}
     items = []
     for place, group in enumerate(selection.coloured):
+        if place not in places:
+            continue
         line = Line(place, "", [], [])  # pyright: ignore[reportArgumentType]
         dash = " ".join(map(str, DASHES[place % len(DASHES)]))
         items.append({"place": place, "colour": line.colour, "dash": dash, "label": selection.label(group)})
     others = len(set(selection.groups.values())) - len(selection.coloured)
-    if others:
+    if others and OTHER in places:
         items.append({"place": OTHER, "colour": GREY, "dash": "", "label": f"{others} other encoders"})
     return items
 

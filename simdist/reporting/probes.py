@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,20 @@ class Trajectory:
     """Shares of test vectors."""
 
 
-def read_probes(folder: Path, run: str, problems: list[Problem]) -> tuple[list[Measurement], list[Trajectory]]:
-    """Every probe's test accuracies, of several checkpoints the last, and those of all checkpoints."""
+@dataclass(frozen=True)
+class Probed:
+    """What all probes of a run reached."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    """Of several checkpoints the last."""
+    trajectories: list[Trajectory] = field(default_factory=list)
+    examples: dict[str, int] = field(default_factory=dict)
+    """Training examples a class on average, rounded up, by label: the largest class has no fewer."""
+
+
+def read_probes(folder: Path, run: str, problems: list[Problem]) -> Probed:
+    """Every probe of a run."""
+    read = Probed()
     kept: dict[str, list[tuple[int, list[Measurement]]]] = {}
     for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")):
         result = read_json(path, problems)
@@ -38,13 +50,14 @@ def read_probes(folder: Path, run: str, problems: list[Problem]) -> tuple[list[M
             found = list(_of_result(run, result))
             key = json.dumps([_what(result), result["source"]["module"], "curve" in result], sort_keys=True)
             kept.setdefault(key, []).append((int(result["source"]["step"] or 0), found))
+            if "data" in result:
+                read.examples[result["label"]] = -(-result["data"]["train"]["labels"] // len(result["classes"]))
         except SHAPELESS as error:
             problems.append(Problem(path, f"is not the result of a probe ({reason_of(error)})"))
-    measured, trajectories = [], []
     for results in kept.values():
-        measured += max(results, key=lambda pair: pair[0])[1]
-        trajectories += _trajectory(results)
-    return measured, trajectories
+        read.measurements.extend(max(results, key=lambda pair: pair[0])[1])
+        read.trajectories.extend(_trajectory(results))
+    return read
 
 
 def _trajectory(results: list[tuple[int, list[Measurement]]]) -> Iterator[Trajectory]:
@@ -63,10 +76,16 @@ def _of_result(run: str, result: dict[str, Any]) -> Iterator[Measurement]:
         return
     tested = result["test"]
     for metric in ("accuracy", "balanced_accuracy"):
-        yield Measurement(run, "probe", what, module, metric, float(tested[metric]["value"]))
+        yield Measurement(run, "probe", what, module, metric, *_score(tested[metric]))
     if "without_silence" in tested:
-        value = tested["without_silence"]["accuracy"]["value"]
-        yield Measurement(run, "probe", what, module, "accuracy_without_silence", float(value))
+        score = _score(tested["without_silence"]["accuracy"])
+        yield Measurement(run, "probe", what, module, "accuracy_without_silence", *score)
+
+
+def _score(found: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
+    """A value and its interval over test utterances."""
+    interval = found.get("interval")
+    return float(found["value"]), None if interval is None else (float(interval[0]), float(interval[1]))
 
 
 def _what(result: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def as_svg(panel: Panel, name: str) -> str:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
             axes.minorticks_off()
+        if panel.at_points:
+            axes.set_xticks(sorted({float(x) for line in panel.lines for x in line.x}))
         if panel.from_zero:
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         text = io.StringIO()

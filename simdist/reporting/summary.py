@@ -17,6 +17,8 @@ class Statistic:
     """Values of several seeds."""
 
     values: tuple[float, ...]
+    interval: tuple[float, float] | None = None
+    """Of a single seed, 95 %, where it was measured."""
 
     @property
     def mean(self) -> float:
@@ -81,12 +83,15 @@ def summarize(
 ) -> dict[Cell, Statistic]:
     """Values of runs that differ in nothing but the seed, together."""
     groups = {run.name: group_of(run, keys) for run in runs}
-    values: dict[Cell, list[float]] = {}
+    found: dict[Cell, list[Measurement]] = {}
     for item in measurements:
         what = json.dumps(item.what, sort_keys=True)
         cell = Cell(groups[item.run], item.family, what, item.module, item.metric)
-        values.setdefault(cell, []).append(item.value)
-    return {cell: Statistic(tuple(found)) for cell, found in values.items()}
+        found.setdefault(cell, []).append(item)
+    return {
+        cell: Statistic(tuple(item.value for item in own), own[0].interval if len(own) == 1 else None)
+        for cell, own in found.items()
+    }
 
 
 def group_of(run: RunRecord, keys: Sequence[str]) -> tuple[Any, ...]:

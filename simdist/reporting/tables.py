@@ -1,9 +1,7 @@
-"""Statistics as tables: for the terminal, as Markdown, and as CSV with a row a number."""
+"""Statistics as tables, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +9,21 @@ from typing import Any
 
 from rich.table import Table
 
-from simdist.reporting.collect import ENCODER_METRICS, RunRecord
-from simdist.reporting.measurement import Measurement
+from simdist.reporting.collect import ENCODER_METRICS
 from simdist.reporting.significance import Comparison, winners
 from simdist.reporting.summary import Cell, Statistic, telling_keys
 
 FIXED = ("label", "features", "probe.probe")  # columns that every table of probes has
 PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
 EMPTY = "–"
+HEADINGS = {"nce": "InfoNCE", "kl": "KL", "accuracy": "accuracy %", "active_units": "active dimensions"}
+KL_MEANS = {
+    "upstream": "summed over the frames of a crop, averaged over channels and crops",
+    "mean": "averaged over frames, channels and crops",
+}
+"""What the KL of training is, by loss.kl_reduction."""
 KINDS_OF_LOSS = {"train": "training step logged", "validation": "validation"}
+INTERVAL_MEANS = "behind a single seed, its 95 % bootstrap interval over test utterances"
 STAR, STAR_MEANS = " *", "* above every other encoder on this probe and module (Welch's t-test, Holm, 5 %)"
 
 
@@ -43,6 +47,7 @@ def sections(
     keys: Sequence[str],
     metric: str = "accuracy",
     comparisons: Sequence[Comparison] = (),
+    reductions: Sequence[str] = (),
 ) -> list[Section]:
     """Every table of encoders and probes that has a row: encoders, probes, few labels.
 
@@ -51,9 +56,14 @@ def sections(
         keys: the configuration keys that its groups have values of.
         metric: of the probes.
         comparisons: of the probes' accuracies; groups that are above all others get a star.
+        reductions: each `loss.kl_reduction` of the runs.
     """
     heads = headings(keys)
-    every = (_encoders(cells, heads), _probes(cells, heads, metric, winners(comparisons)), _few_labels(cells, heads))
+    every = (
+        _encoders(cells, heads, reductions),
+        _probes(cells, heads, metric, winners(comparisons)),
+        _few_labels(cells, heads),
+    )
     return [section for section in every if section.rows]
 
 
@@ -62,7 +72,7 @@ def headings(keys: Sequence[str]) -> list[str]:
     return [key.rpartition(".")[2] if key != "name" else "encoder" for key in keys]
 
 
-def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
+def _encoders(cells: Mapping[Cell, Statistic], heads: list[str], reductions: Sequence[str]) -> Section:
     own = {cell: value for cell, value in cells.items() if cell.family == "encoder"}
     splits = {json.loads(cell.what)["split"] for cell in own}
     split = "validation" if "validation" in splits else "train"
@@ -72,11 +82,26 @@ def _encoders(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
     rows = []
     for group, module in dict.fromkeys((cell.group, cell.module) for cell in own):
         values = {cell.metric: value for cell, value in own.items() if (cell.group, cell.module) == (group, module)}
-        cells_of_row = [text_of(values.get(metric), most, 100 if metric in PERCENT else 1) for metric in metrics]
+        cells_of_row = [_text_of_metric(metric, values.get(metric), most) for metric in metrics]
         rows.append([*map(plain, group), str(module), str(most_of(values)), *cells_of_row])
-    names = [f"{metric} %" if metric in PERCENT else metric.replace("_", " ") for metric in metrics]
+    names = [HEADINGS.get(metric, metric) for metric in metrics]
     title = f"Encoders: last {KINDS_OF_LOSS[split]} of each greedy module, mean ± standard deviation over seeds"
-    return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1)
+    note = _kl_note(reductions) if "kl" in metrics else ""
+    return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1, note)
+
+
+def _text_of_metric(metric: str, value: Statistic | None, most: int) -> str:
+    if metric == "active_units":
+        return count_of(value, most)
+    return text_of(value, most, 100 if metric in PERCENT else 1)
+
+
+def _kl_note(reductions: Sequence[str]) -> str:
+    """What the KL of training is, which is not the KL that `analyze distributions` measures."""
+    said = [f"{KL_MEANS[name]} (loss.kl_reduction {name})" for name in KL_MEANS if name in reductions]
+    return f"KL in nats, {', or '.join(said)}; under Distributions it is a frame's, summed over dimensions." * bool(
+        said
+    )
 
 
 def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best: Collection[Any]) -> Section:
@@ -85,21 +110,46 @@ def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best
     keys = _settings(own)
     most = most_of(own)
     rows = []
-    for what, group in dict.fromkeys((cell.what, cell.group) for cell in _by_label(own)):
-        values = {cell.module: value for cell, value in own.items() if (cell.what, cell.group) == (what, group)}
-        said = json.loads(what)
+    for (what, values, _), groups in _lines(own).items():
+        said, of_module = json.loads(what), dict(values)
         numbers = [
-            text_of(values.get(module), most, 100) + STAR * ((what, module, group) in best) for module in modules
+            _accuracy(of_module.get(module), most) + STAR * any((what, module, group) in best for group in groups)
+            for module in modules
         ]
-        chance = f"{100 * said['chance']:.1f}"
-        rows.append(
-            [*map(plain, group), *(plain(said.get(key)) for key in keys), str(most_of(values)), *numbers, chance]
-        )
+        named = [plain(found[0]) if len(set(found)) == 1 else EMPTY for found in zip(*groups, strict=True)]
+        settings = [plain(said.get(key)) for key in keys]
+        rows.append([*named, *settings, str(most_of(of_module)), *numbers, f"{100 * said['chance']:.1f}"])
     named = [key.rpartition(".")[2] for key in keys]
     columns = ["whole" if module is None else f"module {module}" for module in modules]
     title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
-    note = STAR_MEANS if any(STAR in text for row in rows for text in row) else ""
+    texts = [text for row in rows for text in row]
+    notes = {STAR_MEANS: any(STAR in text for text in texts), INTERVAL_MEANS: any("[" in text for text in texts)}
+    note = "; ".join(text for text, is_needed in notes.items() if is_needed)
     return Section("probes", title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named), note)
+
+
+Values = tuple[tuple[int | None, Statistic], ...]
+"""Accuracies by module."""
+
+
+def _lines(own: Mapping[Cell, Statistic]) -> dict[tuple[str, Values, Any], list[tuple[Any, ...]]]:
+    """The groups of each row: one, or of MFCC, which no encoder changes, all that measured the very same."""
+    found: dict[tuple[str, tuple[Any, ...]], list[tuple[int | None, Statistic]]] = {}
+    for cell in _by_label(own):
+        found.setdefault((cell.what, cell.group), []).append((cell.module, own[cell]))
+    lines: dict[tuple[str, Values, Any], list[tuple[Any, ...]]] = {}
+    for (what, group), values in found.items():
+        of_encoder = None if json.loads(what)["features"] == "mfcc" else group
+        lines.setdefault((what, tuple(values), of_encoder), []).append(group)
+    return lines
+
+
+def _accuracy(value: Statistic | None, most: int) -> str:
+    """In %: `61.2 ± 0.4`, and of a single seed with its interval `61.2 [57.9, 64.4]`."""
+    if value is None or value.interval is None:
+        return text_of(value, most, 100)
+    low, high = value.interval
+    return f"{text_of(value, value.count, 100)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
@@ -161,6 +211,12 @@ def text_of(value: Statistic | None, most: int, scale: float = 1, digits: int | 
     return text if value.count == most else f"{text} ({value.count})"
 
 
+def count_of(value: Statistic | None, most: int) -> str:
+    """Like `text_of`, of a number of things: `64`, `25.6 ± 14.3`."""
+    is_whole = value is not None and not value.deviation and value.mean.is_integer()
+    return text_of(value, most, digits=0 if is_whole else 1)
+
+
 def plain(value: Any) -> str:
     """A value of a configuration, for people."""
     if isinstance(value, bool):
@@ -204,36 +260,3 @@ def as_markdown(section: Section) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     notes = ["", section.note] if section.note else []
     return "\n".join([f"## {section.title}", "", *lines, *notes, ""])
-
-
-def measurements_csv(runs: Sequence[RunRecord], measurements: Sequence[Measurement], keys: Sequence[str]) -> str:
-    """A row for every number of every run."""
-    configs = {run.name: run for run in runs}
-    columns = ["run", *keys, "seed", "family", "label", "features", "what", "module", "metric", "value"]
-    rows = []
-    for item in measurements:
-        run = configs[item.run]
-        config = [run.config.get(key) for key in keys]
-        what = [item.what.get("label", ""), item.what.get("features", ""), json.dumps(item.what, sort_keys=True)]
-        rows.append([item.run, *config, run.seed, item.family, *what, item.module, item.metric, repr(item.value)])
-    return _csv(columns, rows)
-
-
-def summary_csv(cells: Mapping[Cell, Statistic], keys: Sequence[str]) -> str:
-    """A row for every mean."""
-    columns = [*keys, "family", "label", "features", "what", "module", "metric", "seeds", "mean", "standard_deviation"]
-    rows = []
-    for cell, value in cells.items():
-        said = json.loads(cell.what)
-        what = [said.get("label", ""), said.get("features", ""), cell.what]
-        numbers = [value.count, repr(value.mean), "" if value.deviation is None else repr(value.deviation)]
-        rows.append([*cell.group, cell.family, *what, cell.module, cell.metric, *numbers])
-    return _csv(columns, rows)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
-    return text.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import scipy.stats
 from benchmarks.run_folders import SIZES
 from simdist.reporting.charts import OTHER, Line, Panel, lines_of, over_seeds, thinned
 from simdist.reporting.collect import RunContent, find_runs, read_run
-from simdist.reporting.curves import few_label_charts, loss_charts, weight_charts
+from simdist.reporting.curves import few_label_charts, loss_charts, module_charts, weight_charts
 from simdist.reporting.interactive_charts import as_json
 from simdist.reporting.selection import Selection, select
 from simdist.reporting.static_charts import as_svg
@@ -22,10 +23,20 @@ from simdist.reporting.summary import group_keys, summarize
 
 @pytest.fixture(scope="module")
 def read(runs: Path) -> tuple[list[RunContent], Selection, dict]:
+    return read_all(runs)
+
+
+def read_all(runs: Path) -> tuple[list[RunContent], Selection, dict]:
     found = [run for folder in find_runs([runs]) if isinstance(run := read_run(folder), RunContent)]
     keys = group_keys([run.record for run in found])
     cells = summarize([run.record for run in found], [item for run in found for item in run.measurements], keys)
     return found, select(found, cells, keys), cells
+
+
+def accuracy_of(run: Path, module: int) -> float:
+    """Of the probe for syllables, in %."""
+    (path,) = run.glob(f"probes/syllable-module{module}-*/result.json")
+    return 100 * json.loads(path.read_text())["test"]["accuracy"]["value"]
 
 
 def test_a_loss_is_the_mean_over_seeds_of_what_was_logged(runs: Path, read: tuple) -> None:
@@ -42,6 +53,49 @@ def test_a_loss_is_the_mean_over_seeds_of_what_was_logged(runs: Path, read: tupl
     np.testing.assert_allclose(mean.y, np.mean(logged, axis=0))
     assert mean.low is not None
     np.testing.assert_allclose(mean.y - mean.low, np.std(logged, axis=0, ddof=1))
+
+
+def test_a_panel_without_any_kl_is_left_out(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "gim_thesis-0", tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["modules"][0]["kl"] = line["modules"][1]["active_units"] = 0.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, selection, _ = read_all(tmp_path)
+    titles = {chart.name: [panel.title for panel in chart.panels] for chart in loss_charts(found, selection)}
+    assert titles["curve-kl"] == ["module 1, train"]
+    assert titles["curve-active_units"] == ["module 0, train", "module 1, train"]
+
+
+def test_accuracy_by_module_is_that_of_the_probes(runs: Path, tmp_path: Path, read: tuple) -> None:
+    found, selection, _ = read
+    (chart,) = module_charts(found, selection)
+    assert [panel.title for panel in chart.panels] == ["syllable", "vowel"]
+    panel = chart.panels[0]
+    assert panel.reference == (pytest.approx(100 / 9), "chance")
+    place = selection.coloured.index(("gim_thesis",))
+    (mean,) = [line for line in panel.lines if line.place == place and not line.is_faint]
+    values = [[accuracy_of(runs / f"gim_thesis-{seed}", module) for module in (0, 1)] for seed in range(3)]
+    np.testing.assert_array_equal(mean.x, [0, 1])
+    np.testing.assert_allclose(mean.y, np.mean(values, axis=0))
+    assert mean.low is not None
+    np.testing.assert_allclose(mean.y - mean.low, np.std(values, axis=0, ddof=1))
+    assert len([line for line in panel.lines if line.place == place and line.is_faint]) == 3
+    assert chart.note == ""
+
+
+def test_untrained_encoders_are_grey(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "gim_thesis-0", tmp_path / "one")
+    for path in (tmp_path / "one" / "probes").glob("vowel-module*"):
+        shutil.copytree(path, path.with_name(f"untrained-{path.name}"))
+        result = json.loads((path / "result.json").read_text())
+        result["source"] |= {"kind": "untrained", "step": None}
+        (path.with_name(f"untrained-{path.name}") / "result.json").write_text(json.dumps(result))
+    (chart,) = module_charts(*read_all(tmp_path)[:2])
+    drawn = [[(line.name, line.place) for line in panel.lines] for panel in chart.panels]
+    assert drawn == [[("one, trained", 0)], [("one, untrained", OTHER), ("one, trained", 0)]]
+    assert "Grey" in chart.note
 
 
 def test_few_labels_are_percent_over_examples(runs: Path, read: tuple) -> None:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,9 @@ import yaml
 import simdist.analyze
 import simdist.decode
 import simdist.report
-from benchmarks.run_folders import thesis_config, write_analyses, write_metrics, write_probe, write_run
+from benchmarks.run_folders import thesis_config, write_analyses, write_decoder, write_metrics, write_probe, write_run
 from simdist.cli import Parser, add_fields, fields_from, run
+from simdist.config import to_dict
 from simdist.probing.settings import ProbeSettings, for_label
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"
@@ -60,6 +62,18 @@ def test_means_and_deviations_are_numpys(runs: Path, report: Path) -> None:
     assert len(differences) == 4
     tex = (report / "report.tex").read_text()
     assert expected[0].replace("±", r"$\pm$") in tex
+
+
+def test_a_legend_names_the_encoders_of_its_section(runs: Path, tmp_path: Path) -> None:
+    for name in ("vgim_thesis-0", "gim_thesis-1"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    sections = re.split(r'<h2 id="([\w-]+)">', page)
+    named = zip(sections[1::2], sections[2::2], strict=True)
+    legends = {name: re.findall(r"</svg>(\w+)</li>", text) for name, text in named}
+    assert legends["losses"] == legends["probes"] == ["gim_thesis", "vgim_thesis"]
+    assert legends["distributions"] == ["vgim_thesis"]
 
 
 def test_settings_that_differ_are_shown_and_others_once(report: Path) -> None:
@@ -102,6 +116,87 @@ def test_the_command_of_a_missing_probe_gives_its_settings(tmp_path: Path) -> No
     assert asked.run == tmp_path / "runs" / "c d"
     assert (asked.label, asked.module, asked.pooling) == ("vowel", "1", "flatten")
     assert (asked.bias, asked.epochs, asked.lr, asked.batch_size) == (False, 7, 0.5, 64)
+
+
+def bare_run(folder: Path, seed: int = 0) -> Path:
+    """A run that was just begun."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(replace(thesis_config(), seed=seed))))
+    return folder
+
+
+def only_trained(folder: Path) -> None:
+    bare_run(folder)
+    write_metrics(folder, np.random.default_rng(0), lines=5)
+
+
+def only_probed(folder: Path) -> None:
+    write_probe(bare_run(folder), "vowel", 0, 0.5, 3)
+
+
+def only_analysed(folder: Path) -> None:
+    write_analyses(bare_run(folder))
+
+
+@pytest.mark.parametrize("make", [bare_run, only_trained, only_probed, only_analysed])
+def test_a_page_of_a_run_that_lacks_everything_else(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "runs" / "one")
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ('id="table-encoders"' in page) == (make is only_trained)
+    assert ('id="table-probes"' in page) == (make is only_probed)
+    assert ('id="table-decoders"' in page) == (make is only_analysed)
+
+
+def test_few_labels_are_offered_in_sizes_that_the_corpus_has(tmp_path: Path) -> None:
+    """Of 38 examples of 6 classes, the largest class has 7 or more."""
+    for name in ("probed", "unprobed"):
+        bare_run(tmp_path / "runs" / name)
+    for label, classes, labels in (("speaker", 6, 38), ("phone", 41, 19405), ("vowel", 3, 3)):
+        path = write_probe(tmp_path / "runs" / "probed", label, 0, 0.5, classes)
+        data = {"classes": [str(number) for number in range(classes)], "data": {"train": {"labels": labels}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | data))
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    offered = [
+        line for line in commands((tmp_path / "out" / "report.html").read_text()) if "--examples-per-class" in line
+    ]
+    start = f"accelerate launch -m simdist.probe --run {tmp_path}/runs/probed --all --label"
+    assert offered == [
+        f"{start} phone --examples-per-class 1,2,4,8,16,32,64,128",
+        f"{start} speaker --examples-per-class 1,2,4",
+    ]
+
+
+def test_a_decoder_is_offered_with_the_losses_that_others_have(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, losses in (("a", ["mse+mel", "mse"]), ("b", ["mse"]), ("c", [])):
+        folder = bare_run(tmp_path / "runs" / name)
+        for loss in losses:
+            path = write_decoder(folder, generator).rename(folder / "decoders" / f"0_{loss}") / "result.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": loss}))
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    found = commands((tmp_path / "out" / "report.html").read_text())
+    start = f"accelerate launch -m simdist.decode --run {tmp_path}/runs/"
+    assert [line for line in found if "--module 0" in line and line.startswith(start) and "&&" not in line] == [
+        f"{start}b --module 0 --loss mse+mel",
+        f"{start}c --module 0 --loss mse",
+        f"{start}c --module 0 --loss mse+mel",
+    ]
+
+
+def test_the_kl_says_over_what_it_was_summed(tmp_path: Path) -> None:
+    for reduction in ("upstream", "mean"):
+        config = thesis_config()
+        config = replace(config, loss=replace(config.loss, kl_reduction=reduction))
+        write_run(tmp_path / "runs" / reduction, config, 0.5, lines=3)
+        simdist.report.report([tmp_path / "runs" / reduction], tmp_path / reduction)
+    simdist.report.report([tmp_path / "runs"], tmp_path / "both")
+    upstream, mean, both = ((tmp_path / name / "report.html").read_text() for name in ("upstream", "mean", "both"))
+    assert "KL in nats, summed over the frames of a crop, averaged over channels and crops (loss." in upstream
+    assert "KL in nats, averaged over frames, channels and crops (loss.kl_reduction mean)" in mean
+    assert ", or averaged over frames" in both
+    assert upstream.count("KL (nats a crop and channel)") == mean.count("KL (nats a frame and channel)") > 0
+    assert "KL (nats)" in both
 
 
 def test_unfinished_runs_and_stagewise_lines(tmp_path: Path) -> None:
