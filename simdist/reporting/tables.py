@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from simdist.reporting.collect import ENCODER_METRICS
@@ -99,9 +100,9 @@ def _text_of_metric(metric: str, value: Statistic | None, most: int) -> str:
 def _kl_note(reductions: Sequence[str]) -> str:
     """What the KL of training is, which is not the KL that `analyze distributions` measures."""
     said = [f"{KL_MEANS[name]} (loss.kl_reduction {name})" for name in KL_MEANS if name in reductions]
-    return f"KL in nats, {', or '.join(said)}; under Distributions it is a frame's, summed over dimensions." * bool(
-        said
-    )
+    if not said:
+        return ""
+    return f"KL in nats, {', or '.join(said)}; under Distributions it is a frame's, summed over dimensions."
 
 
 def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best: Collection[Any]) -> Section:
@@ -245,11 +246,12 @@ def split_by(section: Section, column: str) -> list[Section]:
 
 def as_rich(section: Section) -> Table:
     """For the terminal."""
-    table = Table(title=section.title, title_justify="left", caption=section.note or None, caption_justify="left")
+    note = escape(section.note) or None
+    table = Table(title=escape(section.title), title_justify="left", caption=note, caption_justify="left")
     for number, column in enumerate(section.columns):
-        table.add_column(column, justify="left" if number < section.num_text else "right", no_wrap=True)
+        table.add_column(escape(column), justify="left" if number < section.num_text else "right", no_wrap=True)
     for row in section.rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
