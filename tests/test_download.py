@@ -280,6 +280,7 @@ def test_labels_that_are_a_web_page_are_refused_after_the_audio(web: Web, capsys
         (b"", "gave an empty file"),
         (zip_of("no labels"), "line 1 is 'no labels', not an utterance id and its classes; it is removed"),
     ],
+    ids=["words", "nothing", "zip"],  # a zip holds the time it was made: as a name it would differ between workers
 )
 def test_phones_that_are_none_are_refused(
     web: Web, sent: bytes, reason: str, capsys: pytest.CaptureFixture[str]
