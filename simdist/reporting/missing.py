@@ -1,7 +1,8 @@
 """What runs lack, and the exact commands that make it.
 
 Expected of every run: an end, probes, few labels, a decoder of every module with layers, and the analyses. Where other
-runs have a probe with certain settings, the same is expected here; where none has any, the plain command is given.
+runs on the same corpus have a probe with certain settings, the same is expected here; where none has any, the plain
+command is given.
 """
 
 from __future__ import annotations
@@ -99,12 +100,17 @@ def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
             yield _piece(name, family, runs, plain)
         for what, found in have.items():
             said, wanted = json.loads(what), set().union(*found.values())
+            corpora = {run.record.config.get("data.root") for run in runs if run.record.name in found}
             title = f"{'few labels' if family == 'few-labels' else 'probe'}: {_probe_title(said)}"
             yield _piece(
                 title,
                 family,
                 runs,
-                lambda run, s=said, f=found, w=wanted: _probe(run, s, w - f.get(run.record.name, set())),
+                lambda run, s=said, f=found, w=wanted, c=corpora: (
+                    _probe(run, s, w - f.get(run.record.name, set()))
+                    if run.record.config.get("data.root") in c
+                    else None
+                ),
             )
 
 

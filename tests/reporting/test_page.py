@@ -207,6 +207,19 @@ def test_unfinished_runs_and_stagewise_lines(tmp_path: Path) -> None:
     assert f"accelerate launch -m simdist.train --config {folder}/config.yaml --run {folder}" in commands(page)
 
 
+def test_probes_are_expected_of_runs_on_the_same_corpus(tmp_path: Path) -> None:
+    speech = thesis_config()
+    for name, root in (("a", "data/words"), ("b", "data/words"), ("c", "data/other")):
+        config = replace(speech, data=replace(speech.data, root=root))
+        write_run(tmp_path / "runs" / name, config, 0.5, lines=3)
+    for name in ("b", "c"):
+        shutil.rmtree(tmp_path / "runs" / name / "probes")
+    simdist.report.report([tmp_path / "runs"], tmp_path / "out")
+    asked = [line for line in commands((tmp_path / "out" / "report.html").read_text()) if "simdist.probe --run" in line]
+    assert any("--label syllable" in line and "/b " in line for line in asked)
+    assert not any("--label syllable" in line and "/c " in line for line in asked)
+
+
 def test_a_module_that_learnt_nothing_is_named(tmp_path: Path) -> None:
     for name in ("well", "dead"):
         write_run(tmp_path / "runs" / name, thesis_config(), 0.5, lines=5)
