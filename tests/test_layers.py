@@ -68,6 +68,7 @@ ALLOWED = {
     "reporting": {
         *LOW,
         "simdist.reporting",
+        "simdist.engine.idle",
         "simdist.engine.run",
         "simdist.probing.settings",
         "simdist.decoding.settings",
