@@ -94,12 +94,13 @@ class Command:
         if (folder / RESULT).exists() and not settings.force:
             self._tell(folder, "done already")
             return folder
-        begin = time.monotonic()
+        begin, is_new = time.monotonic(), not folder.exists()
         outcome = self.outcome(folder)
         try:
             findings = found.work(outcome)
         except InputError:
-            shutil.rmtree(folder)  # there will never be a result of this name
+            if is_new:  # nobody else's: what an earlier call left stays
+                shutil.rmtree(folder)
             raise
         finish(outcome, subject.run, identity, findings, time.monotonic() - begin)
         self._tell(folder, f"{time.monotonic() - begin:.1f} s")

@@ -88,7 +88,7 @@ def _all_modules(runs: Sequence[RunContent], fits: Any) -> list[int]:
 
 def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
     """Probes and few labels that others have; of what nobody has, the plain command."""
-    for family, name, plain in (("probe", "probes", _plain_probe), ("few-labels", "few-label curves", _plain_curves)):
+    for family, name, plain in (("probe", "probes", _all_probes), ("few-labels", "few-label curves", _plain_curves)):
         have: dict[str, dict[str, set[int | None]]] = {}
         for run in runs:
             for item in run.measurements:
@@ -114,20 +114,22 @@ def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
             )
 
 
-def _plain_probe(run: RunContent, *options: object) -> list[str]:
-    return [f"accelerate launch -m simdist.probe {_words('--run', run.record.folder, '--all', *options)}"]
+def _plain_probe(run: RunContent, *options: object) -> str:
+    return f"accelerate launch -m simdist.probe {_words('--run', run.record.folder, *options)}"
+
+
+def _all_probes(run: RunContent) -> list[str]:
+    return [_plain_probe(run, "--all")]
 
 
 def _plain_curves(run: RunContent) -> list[str] | None:
     """Few labels of every label that was probed, with as many examples a class as there are; None before a probe."""
     sizes = {label: [size for size in SIZES if size <= most] for label, most in run.examples.items()}
-    commands = [
-        command
+    return [
+        _plain_probe(run, "--label", label, "--examples-per-class", ",".join(map(str, own)))
         for label, own in sizes.items()
         if len(own) > 1
-        for command in _plain_probe(run, "--label", label, "--examples-per-class", ",".join(map(str, own)))
-    ]
-    return commands or None
+    ] or None
 
 
 def _probe_title(said: dict[str, Any]) -> str:
@@ -212,7 +214,7 @@ def _analysis(run: RunContent, kind: str, losses: Mapping[int, Sequence[str]]) -
         return []
     command = f"python -m simdist.analyze {kind} --run {_quoted(run)}"
     if kind == "weights" and not any(m.what.get("probe.bias") is False for m in run.measurements):
-        return [f"{probe} && {command}" for probe in _plain_probe(run, "--bias", "false")]
+        return [f"{_plain_probe(run, '--all', '--bias', 'false')} && {command}"]
     if kind not in DECODED:
         return [command]
     decoded = _decoded(run)

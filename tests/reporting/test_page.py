@@ -160,7 +160,7 @@ def test_few_labels_are_offered_in_sizes_that_the_corpus_has(tmp_path: Path) -> 
     offered = [
         line for line in commands((tmp_path / "out" / "report.html").read_text()) if "--examples-per-class" in line
     ]
-    start = f"accelerate launch -m simdist.probe --run {tmp_path}/runs/probed --all --label"
+    start = f"accelerate launch -m simdist.probe --run {tmp_path}/runs/probed --label"  # --all forbids a label
     assert offered == [
         f"{start} phone --examples-per-class 1,2,4,8,16,32,64,128",
         f"{start} speaker --examples-per-class 1,2,4",
