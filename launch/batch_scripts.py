@@ -7,11 +7,12 @@ from typing import Any
 
 from submitit import SlurmExecutor
 
-from launch.job import Task
-from launch.plan import Job, Plan
-from launch.profiles import Profile, load_profile, replaced, sbatch_parameters
-from launch.submission import Group
 from simdist.errors import InputError
+
+from .job import Task
+from .plan import Job, Plan
+from .profiles import Profile, load_profile, replaced, sbatch_parameters
+from .submission import Group
 
 WITHOUT_GPU = ("pack", "report")
 

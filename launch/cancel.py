@@ -10,17 +10,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder of this file, first in a script's path, would hide the package itself
+if __name__ == "__main__" and not __package__:  # run as a script: relative imports need the package (PEP 366)
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = "launch"
 
-from launch.graph import done_jobs
-from launch.listing import find_sweeps, read_plan
-from launch.plan import SWEEPS, Plan
-from launch.queue import cancel
-from launch.records import Record, Records
-from launch.states import find_states, process_runs
 from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
+
+from .graph import done_jobs
+from .listing import find_sweeps, read_plan
+from .plan import SWEEPS, Plan
+from .records import Record, Records
+from .squeue import cancel
+from .states import find_states, process_runs
 
 DESCRIPTION = """\
 Take a sweep's jobs out of SLURM's queue, children first, so that none begins while its parents end. What runs gets

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from launch.graph import blocked_by, done_jobs, ready
-from launch.job import work
-from launch.local import Outcome
-from launch.plan import Plan
 from simdist.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+
+from .graph import blocked_by, done_jobs, ready
+from .job import work
+from .local import Outcome
+from .plan import Plan
 
 
 def run_here(plan: Plan, say: Callable[[str], None]) -> Outcome:

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from launch.estimate import StageCost, measure, stage_costs
-from launch.graph import done_jobs
-from launch.plan import Job, Plan
-from launch.records import Records
-from launch.states import ALIVE, State, find_states
-from launch.submission import Group, dependency, groups, what_is_missing
 from simdist.config import Config
+
+from .estimate import StageCost, measure, stage_costs
+from .graph import done_jobs
+from .plan import Job, Plan
+from .records import Records
+from .states import ALIVE, State, find_states
+from .submission import Group, dependency, groups, what_is_missing
 
 SHOWN_RUNS = 3
 ON_THIS_MACHINE = ("local", "debug")
@@ -32,7 +33,7 @@ def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Conso
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
-        from launch.batch_scripts import parameters_of_all, profile_named
+        from .batch_scripts import parameters_of_all, profile_named
 
         profiles = parameters_of_all(plan, profile_named(cluster))
         wanted = what_is_missing(plan, states, records)
@@ -88,7 +89,7 @@ def _show_scripts(plan: Plan, cluster: str, wanted: list[Group], console: Consol
 
 def script(plan: Plan, group: Group, cluster: str) -> str:
     """The text that `sbatch` will get for a group; numbers that only SLURM can give are named instead."""
-    from launch.batch_scripts import group_executor, profile_named
+    from .batch_scripts import group_executor, profile_named
 
     names = {parent: f"<{parent}>" for parent in group.parents}
     if group.takes_what_there_is:

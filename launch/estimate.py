@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from launch.plan import MANIFEST, MARKERS, Job, Length, Plan
-from launch.profiles import Profile
 from simdist.config import Config, to_dict
 from simdist.durable import read_json_lines
 from simdist.engine.run import CONFIG, ENVIRONMENT, EVENTS, METRICS
+
+from .plan import MANIFEST, MARKERS, Job, Length, Plan
+from .profiles import Profile
 
 WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

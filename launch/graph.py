@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from launch.plan import Job, Plan
+from .plan import Job, Plan
 
 
 def exists(path: Path) -> bool:

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from launch.plan import Job, Length, Plan, PlannedRun
 from simdist.config import Config, to_dict
 from simdist.durable import TEMPORARY, write_json
 from simdist.errors import InputError
+
+from .plan import Job, Length, Plan, PlannedRun
 
 FILE = "plan.json"
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

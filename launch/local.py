@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.graph import blocked_by, done_jobs, ready
-from launch.job import NOTHING, PARENT
-from launch.plan import Job, Plan
-from launch.records import Record, Records
 from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 from simdist.stopping import Stop, exit_code
+
+from .graph import blocked_by, done_jobs, ready
+from .job import NOTHING, PARENT
+from .plan import Job, Plan
+from .records import Record, Records
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder of this file, first in a script's path, would hide the package itself
+if __name__ == "__main__" and not __package__:  # run as a script: relative imports need the package (PEP 366)
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = "launch"
 
-from launch.listing import find_sweeps, read_plan
-from launch.plan import SWEEPS, Job
-from launch.records import Record, Records
 from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
+
+from .listing import find_sweeps, read_plan
+from .plan import SWEEPS, Job
+from .records import Record, Records
 
 DESCRIPTION = """\
 The log of a job: of the whole name (`probe/RUN/speaker-module3`), or, for a run's name or the beginning of one, of the

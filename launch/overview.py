@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.estimate import LOADER
-from launch.graph import done_jobs
-from launch.plan import Length, Plan, PlannedRun
-from launch.progress import Progress, read_progress
-from launch.queue import Command, call
-from launch.records import Record, Records
-from launch.states import FRESH, State, Word, find_states, heartbeat_age
 from simdist.engine.run import CONFIG, DONE
+
+from .estimate import LOADER
+from .graph import done_jobs
+from .plan import Length, Plan, PlannedRun
+from .progress import Progress, read_progress
+from .records import Record, Records
+from .squeue import Command, call
+from .states import FRESH, State, Word, find_states, heartbeat_age
 
 WORST_FIRST: tuple[Word, ...] = ("failed", "running", "queued", "stopped", "cancelled", "never", "missing", "done")
 

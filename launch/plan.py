@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.sweep_file import Kind, Stage, SweepFile
-from launch.variants import Variant, differing, expand, plain
 from simdist.config import Config
 from simdist.engine.run import DONE
 from simdist.errors import InputError
+
+from .sweep_file import Kind, Stage, SweepFile
+from .variants import Variant, differing, expand, plain
 
 RUNS, SWEEPS = Path("runs"), Path("sweeps")
 MARKERS = "jobs"  # a run's folder of markers

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.estimate import total_steps
-from launch.plan import Length
-from launch.states import heartbeat_age
 from simdist.engine.run import EVENTS, METRICS
+
+from .estimate import total_steps
+from .plan import Length
+from .states import heartbeat_age
 
 TAIL_BYTES = 16_384
 RESTARTS = ("resumed",)

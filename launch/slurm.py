@@ -17,16 +17,17 @@ from pathlib import Path
 from rich.console import Console
 from submitit.core.utils import FailedJobError
 
-from launch.batch_scripts import group_executor, parameters_of_all, profile_named, task_of
-from launch.graph import done_jobs
-from launch.plan import Plan
-from launch.profiles import Profile
-from launch.queue import cancel, has_slurm, read_queue, said
-from launch.records import Record, Records, last_lines
-from launch.snapshot import take_snapshot
-from launch.states import ALIVE, State, find_states
-from launch.submission import Group, Submission, dependency, groups, what_is_missing
 from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
+
+from .batch_scripts import group_executor, parameters_of_all, profile_named, task_of
+from .graph import done_jobs
+from .plan import Plan
+from .profiles import Profile
+from .records import Record, Records, last_lines
+from .snapshot import take_snapshot
+from .squeue import cancel, has_slurm, read_queue, said
+from .states import ALIVE, State, find_states
+from .submission import Group, Submission, dependency, groups, what_is_missing
 
 ROOT = Path(__file__).parent.parent  # the code
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch.graph import blocked_by
-from launch.plan import Plan
-from launch.queue import Account, Command, Entry, call, has_slurm, read_accounts, read_queue
-from launch.records import Record
 from simdist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+from .graph import blocked_by
+from .plan import Plan
+from .records import Record
+from .squeue import Account, Command, Entry, call, has_slurm, read_accounts, read_queue
 
 Word = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
 """`stopped` goes on when it is started again; `never`: a parent failed."""

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # the folder of this file, first in a script's path, would hide the package itself
+if __name__ == "__main__" and not __package__:  # run as a script: relative imports need the package (PEP 366)
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = "launch"
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.listing import find_sweeps, read_plan
-from launch.overview import WORST_FIRST, Overview, Row, loose_runs, overview
-from launch.plan import RUNS, SWEEPS
-from launch.records import last_lines
 from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
+
+from .listing import find_sweeps, read_plan
+from .overview import WORST_FIRST, Overview, Row, loose_runs, overview
+from .plan import RUNS, SWEEPS
+from .records import last_lines
 
 DESCRIPTION = """\
 A table of every run: stage, state, step, time left, loss of each module, restarts, node, age of its heartbeat. What the

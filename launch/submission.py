@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from launch.plan import Job, Plan
-from launch.records import Record
-from launch.states import ALIVE, State
+from .plan import Job, Plan
+from .records import Record
+from .states import ALIVE, State
 
 GROUP_SIZE = 1000  # SLURM's default MaxArraySize allows task numbers up to 1,000
 

@@ -9,24 +9,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder of this file, first in a script's path, would hide the package itself
+if __name__ == "__main__" and not __package__:  # run as a script: relative imports need the package (PEP 366)
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    __package__ = "launch"
 
 import filelock
 from rich.console import Console
 
-from launch.cancel import OWNER, write_owner
-from launch.debug import run_here
-from launch.dry_run import show
-from launch.graph import blocked_by
-from launch.listing import write_plan
-from launch.local import LocalExecutor, Outcome, visible_gpus
-from launch.plan import RUNS, SWEEPS, Plan, build
-from launch.records import Records, last_lines
-from launch.sweep_file import read_sweep
 from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
 from simdist.stopping import Stop
+
+from .cancel import OWNER, write_owner
+from .debug import run_here
+from .dry_run import show
+from .graph import blocked_by
+from .listing import write_plan
+from .local import LocalExecutor, Outcome, visible_gpus
+from .plan import RUNS, SWEEPS, Plan, build
+from .records import Records, last_lines
+from .sweep_file import read_sweep
 
 DESCRIPTION = """\
 Run a sweep: every combination of its variants, grids and seeds is packed for, trained, probed and reported on.
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_plan(plan, configs)
         if parsed.cluster in ("local", "debug"):
             return _run_on_this_machine(plan, parsed.cluster, parsed.jobs, console)
-        from launch.slurm import submit_sweep  # needs submitit, which takes a while to import
+        from .slurm import submit_sweep  # needs submitit, which takes a while to import
 
         return submit_sweep(plan, parsed.cluster, console, prune=parsed.prune, wait=parsed.wait)
 

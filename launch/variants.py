@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.sweep_file import Random, SweepFile, check_keys
 from simdist.cli import CONFIGS, Parser, experiment_parser, read_config
 from simdist.config import Config, identity
 from simdist.errors import InputError
+
+from .sweep_file import Random, SweepFile, check_keys
 
 PLAIN_TYPES = (int, float, bool, str)
 DRAWS = ("uniform", "log_uniform", "integer", "choice")

@@ -9,7 +9,7 @@ from sweeps import FakeSlurm, finish, of_kind, small_plan
 
 from launch.graph import done_jobs
 from launch.plan import Plan
-from launch.queue import Account, read_accounts, read_queue
+from launch.squeue import Account, read_accounts, read_queue
 from launch.records import Record, Records
 from launch.states import FRESH, State, find_states
 from launch.submission import dependency, groups, what_is_missing
