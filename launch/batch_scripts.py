@@ -7,19 +7,10 @@ from typing import Any
 
 from submitit import SlurmExecutor
 
-from simdist.errors import InputError
-
 from .job import Task
 from .plan import Job, Plan
-from .profiles import Profile, load_profile, replaced, sbatch_parameters
+from .profiles import Profile, job_profile, sbatch_parameters
 from .submission import Group
-
-WITHOUT_GPU = ("pack", "report")
-
-
-def profile_named(cluster: str) -> Profile:
-    """`slurm` is the cluster's defaults; otherwise a profile's name or file."""
-    return Profile() if cluster == "slurm" else load_profile(cluster)
 
 
 def task_of(job: Job, profile: Profile) -> Task:
@@ -28,34 +19,6 @@ def task_of(job: Job, profile: Profile) -> Task:
     if job.kind == "train":
         words = (*words, "--train.max_requeues", str(profile.max_requeues if profile.requeue else 0))
     return Task(words, str(job.marker.absolute()) if job.marker else None)
-
-
-def resources_of(job: Job, profile: Profile) -> dict[str, Any]:
-    """Fields of the profile that this job has otherwise: all of it is for training, one process does the rest."""
-    if job.kind == "train":
-        return job.resources
-    gpus = 0 if job.kind in WITHOUT_GPU else min(1, profile.gpus_per_node)
-    usual: dict[str, Any] = {"nodes": 1, "gpus_per_node": gpus, "tasks_per_node": 1}
-    if "gpus_per_node" in job.resources:
-        usual["tasks_per_node"] = None  # one a GPU
-    return usual | job.resources
-
-
-def job_profile(job: Job, profile: Profile) -> Profile:
-    """The profile as this job has it.
-
-    Raises:
-        InputError: the sweep's resources name a field that a profile does not have, or a value that cannot be.
-    """
-    try:
-        return replaced(profile, resources_of(job, profile))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"stage {job.stage}: resources: {error}") from error
-
-
-def parameters_of_all(plan: Plan, profile: Profile) -> dict[str, Profile]:
-    """The profile of every stage, so that a mistake is found before anything is submitted."""
-    return {job.stage: job_profile(job, profile) for job in plan.jobs.values()}
 
 
 def parameters(

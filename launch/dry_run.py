@@ -33,7 +33,7 @@ def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Conso
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
-        from .batch_scripts import parameters_of_all, profile_named
+        from .profiles import parameters_of_all, profile_named
 
         profiles = parameters_of_all(plan, profile_named(cluster))
         wanted = what_is_missing(plan, states, records)
@@ -89,7 +89,8 @@ def _show_scripts(plan: Plan, cluster: str, wanted: list[Group], console: Consol
 
 def script(plan: Plan, group: Group, cluster: str) -> str:
     """The text that `sbatch` will get for a group; numbers that only SLURM can give are named instead."""
-    from .batch_scripts import group_executor, profile_named
+    from .batch_scripts import group_executor
+    from .profiles import profile_named
 
     names = {parent: f"<{parent}>" for parent in group.parents}
     if group.takes_what_there_is:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simdist.errors import InputError
 from simdist.profiles import OWN_OPTIONS, PROFILES, Profile, load_profile, profile_names
+
+from .plan import Job, Plan
 
 __all__ = ["OWN_OPTIONS", "PROFILES", "Profile", "load_profile", "profile_names", "sbatch_parameters"]
 
 # Since SLURM 22.05, srun no longer takes this over from sbatch, and each task would get one core.
 CORES = 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
 SAME_NAME = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mem_per_gpu", "mem", "exclude")
+
+
+WITHOUT_GPU = ("pack", "report")
+
+
+def profile_named(cluster: str) -> Profile:
+    """`slurm` is the cluster's defaults; otherwise a profile's name or file."""
+    return Profile() if cluster == "slurm" else load_profile(cluster)
 
 
 def sbatch_parameters(profile: Profile, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -70,3 +81,34 @@ def _additional(profile: Profile) -> dict[str, Any]:
         options["reservation"] = profile.reservation
     options["requeue" if profile.requeue else "no-requeue"] = True
     return options
+
+
+# --- of one job -----------------------------------------------------------------------------------------------------
+
+
+def resources_of(job: Job, profile: Profile) -> dict[str, Any]:
+    """Fields of the profile that this job has otherwise: all of it is for training, one process does the rest."""
+    if job.kind == "train":
+        return job.resources
+    gpus = 0 if job.kind in WITHOUT_GPU else min(1, profile.gpus_per_node)
+    usual: dict[str, Any] = {"nodes": 1, "gpus_per_node": gpus, "tasks_per_node": 1}
+    if "gpus_per_node" in job.resources:
+        usual["tasks_per_node"] = None  # one a GPU
+    return usual | job.resources
+
+
+def job_profile(job: Job, profile: Profile) -> Profile:
+    """The profile as this job has it.
+
+    Raises:
+        InputError: the sweep's resources name a field that a profile does not have, or a value that cannot be.
+    """
+    try:
+        return replaced(profile, resources_of(job, profile))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"stage {job.stage}: resources: {error}") from error
+
+
+def parameters_of_all(plan: Plan, profile: Profile) -> dict[str, Profile]:
+    """The profile of every stage, so that a mistake is found before anything is submitted."""
+    return {job.stage: job_profile(job, profile) for job in plan.jobs.values()}

@@ -19,10 +19,10 @@ from submitit.core.utils import FailedJobError
 
 from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 
-from .batch_scripts import group_executor, parameters_of_all, profile_named, task_of
+from .batch_scripts import group_executor, task_of
 from .graph import done_jobs
 from .plan import Plan
-from .profiles import Profile
+from .profiles import Profile, parameters_of_all, profile_named
 from .records import Record, Records, last_lines
 from .snapshot import take_snapshot
 from .squeue import cancel, has_slurm, read_queue, said

@@ -15,11 +15,11 @@ from rich.console import Console
 from sweeps import finish, of_kind, small_plan
 
 import launch.slurm
-from launch.batch_scripts import job_profile, requeue_lines, task_of
+from launch.batch_scripts import requeue_lines, task_of
 from launch.dry_run import script
 from launch.graph import done_jobs
 from launch.plan import Job
-from launch.profiles import Profile
+from launch.profiles import Profile, job_profile
 from launch.records import Records
 from launch.slurm import submit_sweep
 from launch.submission import groups

@@ -9,8 +9,8 @@ from sweeps import FakeSlurm, finish, of_kind, small_plan
 
 from launch.graph import done_jobs
 from launch.plan import Plan
-from launch.squeue import Account, read_accounts, read_queue
 from launch.records import Record, Records
+from launch.squeue import Account, read_accounts, read_queue
 from launch.states import FRESH, State, find_states
 from launch.submission import dependency, groups, what_is_missing
 from simdist.errors import InputError
