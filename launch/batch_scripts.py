@@ -1,77 +1,177 @@
-"""What sbatch is told of a group of jobs: resources, what it waits for, which code it runs, and how it ends."""
+"""What sbatch is told of an array of jobs: resources, what it waits for, which code it runs, and how it ends."""
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
+from submitit.core.utils import DelayedSubmission, JobPaths
+
+from simdist.requeue import without_job
 
 from .job import Task
-from .plan import Job, Plan
+from .plan import Job
 from .profiles import Profile, job_profile, sbatch_parameters
-from .submission import Group
+from .records import HELD
+from .scheduler import JobArray
+
+
+@dataclass(frozen=True)
+class BatchContext:
+    """What the batch scripts of one sweep have in common."""
+
+    name: str
+    """The sweep's name."""
+    folder: Path
+    """The sweep's folder."""
+    profile: Profile
+    code: Callable[[], Path]
+    """Makes or finds the copy of the code that jobs import."""
+
+    def tasks(self, array: JobArray) -> list[Task]:
+        """The jobs as submitit pickles them."""
+        return [task_of(job, job_profile(job, self.profile)) for job in array.jobs]
 
 
 def task_of(job: Job, profile: Profile) -> Task:
     """The job as submitit pickles it; a training's limit of requeues is the profile's."""
+    limit = profile.max_requeues if profile.requeue else 0
     words = job.command
     if job.kind == "train":
-        words = (*words, "--train.max_requeues", str(profile.max_requeues if profile.requeue else 0))
-    return Task(words, str(job.marker.absolute()) if job.marker else None)
+        words = (*words, "--train.max_requeues", str(limit))
+    marker = str(job.marker.absolute()) if job.marker else None
+    return Task(words, marker, str(job.folder.absolute()), limit)
 
 
-def parameters(
-    plan: Plan, job: Job, profile: Profile, code: Path, comment: str, waits_for: str | None
-) -> dict[str, Any]:
-    """Everything that submitit writes into the batch script of a group that `job` belongs to."""
-    made = sbatch_parameters(job_profile(job, profile))
+def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> dict[str, Any]:
+    """Everything that submitit writes into the batch script of an array."""
+    profile = job_profile(array.jobs[0], context.profile)
+    made = sbatch_parameters(profile)
     path = f"{code}${{PYTHONPATH:+:$PYTHONPATH}}"
-    environment = f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1'
-    extra = {**made["additional_parameters"], "comment": comment}
-    if waits_for is not None:
+    logs = context.folder.absolute() / "slurm" / tag
+    environment = [f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1 SIMDIST_JOB_FOLDER={shlex.quote(str(logs))}']
+    if profile.gpus_per_node:
+        environment.append(f"export SIMDIST_GPUS_EXPECTED={profile.gpus_per_node}")
+    extra = {**made["additional_parameters"], "comment": tag}
+    waits_for = dependency(array)
+    if waits_for:
         extra |= {"dependency": waits_for, "kill-on-invalid-dep": "yes"}
     return made | {
-        "job_name": f"{plan.name}.{job.stage}",
+        "job_name": f"{context.name}.{array.stage}",
         "additional_parameters": extra,
-        "setup": [*made["setup"], environment],
-        "teardown": requeue_lines(job_profile(job, profile)),
+        "array_parallelism": array.throttle,
+        "setup": [*made["setup"], *environment],
+        "teardown": end_lines(context, profile),
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own would be refused where keys must be known
     }
 
 
-def group_executor(
-    plan: Plan, group: Group, profile: Profile, folder: Path, code: Path, comment: str, waits_for: str | None
-) -> SlurmExecutor:
-    """A new executor for each group: submitit lets one submit five times a second only."""
-    executor = _Executor(folder)
-    executor.update_parameters(**parameters(plan, group.jobs[0], profile, code, comment, waits_for))
+def dependency(array: JobArray) -> str:
+    """SLURM's text for what an array waits for, as `afterok:17,aftercorr:18:19`; empty for nothing."""
+    parts = (
+        ("afterok", array.after_success),
+        ("aftercorr", array.after_same_index),
+        ("afterany", tuple(dict.fromkeys(id.array for id in array.after_end))),  # whole arrays: short
+    )
+    return ",".join(":".join([name, *(id.number for id in ids)]) for name, ids in parts if ids)
+
+
+def end_lines(context: BatchContext, profile: Profile) -> list[str]:
+    """Shell that ends the batch script: `launch.endings` looks at what failed, and at jobs that wait for room."""
+    folder = context.folder.absolute()
+    limit = profile.max_requeues if profile.requeue else 0
+    return [
+        "code=$?",
+        f"if [ $code -ne 0 ] || [ -e {shlex.quote(str(folder / HELD))} ]; then",
+        f"    {shlex.quote(sys.executable)} -m {__package__}.endings $code {limit} {shlex.quote(str(folder))}",
+        "fi",
+        "exit $code",
+    ]
+
+
+def batch_executor(context: BatchContext, array: JobArray, tag: str, code: Path | None = None) -> BatchExecutor:
+    """A new executor for each array: submitit lets one submit five times a second only.
+
+    Args:
+        context: of the sweep.
+        array: the jobs.
+        tag: names the folder of their logs, and is found in the queue as the job's comment.
+        code: the copy of the code that they import; None makes one.
+    """
+    executor = BatchExecutor(context.folder / "slurm" / tag, array)
+    executor.update_parameters(**parameters(context, array, tag, code or context.code()))
     return executor
 
 
-class _Executor(SlurmExecutor):
-    """Writes batch scripts where there is no SLURM, too: for --dry-run."""
+class BatchExecutor(SlurmExecutor):
+    """submitit's executor for arrays whose indices may have gaps: children wait for the task of their own index.
+
+    It writes batch scripts where there is no SLURM, too: for --dry-run. sbatch is run without the variables of a job
+    that this process may belong to, which it would take for options.
+    """
+
+    def __init__(self, folder: Path, array: JobArray) -> None:
+        super().__init__(folder)
+        self._array = array
+        self.cluster = ""
+        """Name of the cluster, where sbatch says it: of several."""
 
     @classmethod
     def affinity(cls) -> int:
         return 1
 
+    def script(self) -> str:
+        """The text that sbatch gets."""
+        return self._make_submission_file_text(self._submitit_command_str, "")
 
-def requeue_lines(profile: Profile) -> list[str]:
-    """Shell that ends the batch script: a command that asks to be run again, and has not been requeued, is.
+    def submit_jobs(self, tasks: Sequence[Task]) -> list[str]:
+        """One `sbatch`; SLURM's number of each job."""
+        folder = JobPaths.get_first_id_independent_folder(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pickles = [folder / f"{uuid.uuid4().hex}.pkl" for _ in tasks]
+        for task, path in zip(tasks, pickles, strict=True):
+            delayed = DelayedSubmission(task)
+            delayed.set_timeout(self.parameters.get("time", 5), self.max_num_timeout)
+            delayed.dump(path)
+        first = self._submit_command(self._submitit_command_str)
+        numbers = [f"{first.job_id}_{index}" for index in self._array.indices] or [first.job_id]
+        for number, path in zip(numbers, pickles, strict=True):  # a job waits a minute for its pickle
+            JobPaths(self.folder, job_id=number).move_temporary_file(path, "submitted_pickle")
+        return numbers
 
-    So is one that a warning (USR1, USR2, TERM) killed before it could listen.
-    """
-    if not profile.requeue:
-        return []
-    return [
-        "code=$?",
-        "case $code in 75|138|140|143)",
-        f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {profile.max_requeues} ] &&',
-        '       [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then',
-        '        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script',
-        "    fi",
-        "esac",
-        "exit $code",
-    ]
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        if self._array.indices:
+            self.parameters["map_count"] = len(self._array.indices)
+        text = super()._make_submission_file_text(command, uid)
+        indices = f"{spelled_indices(self._array.indices)}%{self._array.throttle}"
+        return re.sub(r"(?m)^(#SBATCH --array=).*$", rf"\g<1>{indices}", text)
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        unset = [f"--unset={name}" for name in os.environ if name not in without_job(os.environ)]
+        return [*(["env", *unset] if unset else []), *super()._make_submission_command(submission_file_path)]
+
+    def _get_job_id_from_submission_command(self, string: bytes | str) -> str:  # pyright: ignore
+        text = string if isinstance(string, str) else string.decode()
+        on = re.search(r"on cluster (\S+)", text)
+        self.cluster = on[1] if on else ""
+        return super()._get_job_id_from_submission_command(string)
+
+
+def spelled_indices(indices: Sequence[int]) -> str:
+    """Indices as sbatch takes them: 0, 1, 2, 5 is `0-2,5`."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][1] + 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

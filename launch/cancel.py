@@ -20,8 +20,9 @@ from simdist.errors import EXIT_OK, InputError
 from .graph import done_jobs
 from .listing import find_sweeps, read_plan
 from .plan import SWEEPS, Plan
-from .records import Record, Records
-from .squeue import cancel
+from .records import HELD, Record, Records
+from .scheduler import JobId
+from .slurm import SlurmScheduler
 from .states import find_states, process_runs
 
 DESCRIPTION = """\
@@ -84,21 +85,23 @@ def chosen(plan: Plan, runs: Sequence[str], stage: str | None) -> list[str]:
     ]
 
 
-def children_first(wanted: Sequence[str], records: Mapping[str, Record], alive: Mapping[str, object]) -> list[str]:
+def children_first(wanted: Sequence[str], records: Mapping[str, Record], alive: Mapping[str, object]) -> list[JobId]:
     """Ids to cancel, in order."""
-    return [records[name].id for name in reversed(wanted) if name in records and name in alive]
+    return [records[name].job_id for name in reversed(wanted) if name in records and name in alive]
 
 
 def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
     log = Records(plan.folder)
     records = log.latest()
-    states = find_states(plan, done_jobs(plan), records)
+    scheduler = SlurmScheduler()
+    states = find_states(plan, done_jobs(plan), records, scheduler)
     alive = {name: state for name, state in states.items() if state.in_queue}
     ids = children_first(wanted, records, alive)
     names = [name for name in reversed(wanted) if name in alive]
     log.cancelled(names)
+    (plan.folder / HELD).unlink(missing_ok=True)  # a job that ends submits no more
     if ids:
-        cancel(ids)
+        scheduler.cancel(ids)
     return names
 
 

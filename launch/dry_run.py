@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +14,11 @@ from simdist.config import Config
 from .estimate import StageCost, measure, stage_costs
 from .graph import done_jobs
 from .plan import Job, Plan
+from .profiles import Profile, parameters_of_all, profile_named
 from .records import Records
+from .scheduler import JobArray, JobId, Limits
 from .states import ALIVE, State, find_states
-from .submission import Group, dependency, groups, what_is_missing
+from .submission import arrays, parts, throttles, what_is_missing
 
 SHOWN_RUNS = 3
 ON_THIS_MACHINE = ("local", "debug")
@@ -33,11 +35,10 @@ def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Conso
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
-        from .profiles import parameters_of_all, profile_named
-
-        profiles = parameters_of_all(plan, profile_named(cluster))
+        profile = profile_named(cluster)
+        profiles = parameters_of_all(plan, profile)
         wanted = what_is_missing(plan, states, records)
-        _show_scripts(plan, cluster, groups(plan, wanted.submit, done), console)
+        _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle), console)
     runs = next(iter(plan.runs.values())).folder.parent
     left = [job for job in plan.jobs.values() if states[job.name].word != "done"]
     costs = stage_costs(plan, configs, left, profiles, measure(runs))
@@ -74,41 +75,46 @@ def _said(varied: Mapping[str, object]) -> str:
     return f"  {text}" if text else ""
 
 
-def _show_scripts(plan: Plan, cluster: str, wanted: list[Group], console: Console) -> None:
+def planned_arrays(plan: Plan, names: Iterable[str], throttle: int) -> list[JobArray]:
+    """The arrays of a sweep, if none of these jobs is on its way; ids that only SLURM can give are named instead."""
+    found: list[JobArray] = []
+    ids: dict[str, JobId] = {}
+    missing = parts(plan, names)
+    for jobs in missing:
+        shares = throttles(throttle, sum(other[0].stage == jobs[0].stage for other in missing))
+        made = arrays(jobs, ids, Limits(), shares[0])
+        for array in made:
+            name = f"<{array.jobs[0].name if len(array.jobs) == 1 else _part_name(array.jobs[0])}>"
+            numbers = [f"{name}_{index}" for index in array.indices] or [name]
+            ids |= {job.name: JobId(number) for job, number in zip(array.jobs, numbers, strict=True)}
+        found += made
+    return found
+
+
+def _part_name(job: Job) -> str:
+    """`probe/speaker-module3`, of all runs."""
+    return job.name.replace(f"/{job.run}", "")
+
+
+def _show_scripts(plan: Plan, profile: Profile, wanted: list[JobArray], console: Console) -> None:
     """The batch script of each stage; others of it differ in what they wait for."""
     shown: dict[str, int] = {}
-    for group in wanted:
-        shown[group.stage] = shown.get(group.stage, 0) + 1
-        if shown[group.stage] == 1:
-            console.rule(f"sbatch: {group.stage}, {_counted(len(group.jobs), 'job')}")
-            console.print(script(plan, group, cluster), markup=False)
+    for array in wanted:
+        shown[array.stage] = shown.get(array.stage, 0) + 1
+        if shown[array.stage] == 1:
+            console.rule(f"sbatch: {array.stage}, {_counted(len(array.jobs), 'job')}")
+            console.print(script(plan, array, profile), markup=False)
     for stage, number in shown.items():
         if number > 1:
-            console.print(f"{stage}: {number - 1} submissions more like this one, each for another run", markup=False)
+            console.print(f"{stage}: {number - 1} submissions more like this one", markup=False)
 
 
-def script(plan: Plan, group: Group, cluster: str) -> str:
-    """The text that `sbatch` will get for a group; numbers that only SLURM can give are named instead."""
-    from .batch_scripts import group_executor
-    from .profiles import profile_named
+def script(plan: Plan, array: JobArray, profile: Profile) -> str:
+    """The text that `sbatch` will get for an array."""
+    from .batch_scripts import BatchContext, batch_executor
 
-    names = {parent: f"<{parent}>" for parent in group.parents}
-    if group.takes_what_there_is:
-        stages = dict.fromkeys(plan.jobs[parent].stage for parent in group.parents)
-        names = {stage: f"<all of {stage}>" for stage in stages}
-        group = Group(group.stage, group.jobs, tuple(stages))
-    executor = group_executor(
-        plan,
-        group,
-        profile_named(cluster),
-        plan.folder / "slurm" / "<id>",
-        Path("<code>"),
-        "<id>",
-        dependency(group, names),
-    )
-    if len(group.jobs) > 1:
-        executor.parameters["map_count"] = len(group.jobs)  # what submitit does when it submits an array
-    return executor._make_submission_file_text(executor._submitit_command_str, "")
+    context = BatchContext(plan.name, plan.folder, profile, lambda: Path("<code>"))
+    return batch_executor(context, array, "<id>").script()
 
 
 def _costs(plan: Plan, costs: Mapping[str, StageCost], states: Mapping[str, State]) -> Table:

@@ -36,10 +36,13 @@ def _is_report(plan: Plan, name: str) -> bool:
 
 
 def _is_fresh(plan: Plan, report: Job, done: Collection[str]) -> bool:
-    if not all(parent in done for parent in report.parents):
-        return False
+    return all(parent in done for parent in report.parents) and is_younger(plan, report, report.parents)
+
+
+def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
+    """Whether a report was made after all that these jobs left."""
     newest = 0.0
-    for parent in report.parents:
+    for parent in parents:
         for path in plan.jobs[parent].done:
             with suppress(FileNotFoundError):
                 newest = max(newest, path.stat().st_mtime)

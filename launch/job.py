@@ -6,6 +6,9 @@ submitit's signal handlers do not act here. Its `checkpoint()` would run on rank
 training step, and must never run a collective; so a `Task` has none, and first of all replaces the handlers. Until the
 command has put up its own, which save at the end of a step, there is nothing to save, and a signal ends the process
 with 75, run me again.
+
+A job on SLURM writes down how it ended (`launch.endings`) and asks to be requeued, whatever its command: from here when
+the command returned, or from the end of the batch script when its processes were killed.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,8 +31,12 @@ from types import FrameType
 from simdist.cli import run
 from simdist.durable import write_json
 from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from simdist.requeue import requeue_if_dying
+
+from .endings import Ending, conclude, restarts
 
 NOTHING = "-"
+ASKS_ITSELF = ("train", "decode")  # to be requeued, once everything is saved; the end of the batch script is second
 ASKED_TO_END = (signal.SIGTERM, signal.SIGUSR2)
 PARENT = "SIMDIST_SWEEP_PID"  # set by the sweep that started this process
 PR_SET_PDEATHSIG = 1
@@ -40,10 +48,23 @@ class Task:
 
     command: tuple[str, ...]
     marker: str | None = None
+    folder: str = ""
+    """What the job writes to, in which its progress shows."""
+    max_requeues: int = 0
 
     def __call__(self) -> None:
         """Run the command; the process ends with its exit code."""
-        sys.exit(work(self.command, Path(self.marker) if self.marker else None))
+        marker = Path(self.marker) if self.marker else None
+        if not _is_first_rank():
+            sys.exit(work(self.command, marker))
+        ending = Ending.of_this_job(Path(os.environ["SUBMITIT_FOLDER"]))
+        ending.begin(Path(self.folder))
+        with _requeued_when_dying(self.max_requeues):
+            code = work(self.command, marker)
+        ending.end(code)
+        if code == EXIT_PREEMPTED and self.command[0] not in ASKS_ITSELF:
+            conclude(ending, code, self.max_requeues)
+        sys.exit(code)
 
 
 def work(command: Sequence[str], marker: Path | None) -> int:
@@ -84,6 +105,30 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _is_first_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+@contextmanager
+def _requeued_when_dying(limit: int) -> Iterator[None]:
+    """Ask for a requeue as soon as SIGTERM comes of a preemption that leaves no time, even in the middle of a step.
+
+    Python's handlers run between two steps of the interpreter, which may be long in coming; the number of a signal goes
+    into this pipe at once, and a thread of its own reads it.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while numbers := os.read(read, 64):
+            if signal.SIGTERM in numbers and requeue_if_dying(os.environ, restarts(), limit):
+                return
+
+    threading.Thread(target=watch, name="requeue", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
 
 
 # --- on this machine --------------------------------------------------------------------------------------------------

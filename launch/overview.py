@@ -15,7 +15,7 @@ from .graph import done_jobs
 from .plan import Length, Plan, PlannedRun
 from .progress import Progress, read_progress
 from .records import Record, Records
-from .squeue import Command, call
+from .scheduler import Scheduler
 from .states import FRESH, State, Word, find_states, heartbeat_age
 
 WORST_FIRST: tuple[Word, ...] = ("failed", "running", "queued", "stopped", "cancelled", "never", "missing", "done")
@@ -51,11 +51,17 @@ class Overview:
         return sum(state.word == word for state in self.states.values())
 
 
-def overview(plan: Plan, run: Command = call, now: float | None = None) -> Overview:
-    """Where a sweep stands: run folders first, then squeue, then sacct."""
+def overview(plan: Plan, scheduler: Scheduler | None = None, now: float | None = None) -> Overview:
+    """Where a sweep stands: run folders first, then the scheduler.
+
+    Args:
+        plan: the graph.
+        scheduler: one that is asked again and again remembers what is final; None asks a new one.
+        now: unix time.
+    """
     moment = time.time() if now is None else now
     records = Records(plan.folder).latest()
-    states = find_states(plan, done_jobs(plan), records, run, moment)
+    states = find_states(plan, done_jobs(plan), records, scheduler, moment)
     stages: dict[str, dict[str, list[str]]] = {name: {} for name in plan.runs}
     for job in plan.jobs.values():
         if job.run is not None:

@@ -16,7 +16,11 @@ from typing import Any, Literal
 
 from simdist.durable import append_json, read_json_lines
 
+from .endings import Ending
+from .scheduler import JobId
+
 FILE = "jobs.jsonl"
+HELD = "held"  # in a sweep's folder: jobs of it wait for room in the queue, and each that ends submits some
 TAIL_BYTES = 8192
 
 
@@ -44,6 +48,18 @@ class Record:
     """By `launch/cancel.py`: a training that saves when it is cancelled looks like a preempted one to SLURM."""
     starts: int = 1
     """Times that it was started or submitted."""
+    cluster_name: str = ""
+    """The cluster that gave the number, as SLURM calls it: another login node may submit to another one."""
+
+    @property
+    def job_id(self) -> JobId:
+        """The job as its scheduler knows it."""
+        return JobId(self.id, self.cluster_name)
+
+    @property
+    def ending(self) -> Ending:
+        """Where a job on SLURM says how it ended."""
+        return Ending.of(self.log.parent, self.id)
 
 
 class Records:
@@ -63,6 +79,7 @@ class Records:
             host=socket.gethostname(),
             parents=record.parents,
             identity=record.identity,
+            cluster_name=record.cluster_name,
         )
 
     def ended(self, job: str, code: int) -> None:
@@ -119,6 +136,7 @@ def _record(line: dict[str, Any]) -> Record:
         identity=line.get("identity", ""),
         cancelled=line.get("cancelled", False),
         starts=line["starts"],
+        cluster_name=line.get("cluster_name", ""),
     )
 
 

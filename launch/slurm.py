@@ -1,174 +1,250 @@
-"""A sweep on SLURM: groups of jobs through submitit, after their parents, from a snapshot of the code.
+"""SLURM as a scheduler: `sbatch` through submitit, one `squeue` for all that is alive, `sacct` for the rest.
 
-What is submitted is what has no place in the queue and is not done; so the same command again repairs whatever broke.
-A job that was preempted asks for its requeue itself (`simdist.requeue`). For commands that do not, and for containers
-without scontrol, the batch script asks on the host once they have ended with 75. Where the host has no scontrol either,
-it has no sbatch: a successor then comes from here, when the command is run again, or at once with `--wait`.
+squeue is asked for jobs of every state: those that ended within MinJobAge (five minutes, unless the cluster says
+otherwise) are still there. What it does not know is asked of the accounting, once for a state that is final, and less
+and less often for a job that the accounting does not know either: watching a sweep must not load the database.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import time
-import uuid
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from submitit.core.utils import FailedJobError
+from simdist.engine.hosts import expand_nodes
+from simdist.requeue import requeue
 
-from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
+from .scheduler import JobArray, JobId, JobStatus, LimitReachedError, Limits, Phase, SchedulerError
 
-from .batch_scripts import group_executor, task_of
-from .graph import done_jobs
-from .plan import Plan
-from .profiles import Profile, parameters_of_all, profile_named
-from .records import Record, Records, last_lines
-from .snapshot import take_snapshot
-from .squeue import cancel, has_slurm, read_queue, said
-from .states import ALIVE, State, find_states
-from .submission import Group, Submission, dependency, groups, what_is_missing
+if TYPE_CHECKING:  # submitit takes half a second to import
+    from .batch_scripts import BatchContext
 
-ROOT = Path(__file__).parent.parent  # the code
-LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
-pause = time.sleep
+Command = Callable[[Sequence[str]], str]
+"""Runs a command and returns what it printed; raises OSError or SubprocessError."""
+SECONDS = 60.0  # a slurmctld that is busy with a large array may take half of it
+JOBS_PER_CALL = 2000  # numbers of arrays and jobs in one question: Linux takes arguments of 128 KiB
+RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING", "SUSPENDED", "STOPPED")
+QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+INTERRUPTED = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "DEADLINE", "REVOKED")
+NEVER = "DependencyNeverSatisfied"
+LIMIT = re.compile(r"MaxSubmit|GrpSubmit|job submit limit|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
+FIRST_RETRY, LAST_RETRY = 15.0, 1800.0  # seconds until the accounting is asked again for what it does not know
 
 
-def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False, wait: bool = False) -> int:
-    """Submit what is missing of a sweep; returns the exit code.
+@dataclass
+class _Unknown:
+    """A job that the accounting does not know: when to ask again."""
+
+    wait: float
+    again: float
+
+
+@dataclass
+class SlurmScheduler:
+    """SLURM, asked by its own commands.
 
     Args:
-        plan: the graph.
-        cluster: `slurm`, a profile's name or file.
-        console: for the person.
-        prune: cancel jobs that an earlier version of the sweep submitted and this one does not ask for.
-        wait: stay until all is done or nothing more can be, and submit successors meanwhile.
-
-    Raises:
-        InputError: no SLURM here, a wrong profile or resource, or sbatch refuses.
+        context: what batch scripts are made of; None where nothing is submitted.
+        run: runs a command.
+        clock: seconds that only grow.
     """
-    if not has_slurm():
-        raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
-    profile = profile_named(cluster)
-    parameters_of_all(plan, profile)
-    submitter = Submitter(plan, cluster, profile, console)
-    submitter.take_back_lost()
-    if prune:
-        submitter.prune()
-    states = submitter.submit(retry=True)
-    while wait and not _is_over(states):
-        pause(LOOK_SECONDS)
-        states = submitter.submit(retry=False)
-    explain(plan, states, Records(plan.folder).latest(), console)
-    if not wait:
-        console.print(f"watch it: python launch/status.py {plan.name} --watch", markup=False)
-    return EXIT_FAILED if wait and any(state.word != "done" for state in states.values()) else EXIT_OK
 
+    context: BatchContext | None = None
+    run: Command = field(default_factory=lambda: call)
+    clock: Callable[[], float] = time.monotonic
+    _ended: dict[JobId, JobStatus] = field(default_factory=dict)
+    _unknown: dict[JobId, _Unknown] = field(default_factory=dict)
+    _config: dict[str, str] | None = None
 
-def _is_over(states: Mapping[str, State]) -> bool:
-    """Whether nothing is on its way; what could go on was submitted just before."""
-    return not any(state.word in ALIVE for state in states.values())
+    def submit(self, array: JobArray, tag: str) -> list[JobId]:
+        """One `sbatch`."""
+        from submitit.core.utils import FailedJobError
 
+        from .batch_scripts import batch_executor
 
-class Submitter:
-    """Submits parts of one sweep."""
-
-    def __init__(self, plan: Plan, cluster: str, profile: Profile, console: Console) -> None:
-        self._plan, self._cluster, self._profile, self._console = plan, cluster, profile, console
-        self._records = Records(plan.folder)
-        self._code: Path | None = None
-
-    def submit(self, retry: bool) -> dict[str, State]:
-        """Submit what is missing; returns where every job stood, those submitted now as queued."""
-        done, records = done_jobs(self._plan), self._records.latest()
-        states = find_states(self._plan, done, records)
-        if not retry:
-            states = self._spent(states, records)
-        wanted = what_is_missing(self._plan, states, records, retry)
-        self._say_what(states, wanted, retry)
-        if wanted.cancel:
-            cancel([records[name].id for name in wanted.cancel])
-        ids = {name: record.id for name, record in records.items() if states_alive(states, name, record)}
-        for group in groups(self._plan, wanted.submit, done):
-            for job in group.jobs:
-                ids.pop(job.name, None)
-            ids |= self._submit_group(group, ids)
-            states |= {job.name: State("queued", "submitted") for job in group.jobs}
-        return states
-
-    def _spent(self, states: dict[str, State], records: Mapping[str, Record]) -> dict[str, State]:
-        """Jobs that had as many successors as the profile allows have failed."""
-        limit = self._profile.max_requeues + 1 if self._profile.requeue else 1
-        spent = {n for n, s in states.items() if s.word == "stopped" and records[n].starts >= limit}
-        return {
-            name: State("failed", f"{state.reason}, {records[name].starts} times") if name in spent else state
-            for name, state in states.items()
-        }
-
-    def _say_what(self, states: Mapping[str, State], wanted: Submission, retry: bool) -> None:
-        counts = {word: sum(state.word == word for state in states.values()) for word in ("done", "running", "queued")}
-        if retry or wanted.submit:
-            self._console.print(
-                f"{self._plan.name}: {len(self._plan.jobs)} jobs; {counts['done']} done, {counts['running']} running, "
-                f"{counts['queued']} queued; submitting {len(wanted.submit)}",
-                markup=False,
-            )
-
-    def _submit_group(self, group: Group, ids: Mapping[str, str]) -> dict[str, str]:
-        """One `sbatch`; SLURM's number of each job."""
-        uid = uuid.uuid4().hex[:8]
-        folder = self._plan.folder / "slurm" / uid
-        waits = dependency(group, ids)
-        executor = group_executor(self._plan, group, self._profile, folder, self._snapshot(), uid, waits)
-        self._records.announce(uid, [job.name for job in group.jobs])
+        assert self.context is not None, "a scheduler that only looks cannot submit"
+        executor = batch_executor(self.context, array, tag)
         try:
-            submitted = executor.submit_array([task_of(job, self._profile) for job in group.jobs])
+            numbers = executor.submit_jobs(self.context.tasks(array))
         except (FailedJobError, OSError, subprocess.SubprocessError) as error:
-            raise InputError(f"sbatch refuses stage {group.stage}: {said(error)}; see {folder}") from error
-        found = {job.name: made.job_id for job, made in zip(group.jobs, submitted, strict=True)}
-        for job in group.jobs:
-            log = folder / f"{found[job.name]}_0_log.out"
-            parents = {parent: ids[parent] for parent in group.parents if parent in ids}
-            record = Record(job.name, self._cluster, found[job.name], log, parents=parents, identity=job.identity)
-            self._records.started(record)
-        self._records.numbered(uid)
+            text = said(error)
+            if LIMIT.search(text):
+                raise LimitReachedError(f"SLURM takes no more jobs now: {text}") from error
+            raise SchedulerError(f"sbatch refuses stage {array.stage}: {text}; see {executor.folder}") from error
+        cluster = executor.cluster or self.cluster_name()
+        return [JobId(number, cluster) for number in numbers]
+
+    def look(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
+        """One `squeue` for each cluster, and at most one `sacct`."""
+        wanted = list(dict.fromkeys(ids))
+        found: dict[JobId, JobStatus] = {}
+        for cluster, part in self._by_cluster(wanted).items():
+            queue = self._queue(cluster)
+            found |= {id: queue[id.number] for id in part if id.number in queue}
+        for id, status in found.items():
+            self._unknown.pop(id, None)
+            if status.is_alive:
+                self._ended.pop(id, None)  # requeued: what was final is not
+        missing = [id for id in wanted if id not in found and id not in self._ended]
+        self._ask_accounting([id for id in missing if id not in self._unknown or self._is_due(id)])
+        gone = JobStatus("gone", "it left the queue, and the accounting does not know it")
+        return {id: found.get(id) or self._ended.get(id, gone) for id in wanted}
+
+    def cancel(self, ids: Sequence[JobId]) -> None:
+        """`scancel`; jobs that have ended are no error."""
+        for cluster, part in self._by_cluster(ids).items():
+            for begin in range(0, len(part), JOBS_PER_CALL):
+                numbers = [id.number for id in part[begin : begin + JOBS_PER_CALL]]
+                try:
+                    self.run(["scancel", *_on(cluster), "--quiet", *numbers])
+                except (OSError, subprocess.SubprocessError) as error:
+                    raise SchedulerError(f"scancel failed ({said(error)}); try `scancel {numbers[0]}`") from error
+
+    def limits(self) -> Limits:
+        """MaxArraySize, and the smallest MaxSubmitJobs of the user's associations and their QOS."""
+        size = self._settings().get("MaxArraySize", "")
+        usual = Limits()
+        return Limits(int(size) if size.isdigit() and int(size) > 0 else usual.max_array_size, self._max_submitted())
+
+    def num_submitted(self) -> int:
+        """Tasks of this user in the default cluster's queue."""
+        return sum(status.is_alive for status in self._queue("").values())
+
+    def tagged(self, tags: Collection[str]) -> list[JobId]:
+        """By the comment, in which the tag is a word of its own."""
+        words = set(tags)
+        rows = self._rows("")
+        return [JobId(row[0]) for row in rows if row[1] in (*RUNNING, *QUEUED) and words & set(row[4].split())]
+
+    def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
+        """`simdist.requeue`, which a training asks by itself, too."""
+        return requeue(os.environ, requeues, limit)
+
+    def hosts(self) -> list[str]:
+        """The nodes of this job."""
+        return expand_nodes(os.environ["SLURM_JOB_NODELIST"])
+
+    def cluster_name(self) -> str:
+        """ClusterName of the cluster that this machine submits to; empty if it does not say."""
+        return self._settings().get("ClusterName", "")
+
+    def _settings(self) -> dict[str, str]:
+        if self._config is None:
+            self._config = dict(re.findall(r"^(\w+) *= *(\S+)", self._try("scontrol", "show", "config"), re.MULTILINE))
+        return self._config
+
+    def _max_submitted(self) -> int | None:
+        user = self._try("id", "--user", "--name").strip()
+        words = ["sacctmgr", "--noheader", "--parsable2", "show"]
+        own = self._try(*words, "assoc", f"user={user}", "format=MaxSubmit,GrpSubmit,DefaultQOS,QOS")
+        rows = [line.split("|") for line in own.splitlines() if line.count("|") == 3]
+        limits = [cell for row in rows for cell in row[:2]]
+        profile = self.context.profile if self.context else None
+        names = {profile.qos} if profile and profile.qos else {row[2] or row[3].split(",")[0] for row in rows}
+        of_qos = self._try(*words, "qos", "format=Name,MaxSubmitPU,GrpSubmit")
+        for row in (line.split("|") for line in of_qos.splitlines()):
+            limits += row[1:] if row[0] in names else []
+        return min((int(cell) for cell in limits if cell.isdigit()), default=None)
+
+    def _try(self, *words: str) -> str:
+        """What a command prints; nothing where it fails, for clusters without accounting."""
+        try:
+            return self.run(list(words))
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    def _by_cluster(self, ids: Iterable[JobId]) -> dict[str, list[JobId]]:
+        """Jobs by the name that `-M` must be given; empty for the cluster that is asked anyway."""
+        found: dict[str, list[JobId]] = {}
+        for id in ids:
+            name = "" if not id.cluster or id.cluster == self.cluster_name() else id.cluster
+            found.setdefault(name, []).append(id)
         return found
 
-    def _snapshot(self) -> Path:
-        if self._code is None:
-            self._code = take_snapshot(ROOT, self._plan.folder / "code")
-        return self._code
+    def _rows(self, cluster: str) -> list[list[str]]:
+        words = ["squeue", *_on(cluster), "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%k"]
+        try:
+            text = self.run(words)
+        except (OSError, subprocess.SubprocessError) as error:
+            where = f" on cluster {cluster}" if cluster else "; is this a login node, and is SLURM up?"
+            raise SchedulerError(f"squeue cannot be asked{where} ({said(error)})") from error
+        return [line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
 
-    def take_back_lost(self) -> None:
-        """Cancel jobs whose submission was killed before their numbers were written down."""
-        lost = self._records.lost_groups()
-        if not lost:
-            return
-        cancel([entry.id for entry in read_queue().values() if entry.comment in lost])
-        for group in lost:
-            self._records.numbered(group)
+    def _queue(self, cluster: str) -> dict[str, JobStatus]:
+        return {row[0]: _status(*row[1:4]) for row in self._rows(cluster)}
 
-    def prune(self) -> None:
-        """Cancel jobs that are no longer asked for; what they have done stays."""
-        queue = read_queue()
-        ids = [r.id for n, r in self._records.latest().items() if n not in self._plan.jobs and r.id in queue]
-        cancel(ids)
-        self._console.print(f"cancelled {len(ids)} jobs that {self._plan.name} no longer asks for", markup=False)
+    def _is_due(self, id: JobId) -> bool:
+        return self.clock() >= self._unknown[id].again
+
+    def _ask_accounting(self, ids: list[JobId]) -> None:
+        """Keep what is final; ask again later for what is not there. Clusters without accounting know nothing."""
+        for cluster, part in self._by_cluster(ids).items():
+            numbers = list(dict.fromkeys(id.array.number for id in part))[:JOBS_PER_CALL]  # the rest at the next look
+            words = ["sacct", *_on(cluster), "--noheader", "--parsable2", "--allocations"]
+            text = self._try(*words, f"--jobs={','.join(numbers)}", "--format=JobID,State,ExitCode,NodeList")
+            rows = {row[0]: row[1:] for row in (line.split("|") for line in text.splitlines()) if len(row) == 4}
+            for id in part:
+                status = _accounted(*rows[id.number]) if id.number in rows else None
+                if status is not None and not status.is_alive:  # the accounting lags: RUNNING may be over
+                    self._ended[id] = status
+                    self._unknown.pop(id, None)
+                elif id.array.number in numbers:
+                    wait = min(2 * self._unknown[id].wait, LAST_RETRY) if id in self._unknown else FIRST_RETRY
+                    self._unknown[id] = _Unknown(wait, self.clock() + wait)
 
 
-def states_alive(states: Mapping[str, State], name: str, record: Record) -> bool:
-    """Whether a job is on its way on the cluster, so that others can wait for it."""
-    return name in states and states[name].word in ALIVE and record.cluster != "local"
+def call(words: Sequence[str]) -> str:
+    """Run a command of SLURM's; what it printed."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
 
 
-def explain(plan: Plan, states: Mapping[str, State], records: Mapping[str, Record], console: Console) -> None:
-    """Every job that failed with its log's last lines, and every job that therefore never runs."""
-    for name, state in states.items():
-        if state.word == "failed":
-            console.print(f"{name} failed: {state.reason}", style="bold red", markup=False)
-            record = records.get(name)
-            for line in last_lines(record, 5):
-                console.print(f"    {line}", markup=False)
-    for name, state in states.items():
-        if state.word == "never":
-            console.print(f"{name} will never run: {state.reason}", markup=False)
+def has_slurm() -> bool:
+    """Whether SLURM's commands are on this machine."""
+    return shutil.which("squeue") is not None
+
+
+def said(error: Exception) -> str:
+    """What a command that failed said, in one line."""
+    text = getattr(error, "stderr", None) or str(error)
+    return re.sub(r"\s*\n\s*", " ", str(text)).strip()
+
+
+def _on(cluster: str) -> list[str]:
+    return [f"--clusters={cluster}"] if cluster else []
+
+
+def _status(state: str, reason: str, nodes: str) -> JobStatus:
+    """One line of squeue."""
+    if state in QUEUED:
+        shown = "" if reason in ("None", "(null)") else reason
+        return JobStatus("blocked" if state == "PENDING" and reason == NEVER else "queued", shown, nodes)
+    if state in RUNNING:
+        return JobStatus("running", "", nodes)
+    ended = _ended_as(state)
+    return replace(ended, reason=NEVER, nodes=nodes) if reason == NEVER else replace(ended, nodes=nodes)
+
+
+def _accounted(state: str, code: str, nodes: str) -> JobStatus:
+    """One line of sacct; `CANCELLED by 0` is CANCELLED, exit code `0:9` is 137."""
+    state = state.split(" ")[0]
+    if state in (*RUNNING, *QUEUED):
+        return JobStatus("queued", "leaving the queue", nodes)
+    first, _, killed = code.partition(":")
+    number = int(first or 0) or (128 + int(killed) if killed not in ("", "0") else 0)
+    return replace(_ended_as(state), nodes=nodes, code=number)
+
+
+def _ended_as(state: str) -> JobStatus:
+    """SLURM's word for how a job ended."""
+    words = state.lower().replace("_", " ")
+    phases: dict[str, Phase] = {"COMPLETED": "completed", "CANCELLED": "cancelled"}
+    if state in INTERRUPTED:
+        return JobStatus("interrupted", words)
+    if state == "OUT_OF_MEMORY":
+        return JobStatus("failed", "out of memory: give the stage more `mem` in its resources")
+    return JobStatus(phases.get(state, "failed"), words)

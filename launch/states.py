@@ -10,21 +10,21 @@ import socket
 import subprocess
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from simdist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from simdist.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 
-from .graph import blocked_by
+from .graph import blocked_by, is_younger
 from .plan import Plan
 from .records import Record
-from .squeue import Account, Command, Entry, call, has_slurm, read_accounts, read_queue
+from .scheduler import JobStatus, Scheduler
+from .slurm import SlurmScheduler, has_slurm
 
 Word = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
 """`stopped` goes on when it is started again; `never`: a parent failed."""
 ALIVE = ("running", "queued")
-GOES_ON = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "DEADLINE", "REQUEUED", "REVOKED")
 LEASE = "lease.json"
 FRESH = 30.0  # seconds: a lease touched since then is that of a living process
 
@@ -41,7 +41,11 @@ class State:
 
 
 def find_states(
-    plan: Plan, done: Collection[str], records: Mapping[str, Record], run: Command = call, now: float | None = None
+    plan: Plan,
+    done: Collection[str],
+    records: Mapping[str, Record],
+    scheduler: Scheduler | None = None,
+    now: float | None = None,
 ) -> dict[str, State]:
     """The state of every job.
 
@@ -49,18 +53,17 @@ def find_states(
         plan: the graph.
         done: jobs that are done.
         records: where each was started last.
-        run: asks SLURM.
+        scheduler: is asked about jobs that were submitted; None is SLURM, where this machine has it.
         now: unix time.
 
     Raises:
-        InputError: jobs were submitted to SLURM, and squeue cannot be asked.
+        SchedulerError: jobs were submitted, and the scheduler does not answer.
     """
     left = {name: records[name] for name in plan.jobs if name not in done and name in records}
     submitted = [record for record in left.values() if record.cluster != "local"]
-    can_ask = run is not call or has_slurm()
-    queue = read_queue(run) if submitted and can_ask else {}
-    gone = [record.id for record in submitted if record.id not in queue] if can_ask else []
-    accounts = read_accounts(gone, run) if gone else {}
+    if scheduler is None and submitted and has_slurm():
+        scheduler = SlurmScheduler()
+    statuses = scheduler.look([record.job_id for record in submitted]) if scheduler and submitted else None
     moment = time.time() if now is None else now
     found: dict[str, State] = {}
     for name, job in plan.jobs.items():
@@ -70,15 +73,15 @@ def find_states(
             found[name] = State("missing")
         elif left[name].cluster == "local":
             found[name] = _local(left[name])
-        elif not can_ask:
+        elif statuses is None:
             found[name] = State("queued", "there is no SLURM on this machine to ask")
         else:
-            found[name] = _on_cluster(left[name], queue, accounts)
+            found[name] = _on_cluster(left[name], statuses[left[name].job_id])
         if name in left and left[name].identity != job.identity and found[name].word not in ALIVE:
             found[name] = State("missing", "its options have changed")
         if job.kind == "train" and found[name].word not in ("done", *ALIVE) and _is_held(job.folder, moment):
             found[name] = State("running", "by a process that this sweep did not start")
-    return _with_blocked(plan, found)
+    return _with_reports(plan, _with_blocked(plan, found))
 
 
 def _local(record: Record) -> State:
@@ -105,30 +108,36 @@ def process_runs(pid: int, word: str) -> bool:
     return word in listed.stdout
 
 
-def _on_cluster(record: Record, queue: Mapping[str, Entry], accounts: Mapping[str, Account]) -> State:
-    entry = queue.get(record.id)
-    if entry is not None:
-        if entry.will_never_run:
-            return State("never", "what it depends on failed", in_queue=True)
-        return State("running" if entry.is_running else "queued", entry.shown_reason, entry.nodes, in_queue=True)
+def _on_cluster(record: Record, status: JobStatus) -> State:
+    if status.phase == "blocked":
+        return State("never", "what it depends on failed", in_queue=True)
+    if status.phase in ("running", "queued"):
+        return State(status.phase, status.reason, status.nodes, in_queue=True)
     if record.cancelled:
         return State("cancelled", "cancelled")
-    account = accounts.get(record.id)
-    if account is None:
-        return State("stopped", "it left the queue, and the accounting does not know it")
-    if account.state == "FAILED" and account.exit_code == EXIT_PREEMPTED:
-        return State("stopped", "preempted, and not requeued", account.nodes)
-    if account.state in GOES_ON:
-        return State("stopped", f"{account.state.lower().replace('_', ' ')}, and not requeued", account.nodes)
-    if account.state == "CANCELLED":
-        return State("cancelled", "cancelled", account.nodes)
-    if account.state == "OUT_OF_MEMORY":
-        return State("failed", "out of memory: give the stage more `mem` in its resources", account.nodes)
-    if account.state == "COMPLETED":
-        return State("failed", "ended without writing what it was to write", account.nodes)
-    if account.state in ("RUNNING", "PENDING"):  # the accounting lags behind
-        return State("queued", "leaving the queue")
-    return State("failed", f"exit code {account.exit_code}", account.nodes)
+    if status.phase == "interrupted":
+        return State("stopped", f"{status.reason}, and not requeued", status.nodes)
+    if status.phase == "cancelled":
+        return State("cancelled", "cancelled", status.nodes)
+    ending = record.ending.read()
+    if status.phase == "gone" and not ending:
+        return State("cancelled", "left the queue before it began")
+    return _ended(status if ending.get("code") is None else replace(status, code=ending["code"]))
+
+
+def _ended(status: JobStatus) -> State:
+    """A job that ended by itself, or that the scheduler does not know any more."""
+    if status.code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+        return State("stopped", "preempted, and not requeued", status.nodes)
+    if status.phase == "failed" and status.reason != "failed":  # out of memory
+        return State("failed", status.reason, status.nodes)
+    if status.code == EXIT_OK or (status.code is None and status.phase == "completed"):
+        return State("failed", "exited without writing its outputs", status.nodes)
+    if status.code is not None:
+        return State("failed", f"exit code {status.code}", status.nodes)
+    if status.phase == "gone":
+        return State("stopped", status.reason)
+    return State("failed", status.reason, status.nodes)
 
 
 def _is_held(folder: Path, now: float) -> bool:
@@ -152,6 +161,18 @@ def _with_blocked(plan: Plan, states: dict[str, State]) -> dict[str, State]:
     for name, root in blocked_by(plan, failed).items():
         if states[name].word not in ("done", "running"):
             states[name] = State("never", f"{root} {states[root].word}", in_queue=states[name].in_queue)
+    return states
+
+
+def _with_reports(plan: Plan, states: dict[str, State]) -> dict[str, State]:
+    """A report that is younger than all that is done, while the rest of its parents cannot be, has nothing to add."""
+    for job in plan.jobs.values():
+        if not job.takes_what_there_is or states[job.name].word in ("done", *ALIVE):
+            continue
+        done = [parent for parent in job.parents if states[parent].word == "done"]
+        others = [parent for parent in job.parents if states[parent].word in ("failed", "never", "cancelled")]
+        if others and len(done) + len(others) == len(job.parents) and is_younger(plan, job, done):
+            states[job.name] = State("done", f"without {len(others)} jobs that failed or were cancelled")
     return states
 
 

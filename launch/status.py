@@ -26,6 +26,8 @@ from .listing import find_sweeps, read_plan
 from .overview import WORST_FIRST, Overview, Row, loose_runs, overview
 from .plan import RUNS, SWEEPS
 from .records import last_lines
+from .scheduler import Scheduler, SchedulerError
+from .slurm import SlurmScheduler, has_slurm
 
 DESCRIPTION = """\
 A table of every run: stage, state, step, time left, loss of each module, restarts, node, age of its heartbeat. What the
@@ -38,6 +40,7 @@ Examples:
 """
 COLORS = {"failed": "bold red", "running": "green", "queued": "cyan", "done": "dim", "stopped": "yellow"}
 LOG_LINES = 5
+LONGEST_PAUSE = 300.0  # of --watch, after looks that failed
 SHOWN_FAILURES = 10
 FILE_COLUMNS = 240  # of a table that goes to a file or a pipe
 
@@ -73,8 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def look(name: str | None, runs: Path, sweeps: Path) -> list[Overview]:
+def look(name: str | None, runs: Path, sweeps: Path, scheduler: Scheduler | None = None) -> list[Overview]:
     """One sweep, or all of them and the runs that belong to none.
+
+    Args:
+        name: of the sweep; None is all.
+        runs: folder of the runs.
+        sweeps: folder of the sweeps.
+        scheduler: one that remembers what is final, for looks that are repeated.
 
     Raises:
         InputError: there is nothing to look at.
@@ -85,7 +94,7 @@ def look(name: str | None, runs: Path, sweeps: Path) -> list[Overview]:
         if name is not None or not runs.is_dir():
             raise
         plans = []
-    found = [overview(plan) for plan in plans]
+    found = [overview(plan, scheduler) for plan in plans]
     if name is None:
         known = {run.folder.resolve() for plan in plans for run in plan.runs.values()}
         loose = loose_runs(runs, known)
@@ -97,22 +106,29 @@ def look(name: str | None, runs: Path, sweeps: Path) -> list[Overview]:
 
 def _watch(name: str | None, runs: Path, sweeps: Path, every: float) -> int:
     console = Console(highlight=False)
-    found = look(name, runs, sweeps)
+    scheduler = SlurmScheduler() if has_slurm() else None
+    found, seconds, note = look(name, runs, sweeps, scheduler), every, ""
     try:
         with Live(_live(found), console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
-                time.sleep(every)
-                live.update(_live(look(name, runs, sweeps)), refresh=True)
+                time.sleep(seconds)
+                try:
+                    found, seconds, note = look(name, runs, sweeps, scheduler), every, ""
+                except SchedulerError as error:
+                    seconds = min(2 * seconds, LONGEST_PAUSE)
+                    note = f"{error}; what stands below is of the last answer, and the next try is in {seconds:.0f} s"
+                live.update(_live(found, note), refresh=True)
     except KeyboardInterrupt:
         return EXIT_OK
 
 
-def _live(found: Sequence[Overview]) -> Group:
+def _live(found: Sequence[Overview], note: str = "") -> Group:
     """What is going on stands above what is done: a terminal shows the first lines."""
     order = [
         dataclasses.replace(one, rows=sorted(one.rows, key=lambda row: WORST_FIRST.index(row.word))) for one in found
     ]
-    return Group(Text(time.strftime("%H:%M:%S  Ctrl-C to leave")), *(as_renderable(one) for one in order))
+    head = [Text(time.strftime("%H:%M:%S  Ctrl-C to leave")), *([Text(note, "yellow")] if note else [])]
+    return Group(*head, *(as_renderable(one) for one in order))
 
 
 def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:

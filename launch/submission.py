@@ -1,15 +1,15 @@
-"""Which jobs to submit, which to take back, and in which groups. Pure functions over states."""
+"""Which jobs to submit, which to take back, and in which arrays. Pure functions over states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .plan import Job, Plan
 from .records import Record
+from .scheduler import JobArray, JobId, Limits
 from .states import ALIVE, State
-
-GROUP_SIZE = 1000  # SLURM's default MaxArraySize allows task numbers up to 1,000
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,6 @@ class Submission:
     """Jobs without a place in the queue."""
     cancel: tuple[str, ...]
     """Jobs of `submit` that have one, but wait for a parent that was submitted anew, or have other options now."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Jobs of one stage that wait for the same parents: one `sbatch`, an array if they are several."""
-
-    stage: str
-    jobs: tuple[Job, ...]
-    parents: tuple[str, ...]
-    """Those that are not done."""
-
-    @property
-    def takes_what_there_is(self) -> bool:
-        return self.jobs[0].takes_what_there_is
 
 
 def what_is_missing(
@@ -83,33 +69,72 @@ def _has_moved(parent: str, child: str, records: Mapping[str, Record]) -> bool:
     return records[child].parents.get(parent, records[parent].id) != records[parent].id
 
 
-def groups(plan: Plan, names: Iterable[str], done: Iterable[str]) -> list[Group]:
-    """The jobs as arrays, parents first."""
-    finished = set(done)
-    found: dict[tuple[str, tuple[str, ...]], list[Job]] = {}
-    for name in names:
-        job = plan.jobs[name]
-        parents = tuple(parent for parent in job.parents if parent not in finished)
-        found.setdefault((job.stage, parents), []).append(job)
+def parts(plan: Plan, names: Iterable[str]) -> list[list[Job]]:
+    """The jobs in the order in which they are submitted: parents first, and what can be one array together.
+
+    Of several runs, each part of a stage (`speaker-module3` of a probe) is a list of its own, so that a task and the
+    tasks that it waits for can have the same index; of a single run, the whole stage is one.
+    """
+    jobs = [plan.jobs[name] for name in names]
+    together = len({job.run for job in jobs if job.run is not None}) <= 1
+    found: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        part = "" if together or job.run is None else job.name.removeprefix(f"{job.stage}/{job.run}")
+        found.setdefault((job.stage, part), []).append(job)
     stages = list(dict.fromkeys(job.stage for job in plan.jobs.values()))
-    ordered = sorted(found.items(), key=lambda item: stages.index(item[0][0]))
-    return [
-        Group(stage, tuple(jobs[begin : begin + GROUP_SIZE]), parents)
-        for (stage, parents), jobs in ordered
-        for begin in range(0, len(jobs), GROUP_SIZE)
-    ]
+    return [found[key] for key in sorted(found, key=lambda key: stages.index(key[0]))]  # stable: parts keep their order
 
 
-def dependency(group: Group, ids: Mapping[str, str]) -> str | None:
-    """SLURM's text for what a group waits for, as `afterok:17:18_3`; None for nothing.
+def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, throttle: int) -> list[JobArray]:
+    """Jobs of one part as arrays, each with what it waits for.
+
+    Where every job waits for tasks of one index, they are matched index by index (`aftercorr`): one array for all runs,
+    in which each run's job begins when its own parents are done. Otherwise jobs that wait for the same are one array.
 
     Args:
-        group: the jobs.
-        ids: SLURM's numbers of parents that are on their way; others are not waited for.
+        jobs: of one part.
+        ids: jobs that are on their way, by name; parents that are not there are not waited for.
+        limits: of the scheduler.
+        throttle: tasks of each array that run at the same time.
     """
-    waited = [ids[parent] for parent in group.parents if parent in ids]
-    if not waited:
+    waits = {job.name: tuple(dict.fromkeys(ids[parent] for parent in job.parents if parent in ids)) for job in jobs}
+    matches = {job.name: _matched(job, waits[job.name]) for job in jobs}
+    several = Counter(match for match in matches.values() if match is not None)
+    found: dict[tuple[bool, tuple[JobId, ...]], list[tuple[Job, int]]] = {}
+    for job in jobs:
+        match = matches[job.name]
+        if match is not None and several[match] == 1:
+            found.setdefault((True, match[0]), []).append((job, match[1]))
+        else:
+            own = found.setdefault((False, waits[job.name]), [])
+            own.append((job, len(own) % limits.max_array_size))
+    made = []
+    for (matched, parents), entries in found.items():
+        for begin in range(0, len(entries), limits.max_array_size):
+            part = entries[begin : begin + limits.max_array_size]
+            made.append(_array(part, matched, parents, throttle))
+    return made
+
+
+def _matched(job: Job, waits: tuple[JobId, ...]) -> tuple[tuple[JobId, ...], int] | None:
+    """The arrays that a job waits for, and the index that is the same in all of them; None if there is no such."""
+    indices = {id.task for id in waits}
+    index = next(iter(indices)) if len(indices) == 1 else None
+    if index is None or job.takes_what_there_is:
         return None
-    if not group.takes_what_there_is:
-        return "afterok:" + ":".join(waited)
-    return "afterany:" + ":".join(dict.fromkeys(number.partition("_")[0] for number in waited))  # whole arrays: short
+    return tuple(dict.fromkeys(id.array for id in waits)), index
+
+
+def _array(entries: Sequence[tuple[Job, int]], matched: bool, waits: tuple[JobId, ...], throttle: int) -> JobArray:
+    jobs = tuple(job for job, _ in entries)
+    indices = tuple(index for _, index in entries) if matched or len(entries) > 1 else ()
+    if matched:
+        return JobArray(jobs, indices, after_same_index=waits, throttle=throttle)
+    if jobs[0].takes_what_there_is:
+        return JobArray(jobs, indices, after_end=waits, throttle=throttle)
+    return JobArray(jobs, indices, after_success=waits, throttle=throttle)
+
+
+def throttles(throttle: int, number: int) -> list[int]:
+    """A stage's throttle divided among so many arrays; each has one task at least."""
+    return [max(1, throttle // number + (index < throttle % number)) for index in range(number)]

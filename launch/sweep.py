@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_plan(plan, configs)
         if parsed.cluster in ("local", "debug"):
             return _run_on_this_machine(plan, parsed.cluster, parsed.jobs, console)
-        from .slurm import submit_sweep  # needs submitit, which takes a while to import
+        from .submit import submit_sweep  # needs submitit, which takes a while to import
 
         return submit_sweep(plan, parsed.cluster, console, prune=parsed.prune, wait=parsed.wait)
 

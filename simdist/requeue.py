@@ -3,8 +3,11 @@
 Of the three that could act, this one does. SLURM requeues by itself only with `PreemptMode=REQUEUE`, not at a time
 limit; submitit's handler calls `checkpoint()` on rank 0 while the other ranks go on, and is replaced by ours inside a
 job. Where `scontrol` is missing, the job ends with exit code 75, and who started it (slurm/*.sbatch, launch/) submits
-it again. A job that was cancelled gets SIGTERM too, and must not come back, which SLURM would allow: its state is asked
-for first. SLURM says COMPLETING then, not CANCELLED, as it does of a job that it has just requeued itself.
+it again.
+
+A job that was cancelled gets SIGTERM too, and must not come back, which SLURM would allow. So its state is asked for
+first: a cancelled job is COMPLETING then, as is one that SLURM has just requeued, one that is out of time, and one that
+was preempted with `PreemptMode=CANCEL`; the reason `TimeLimit` and a `PreemptTime` tell the last two from the others.
 """
 
 from __future__ import annotations
@@ -12,6 +15,21 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Mapping
+
+OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+OF_A_RANK = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SIMDIST_LAUNCHER",
+)
+OF_A_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+"""Settings of SLURM's commands, which are not those of one job."""
 
 
 def job_id(environment: Mapping[str, str]) -> str | None:
@@ -21,12 +39,26 @@ def job_id(environment: Mapping[str, str]) -> str | None:
     return environment.get("SLURM_JOB_ID")
 
 
+def without_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a SLURM job put there: `sbatch` would take its memory and tasks for options.
+
+    Outside a job nothing is taken away; what configures SLURM's commands themselves always stays.
+    """
+    if job_id(environment) is None:
+        return dict(environment)
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in OF_A_USER or not (name.startswith(OF_A_JOB) or name in OF_A_RANK)
+    }
+
+
 def requeue(environment: Mapping[str, str], requeues: int, limit: int) -> tuple[bool, str]:
     """Ask SLURM to run this job again.
 
     Args:
         environment: of this process.
-        requeues: how often that was done already in this run.
+        requeues: how often that was done already.
         limit: how often it may be done.
 
     Returns:
@@ -36,11 +68,12 @@ def requeue(environment: Mapping[str, str], requeues: int, limit: int) -> tuple[
     if job is None:
         return False, ""
     if requeues >= limit:
-        return False, f"job {job} was requeued {requeues} times (train.max_requeues); not again: submit it by hand"
+        return False, f"job {job} was requeued {requeues} times (max_requeues); not again: submit it by hand"
     try:
-        found = re.search(r"JobState=(\w+) Reason=(\w+)", _scontrol("show", "job", job))
-        if found is not None and found[1] != "RUNNING" and found[2] != "TimeLimit":
-            return False, f"job {job} is {found[1]}: cancelled, or SLURM has requeued it already; not asked for again"
+        text = _scontrol("show", "job", job)
+        state = re.search(r"JobState=(\w+)", text)
+        if state is not None and state[1] != "RUNNING" and not (_is_out_of_time(text) or is_preempted(text)):
+            return False, f"job {job} is {state[1]}: cancelled, or SLURM has requeued it already; not asked for again"
         _scontrol("requeue", job)
     except OSError as error:
         return False, f"scontrol cannot be run here ({error.strerror}); exit code 75 asks for a successor of job {job}"
@@ -48,6 +81,33 @@ def requeue(environment: Mapping[str, str], requeues: int, limit: int) -> tuple[
         reason = getattr(error, "stderr", "") or str(error)
         return False, f"SLURM does not requeue job {job}: {' '.join(reason.split())}"
     return True, f"job {job} is requeued"
+
+
+def requeue_if_dying(environment: Mapping[str, str], requeues: int, limit: int) -> bool:
+    """Requeue a job that SLURM is ending because of a preemption without grace; whether it did.
+
+    With `PreemptMode=CANCEL` and GraceTime 0, SIGKILL follows SIGTERM after KillWait, and a step may take longer than
+    that: the job would be gone. To ask for the requeue does not end it any sooner.
+    """
+    job = job_id(environment)
+    if job is None:
+        return False
+    try:
+        text = _scontrol("show", "job", job)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    is_ending = "JobState=RUNNING" not in text
+    return is_ending and is_preempted(text) and requeue(environment, requeues, limit)[0]
+
+
+def is_preempted(shown: str) -> bool:
+    """Whether a job is being preempted, as `scontrol show job` says it."""
+    found = re.search(r"\bPreemptTime=(\S+)", shown)
+    return found is not None and found[1] not in ("None", "Unknown", "N/A")
+
+
+def _is_out_of_time(shown: str) -> bool:
+    return "Reason=TimeLimit" in shown
 
 
 def _scontrol(*words: str) -> str:

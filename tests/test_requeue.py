@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simdist.requeue import job_id, requeue
+from simdist.requeue import job_id, requeue, requeue_if_dying, without_job
 
 JOB = {"SLURM_JOB_ID": "42"}
 
@@ -42,7 +42,7 @@ def test_a_job_and_an_array_task(asked: Path) -> None:
 def test_an_endless_loop_ends(asked: Path) -> None:
     done, sentence = requeue(JOB, 10, 10)
     assert not done
-    assert "was requeued 10 times (train.max_requeues)" in sentence
+    assert "was requeued 10 times (max_requeues)" in sentence
     assert not asked.exists()
 
 
@@ -53,6 +53,37 @@ def test_a_job_that_was_cancelled_or_requeued_is_left_alone(asked: Path, state: 
     assert not done
     assert sentence.startswith(f"job 42 is {state}: cancelled, or SLURM has requeued it already")
     assert "requeue" not in asked.read_text()
+
+
+def test_a_job_that_is_preempted_for_good_comes_back_and_one_that_was_preempted_long_ago_does_not(asked: Path) -> None:
+    """`PreemptMode=CANCEL`: the job is COMPLETING as a cancelled one is, but says since when it is preempted."""
+    state = "JobId=42\n   JobState=COMPLETING Reason=None Dependency=(null)\n"
+    (asked.parent / "state").write_text(f"{state}   PreemptEligibleTime=1 PreemptTime=2026-11-26T01:18:35\n")
+    assert requeue(JOB, 0, 10)[0]
+    assert requeue_if_dying(JOB, 0, 10)
+    (asked.parent / "state").write_text(f"{state}   PreemptEligibleTime=1 PreemptTime=None\n")
+    assert not requeue(JOB, 0, 10)[0]
+    assert not requeue_if_dying(JOB, 0, 10)
+
+
+def test_a_job_that_has_grace_saves_before_it_asks(asked: Path) -> None:
+    (asked.parent / "state").write_text("   JobState=RUNNING Reason=None\n   PreemptTime=2026-11-26T01:18:35\n")
+    assert not requeue_if_dying(JOB, 0, 10)
+    assert requeue(JOB, 0, 10)[0]
+
+
+def test_sbatch_gets_nothing_of_the_job_that_it_is_called_from() -> None:
+    of_a_job = {
+        "SLURM_JOB_ID": "42",
+        "SLURM_MEM_PER_CPU": "100",
+        "SRUN_DEBUG": "3",
+        "RANK": "1",
+        "SUBMITIT_FOLDER": "x",
+    }
+    of_a_user = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "PATH": "/bin", "WANDB_MODE": "offline"}
+    assert without_job(of_a_job | of_a_user) == of_a_user
+    outside = {"SLURM_TIME_FORMAT": "relative", "RANK": "0"}
+    assert without_job(outside) == outside
 
 
 def test_a_job_whose_time_is_over_comes_back(asked: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.plan import Plan, build
+from launch.slurm import SlurmScheduler
 from launch.sweep_file import SweepFile, parse_sweep
 
 SMALL: dict[str, Any] = {
@@ -61,12 +62,24 @@ class FakeSlurm:
         self.accounts = dict(accounts or {})
         """State and exit code by id."""
         self.calls: list[list[str]] = []
+        self.cancelled: list[str] = []
+
+    @property
+    def scheduler(self) -> SlurmScheduler:
+        """SLURM as the launcher sees it."""
+        return SlurmScheduler(run=self)
 
     def __call__(self, words: Any) -> str:
         self.calls.append(list(words))
         if words[0] == "squeue":
             return "".join(f"{id}|{state}|{reason}|n1|group\n" for id, (state, reason) in self.queue.items())
         if words[0] == "sacct":
-            asked = words[words.index("--jobs") + 1].split(",")
-            return "".join(f"{id}|{s}|{code}|n1\n" for id, (s, code) in self.accounts.items() if id in asked)
+            asked = next(word for word in words if word.startswith("--jobs=")).partition("=")[2].split(",")
+            known = {id: row for id, row in self.accounts.items() if id.partition("_")[0] in asked}
+            return "".join(f"{id}|{state}|{code}|n1\n" for id, (state, code) in known.items())
+        if words[0] == "scontrol":
+            return "ClusterName = here\nMaxArraySize = 1001\n"
+        if words[0] == "scancel":
+            self.cancelled += [word for word in words[1:] if not word.startswith("--")]
+            return ""
         raise FileNotFoundError(words[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,15 +13,16 @@ import pytest
 from rich.console import Console
 from sweeps import finish, of_kind, small_plan
 
-import launch.slurm
-from launch.batch_scripts import requeue_lines, task_of
-from launch.dry_run import script
+import launch.submit
+from launch.batch_scripts import task_of
+from launch.dry_run import planned_arrays, script
 from launch.graph import done_jobs
+from launch.listing import write_plan
 from launch.plan import Job
-from launch.profiles import Profile, job_profile
+from launch.profiles import Profile, job_profile, load_profile
 from launch.records import Records
-from launch.slurm import submit_sweep
-from launch.submission import groups
+from launch.slurm import SlurmScheduler
+from launch.submit import feed, submit_sweep
 from simdist.errors import InputError
 
 SBATCH = """#!/bin/bash
@@ -32,8 +32,11 @@ set -- {folder}/*.sh
 printf '%s\\n' "$script" > {folder}/$number.sh
 [[ $script =~ --comment=([0-9a-f]+) ]] && comment=${{BASH_REMATCH[1]}}
 tasks=$number
-if [[ $script =~ --array=0-([0-9]+) ]]; then
-    printf -v tasks "${{number}}_%s " $(eval echo "{{0..${{BASH_REMATCH[1]}}}}")
+if [[ $script =~ --array=([0-9,-]+) ]]; then
+    tasks=
+    for range in ${{BASH_REMATCH[1]//,/ }}; do
+        for ((task = ${{range%-*}}; task <= ${{range#*-}}; task++)); do tasks+=" ${{number}}_$task"; done
+    done
 fi
 for task in $tasks; do echo "$task|PENDING|Dependency||$comment"; done >> {folder}/queue
 echo "Submitted batch job $number"
@@ -53,7 +56,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (programs / name).write_text(text.format(folder=folder))
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(launch.slurm, "ROOT", _little_code(tmp_path))
+    monkeypatch.setattr(launch.submit, "ROOT", _little_code(tmp_path))
     return folder
 
 
@@ -103,7 +106,8 @@ GOLDEN = """\
 # setup
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 module load cuda
-export PYTHONPATH="<code>${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1
+export PYTHONPATH="<code>${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1 SIMDIST_JOB_FOLDER='{folder}'
+export SIMDIST_GPUS_EXPECTED=4
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -112,12 +116,9 @@ srun --unbuffered --output '{folder}/%A_%a_%t_log.out' {python} -u -m submitit.c
 
 # teardown
 code=$?
-case $code in 75|138|140|143)
-    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt 7 ] &&
-       [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until SLURM ends this script
-    fi
-esac
+if [ $code -ne 0 ] || [ -e {sweep}/held ]; then
+    {python} -m launch.endings $code 7 {sweep}
+fi
 exit $code"""
 
 
@@ -132,9 +133,10 @@ def test_the_text_of_a_batch_script(tmp_path: Path) -> None:
         "train": {"resources": {"nodes": 2, "time_minutes": 600, "signal_lead_s": 120}},
     }
     plan = small_plan(grid={}, seeds=[0, 1], stages=stages)
-    group = next(group for group in groups(plan, plan.jobs, ()) if group.stage == "train")
-    folder = plan.folder.absolute() / "slurm" / "<id>"
-    assert script(plan, group, str(profile)) == GOLDEN.format(folder=folder, python=sys.executable)
+    array = next(array for array in planned_arrays(plan, plan.jobs, 2) if array.stage == "train")
+    sweep = plan.folder.absolute()
+    text = script(plan, array, load_profile(profile))
+    assert text == GOLDEN.format(folder=sweep / "slurm" / "<id>", sweep=sweep, python=sys.executable)
 
 
 def test_resources_follow_the_kind_of_work_and_the_sweep_file() -> None:
@@ -158,39 +160,7 @@ def test_a_training_may_come_back_as_often_as_the_profile_says() -> None:
     train = plan.jobs[of_kind(plan, "train")[0]]
     assert task_of(train, Profile(max_requeues=7)).command[-2:] == ("--train.max_requeues", "7")
     assert task_of(train, Profile(requeue=False)).command[-2:] == ("--train.max_requeues", "0")
-    assert requeue_lines(Profile(requeue=False)) == []
-
-
-@pytest.mark.parametrize(
-    ("code", "state", "restarts", "requeued"),
-    [
-        (75, "RUNNING", 0, True),
-        (140, "RUNNING", 6, True),
-        (75, "COMPLETING", 0, False),
-        (75, "RUNNING", 7, False),
-        (1, "RUNNING", 0, False),
-    ],
-)
-def test_the_batch_script_asks_for_what_the_job_could_not(
-    code: int, state: str, restarts: int, requeued: bool, tmp_path: Path
-) -> None:
-    for name, text in (
-        ("squeue", f"echo {state}"),
-        ("scontrol", f'echo "$@" > {tmp_path}/asked; exit 1'),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    lines = [f"(exit {code})", *requeue_lines(Profile(max_requeues=7))]
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "17",
-        "SLURM_RESTART_COUNT": str(restarts),
-    }
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, check=False)
-    assert done.returncode == code
-    assert (tmp_path / "asked").exists() == requeued
-    if requeued:
-        assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    assert task_of(train, Profile(requeue=False)).max_requeues == 0
 
 
 def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_path: Path) -> None:
@@ -205,7 +175,7 @@ def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_pa
     ]
     assert "--dependency" not in texts[0]
     assert "--dependency=afterok:100\n" in texts[1]
-    assert [text.split("--dependency=")[1].split()[0] for text in texts[2:6]] == [f"afterok:101_{n}" for n in range(4)]
+    assert [text.split("--dependency=")[1].split()[0] for text in texts[2:6]] == ["aftercorr:101"] * 4
     assert "--dependency=afterany:100:101:102:103:104:105\n" in texts[6]
     assert "submitting 0" in submit(plan)
     assert len(scripts(slurm)) == 7
@@ -224,16 +194,18 @@ def test_only_what_is_missing_is_submitted_after_a_loss(slurm: Path, tmp_path: P
     plan = small_plan(tmp_path)
     submit(plan)
     finish(plan, of_kind(plan, "pack")[0], *of_kind(plan, "train")[:2], *of_kind(plan, "probe")[:8])
-    queue = [line for line in (slurm / "queue").read_text().splitlines() if line.startswith(("104", "105", "106"))]
+    waiting = [f"{array}_{task}" for array in (102, 103, 104, 105) for task in (2, 3)] + ["106"]
+    queue = [line for line in (slurm / "queue").read_text().splitlines() if line.partition("|")[0] in waiting]
     (slurm / "queue").write_text("\n".join(queue) + "\n")
     (slurm / "accounts").write_text("101_2|FAILED|75:0|n1\n101_3|FAILED|1:0|n1\n")
     submit(plan)
     texts = scripts(slurm)[7:]
-    assert [text.split("--job-name=small.")[1].split()[0] for text in texts] == ["train", "probe", "probe", "report"]
+    names = [text.split("--job-name=small.")[1].split()[0] for text in texts]
+    assert names == ["train", *["probe"] * 4, "report"]
     assert "--array=0-1" in texts[0]
     assert "--dependency" not in texts[0]
     cancelled = (slurm / "cancelled").read_text().split()
-    assert set(cancelled) >= {"106", *(f"104_{n}" for n in range(4)), *(f"105_{n}" for n in range(4))}
+    assert set(cancelled) - {"--quiet"} == set(waiting)
 
 
 def test_prune_cancels_what_is_no_longer_asked_for(slurm: Path, tmp_path: Path) -> None:
@@ -271,10 +243,10 @@ def test_failed_jobs_are_explained_with_the_end_of_their_log(slurm: Path, tmp_pa
     record = Records(plan.folder).latest()[train]
     record.log.parent.mkdir(parents=True, exist_ok=True)
     record.log.write_text("line\n\nRuntimeError: CUDA out of memory\n")
-    states = launch.slurm.find_states(plan, done_jobs(plan), {train: record}, _failed(record.id))
+    states = launch.submit.find_states(plan, done_jobs(plan), {train: record}, SlurmScheduler(run=_failed(record.id)))
     console = Console(width=200)
     with console.capture() as said:
-        launch.slurm.explain(plan, states, {train: record}, console)
+        launch.submit.explain(plan, states, {train: record}, console)
     text = said.get()
     assert f"{train} failed: exit code 1" in text
     assert "RuntimeError: CUDA out of memory" in text
@@ -297,16 +269,104 @@ def test_waiting_submits_successors_until_all_is_done(
         looks.append(seconds)
         number = Records(plan.folder).latest()[train].id
         if len(looks) < 3:
+            (plan.jobs[train].folder / "checkpoints" / f"step_{len(looks)}").mkdir(parents=True)
             (slurm / "queue").write_text("")
             (slurm / "accounts").write_text(f"{number}|FAILED|75:0|n1\n")
         else:
             finish(plan, train)
 
-    monkeypatch.setattr(launch.slurm, "pause", sleep)
+    monkeypatch.setattr(launch.submit, "pause", sleep)
     submit(plan, wait=True)
     assert len(looks) == 3
     assert len(scripts(slurm)) == 3
     assert Records(plan.folder).latest()[train].starts == 3
+
+
+def test_what_ends_twice_in_the_same_way_is_left_alone(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(tmp_path, grid={}, seeds=[0], stages={})
+    (train,) = plan.jobs
+
+    def sleep(seconds: float) -> None:
+        (slurm / "queue").write_text("")
+        (slurm / "accounts").write_text(f"{Records(plan.folder).latest()[train].id}|FAILED|75:0|n1\n")
+
+    monkeypatch.setattr(launch.submit, "pause", sleep)
+    said = submit(plan, wait=True)
+    assert len(scripts(slurm)) == 2
+    assert f"{train} failed: preempted, and not requeued, 2 times" in said
+
+
+def test_waiting_outlives_a_queue_that_does_not_answer(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(tmp_path, grid={}, seeds=[0], stages={})
+    (train,) = plan.jobs
+    squeue, pauses = (tmp_path / "bin" / "squeue").read_text(), []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        broken = "#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out' >&2\nexit 1\n"
+        (tmp_path / "bin" / "squeue").write_text(broken if len(pauses) < 4 else squeue)
+        if len(pauses) == 5:
+            finish(plan, train)
+
+    monkeypatch.setattr(launch.submit, "pause", sleep)
+    said = submit(plan, wait=True)
+    assert pauses == [30, 60, 120, 240, 30]
+    assert "Socket timed out" in said
+    assert "trying again in 60 s" in said
+
+
+LIMITED = """#!/bin/sh
+case "$*" in
+*assoc*) echo "{limit}||normal|normal" ;;
+*) echo "normal||" ;;
+esac
+"""
+
+
+def limit_to(slurm: Path, limit: int) -> None:
+    """A limit that sacctmgr tells of, and that sbatch enforces."""
+    programs = slurm.parent / "bin"
+    (programs / "sacctmgr").write_text(LIMITED.format(limit=limit))
+    (programs / "sacctmgr").chmod(0o755)
+    refuse = f"""
+wanted=1
+[[ $script =~ --array=([0-9,-]+) ]] && wanted=$(eval echo "{{${{BASH_REMATCH[1]//-/..}}}}" | wc -w)
+queued=$(cat {slurm}/queue 2>/dev/null | wc -l)
+if ((queued + wanted > {limit})); then
+    echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
+    echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)" >&2
+    exit 1
+fi
+"""
+    lines = (programs / "sbatch").read_text().splitlines(keepends=True)
+    (programs / "sbatch").write_text("".join([*lines[:2], refuse, *lines[2:]]))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_the_queue_has_no_room_for_is_held_back_and_fed_later(slurm: Path, tmp_path: Path, told: bool) -> None:
+    plan = small_plan(tmp_path, grid={}, seeds=[0, 1, 2, 3])
+    write_plan(plan, {})
+    limit_to(slurm, 3)
+    if not told:
+        (tmp_path / "bin" / "sacctmgr").unlink()
+    assert "jobs wait for room in the queue" in submit(plan)
+    submitted = [job for job in Records(plan.folder).latest() if job in plan.jobs]
+    assert submitted == ["pack/" + plan.jobs[submitted[0]].name.partition("/")[2], *of_kind(plan, "train")[:2]]
+    assert (plan.folder / "held").exists()
+    finish(plan, *submitted)
+    for _ in range(20):
+        (slurm / "queue").write_text("")
+        finish(plan, *[job for job in Records(plan.folder).latest() if job in plan.jobs])
+        feed(plan.folder, 1.0)
+        if not (plan.folder / "held").exists():
+            break
+        queued = (slurm / "queue").read_text().splitlines()
+        assert 0 < len(queued) <= 3
+    assert set(Records(plan.folder).latest()) == set(plan.jobs)
 
 
 def test_a_hundred_runs_are_submitted_in_less_than_ten_seconds(slurm: Path, tmp_path: Path) -> None:
@@ -315,7 +375,7 @@ def test_a_hundred_runs_are_submitted_in_less_than_ten_seconds(slurm: Path, tmp_
     begin = time.process_time()
     submit(plan)
     seconds = time.process_time() - begin
-    assert len(scripts(slurm)) == 103
+    assert len(scripts(slurm)) == 7
     assert len(Records(plan.folder).latest()) == len(plan.jobs) == 502
     assert seconds < 10, f"{seconds:.1f} s"
 

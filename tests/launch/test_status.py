@@ -79,7 +79,7 @@ SLURM = FakeSlurm({"21": ("RUNNING", "None"), "23": ("PENDING", "Priority")}, {"
 
 
 def test_a_row_says_where_a_run_is_and_how_long_it_will_take(sweep: Plan) -> None:
-    found = overview(sweep, SLURM, now=1004.0)
+    found = overview(sweep, SLURM.scheduler, now=1004.0)
     done, going, failed, waiting = found.rows
     assert (going.stage, going.word, going.node) == ("train", "running", "n1")
     progress = going.progress
@@ -95,8 +95,7 @@ def test_a_row_says_where_a_run_is_and_how_long_it_will_take(sweep: Plan) -> Non
 def test_the_table_names_failures_their_logs_and_what_never_runs(
     sweep: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.overview.call", SLURM)
-    monkeypatch.setattr(launch.status, "overview", lambda plan: overview(plan, SLURM, 1004.0))
+    monkeypatch.setattr(launch.status, "overview", lambda plan, scheduler: overview(plan, SLURM.scheduler, 1004.0))
     words = ["--runs", str(tmp_path / "runs"), "--sweeps", str(tmp_path / "sweeps")]
     assert launch.status.main(["small", *words]) == 0
     text = capsys.readouterr().out
@@ -152,7 +151,7 @@ def test_a_thousand_runs_are_shown_in_less_than_three_seconds(tmp_path: Path) ->
     begin = time.process_time()  # of this process: others may use the machine
     from launch.listing import read_plan
 
-    found = overview(read_plan(plan.folder), slurm, now=1001.0)
+    found = overview(read_plan(plan.folder), slurm.scheduler, now=1001.0)
     text = json.dumps(as_json(found))
     Console(file=io.StringIO(), width=240).print(as_renderable(found))
     seconds = time.process_time() - begin
@@ -218,11 +217,11 @@ def test_children_are_cancelled_before_their_parents(
     probe = next(name for name in of_kind(sweep, "probe") if going in sweep.jobs[name].parents)
     started(sweep, probe, "30")
     slurm = FakeSlurm({**SLURM.queue, "30": ("PENDING", "DependencyNeverSatisfied")}, SLURM.accounts)
-    cancelled: list[str] = []
+    cancelled = slurm.cancelled
+    monkeypatch.setattr(launch.cancel, "SlurmScheduler", lambda: slurm.scheduler)
     monkeypatch.setattr(
-        launch.cancel, "find_states", lambda plan, done, records: find_states(plan, done, records, slurm, 1004.0)
+        launch.cancel, "find_states", lambda plan, done, records, asked: find_states(plan, done, records, asked, 1004.0)
     )
-    monkeypatch.setattr(launch.cancel, "cancel", cancelled.extend)
     place = ["--sweeps", str(tmp_path / "sweeps")]
     run_name = sweep.jobs[going].run
     assert run_name is not None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweeps import FakeSlurm, finish, of_kind, small_plan
 
+from launch.batch_scripts import dependency, spelled_indices
 from launch.graph import done_jobs
 from launch.plan import Plan
 from launch.records import Record, Records
-from launch.squeue import Account, read_accounts, read_queue
+from launch.scheduler import JobArray, JobId, JobStatus, Limits, SchedulerError
+from launch.slurm import SlurmScheduler
 from launch.states import FRESH, State, find_states
-from launch.submission import dependency, groups, what_is_missing
-from simdist.errors import InputError
+from launch.submission import arrays, parts, throttles, what_is_missing
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def pending(records: dict[str, Record]) -> dict[str, tuple[str, str]]:
 
 
 def states_of(plan: Plan, records: dict[str, Record], slurm: FakeSlurm) -> dict[str, State]:
-    return find_states(plan, done_jobs(plan), records, slurm, now=0.0)
+    return find_states(plan, done_jobs(plan), records, slurm.scheduler, now=0.0)
 
 
 def test_at_first_all_is_missing_and_nothing_is_asked(plan: Plan) -> None:
@@ -67,7 +71,7 @@ def test_what_is_on_its_way_is_not_submitted_again(plan: Plan) -> None:
         (("OUT_OF_MEMORY", "0:125"), "failed", "more `mem`"),
         (("COMPLETED", "0:0"), "failed", "without writing"),
         (("CANCELLED by 0", "0:15"), "cancelled", "cancelled"),
-        (None, "stopped", "does not know it"),
+        (None, "cancelled", "left the queue before it began"),
     ],
 )
 def test_how_a_job_left_the_queue(plan: Plan, account: tuple[str, str] | None, word: str, reason: str) -> None:
@@ -83,6 +87,46 @@ def test_how_a_job_left_the_queue(plan: Plan, account: tuple[str, str] | None, w
     never = {name for name, state in states.items() if state.word == "never"}
     below = {name for name in of_kind(plan, "probe") if train in plan.jobs[name].parents}
     assert never == (below if word in ("failed", "cancelled") else set())
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "reason"),
+    [
+        (2, "failed", "exit code 2"),
+        (75, "stopped", "preempted"),
+        (0, "failed", "without writing"),
+        (None, "stopped", ""),
+    ],
+)
+def test_a_job_says_itself_how_it_ended_where_there_is_no_accounting(
+    plan: Plan, tmp_path: Path, code: int | None, word: str, reason: str
+) -> None:
+    records = submitted(plan)
+    finish(plan, of_kind(plan, "pack")[0])
+    train = of_kind(plan, "train")[0]
+    records[train] = replace(records[train], log=tmp_path / "slurm" / "log.out")
+    (tmp_path / "slurm").mkdir()
+    records[train].ending.begin(tmp_path)
+    if code is not None:
+        records[train].ending.end(code)
+    queue = pending(records)
+    del queue[records[train].id]
+    state = states_of(plan, records, FakeSlurm(queue))[train]
+    assert state.word == word
+    assert reason in state.reason
+
+
+def test_a_report_that_was_made_without_jobs_that_failed_is_done(plan: Plan) -> None:
+    records = submitted(plan)
+    finish(plan, *of_kind(plan, "pack"), when=100.0)
+    first, second = of_kind(plan, "train")
+    finish(plan, first, *[name for name in of_kind(plan, "probe") if first in plan.jobs[name].parents], when=200.0)
+    finish(plan, "report", when=300.0)
+    slurm = FakeSlurm({}, {records[second].id: ("FAILED", "1:0")})
+    state = states_of(plan, records, slurm)["report"]
+    assert (state.word, state.reason) == ("done", "without 5 jobs that failed or were cancelled")
+    finish(plan, first, when=400.0)
+    assert states_of(plan, records, slurm)["report"].word != "done"
 
 
 def test_a_training_that_saved_when_it_was_cancelled_is_not_taken_for_a_preempted_one(plan: Plan) -> None:
@@ -174,72 +218,164 @@ def test_a_run_that_somebody_else_trains_is_left_alone(plan: Plan) -> None:
     assert find_states(plan, set(), {}, now=touched + FRESH + 1)[train].word == "missing"
 
 
-# --- groups -----------------------------------------------------------------------------------------------------------
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def test_jobs_that_wait_for_the_same_parents_are_one_array(plan: Plan) -> None:
-    made = groups(plan, plan.jobs, ())
-    assert [(group.stage, len(group.jobs)) for group in made] == [
-        ("pack", 1),
-        ("train", 2),
-        ("probe", 4),
-        ("probe", 4),
-        ("report", 1),
-    ]
-    trains = of_kind(plan, "train")
-    assert [group.parents for group in made[2:4]] == [(trains[0],), (trains[1],)]
-    finish(plan, of_kind(plan, "pack")[0])
-    assert groups(plan, trains, done_jobs(plan))[0].parents == ()
+def submitted_arrays(plan: Plan, names: Iterable[str], ids: Mapping[str, JobId] | None = None) -> list[JobArray]:
+    """The arrays of these jobs, numbered from 17 on as they are submitted."""
+    found: list[JobArray] = []
+    numbers = dict(ids or {})
+    for jobs in parts(plan, names):
+        for array in arrays(jobs, numbers, Limits(), 16):
+            number = str(17 + len(found))
+            of_tasks = [f"{number}_{index}" for index in array.indices] or [number]
+            numbers |= {job.name: JobId(task) for job, task in zip(array.jobs, of_tasks, strict=True)}
+            found.append(array)
+    return found
 
 
-def test_an_array_has_no_more_tasks_than_slurm_allows() -> None:
+def test_each_part_of_a_stage_is_one_array_over_all_runs_whose_tasks_follow_each_other(plan: Plan) -> None:
+    pack, train, *probes, report = submitted_arrays(plan, plan.jobs)
+    assert (pack.indices, dependency(pack)) == ((), "")
+    assert (train.indices, dependency(train)) == ((0, 1), "afterok:17")
+    assert [(len(probe.jobs), probe.indices, dependency(probe)) for probe in probes] == [
+        (2, (0, 1), "aftercorr:18")
+    ] * 4
+    assert dependency(report) == "afterany:17:18:19:20:21:22"
+    for probe in probes:
+        assert [job.run for job in probe.jobs] == [job.run for job in train.jobs]
+
+
+def test_the_sweep_of_the_issue_takes_few_submissions() -> None:
+    stages = {
+        "probe": {"labels": ["speaker", "phone"], "modules": "all"},
+        "decode": {"modules": [0, 1]},
+        "analyze": {"which": ["robustness", "embedding"]},
+        "report": None,
+    }
+    plan = small_plan(grid={}, seeds=list(range(60)), stages=stages)
+    assert len(plan.jobs) == 421
+    made = submitted_arrays(plan, plan.jobs)
+    assert len(made) == 8
+    analyses = [array for array in made if array.stage == "analyze"]
+    assert [dependency(array) for array in analyses] == ["aftercorr:17:18:19:20:21"] * 2
+
+
+def test_a_run_that_is_submitted_again_keeps_its_children_at_its_side(plan: Plan) -> None:
+    first, second = of_kind(plan, "train")
+    below = [name for name in of_kind(plan, "probe") if first in plan.jobs[name].parents]
+    again = submitted_arrays(plan, [first, *below])
+    assert [(array.indices, dependency(array)) for array in again] == [((), ""), ((0, 1, 2, 3), "afterok:17")]
+    on_its_way = submitted_arrays(plan, of_kind(plan, "probe"), {first: JobId("9_3"), second: JobId("9_5")})
+    assert [(array.indices, dependency(array)) for array in on_its_way] == [((3, 5), "aftercorr:9")] * 4
+    apart = submitted_arrays(plan, of_kind(plan, "probe")[:1], {first: JobId("9_3")})
+    assert [(array.indices, dependency(array)) for array in apart] == [((3,), "aftercorr:9")]
+    together = submitted_arrays(plan, below, {first: JobId("9_3")})  # four jobs cannot have one index
+    assert [(array.indices, dependency(array)) for array in together] == [((0, 1, 2, 3), "afterok:9_3")]
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(1000, [1000, 3]), (4, [4] * 250 + [3])])
+def test_an_array_has_no_more_tasks_and_no_larger_index_than_slurm_allows(size: int, sizes: list[int]) -> None:
     plan = small_plan(grid={}, seeds=list(range(1003)))
-    sizes = [len(group.jobs) for group in groups(plan, of_kind(plan, "train"), ())]
-    assert sizes == [1000, 3]
+    jobs = [plan.jobs[name] for name in of_kind(plan, "train")]
+    made = arrays(jobs, {}, Limits(max_array_size=size), 16)
+    assert [len(array.jobs) for array in made] == sizes
+    assert max(index for array in made for index in array.indices) < size
+    assert all(len(set(array.indices)) == len(array.jobs) for array in made if array.indices)
 
 
-def test_children_wait_for_success_and_the_report_for_the_end(plan: Plan) -> None:
-    made = groups(plan, plan.jobs, of_kind(plan, "pack"))
-    trains = of_kind(plan, "train")
-    ids = {trains[0]: "17_0", trains[1]: "17_1"} | {name: f"18_{n}" for n, name in enumerate(of_kind(plan, "probe"))}
-    assert dependency(made[1], ids) is None
-    assert dependency(made[2], ids) == "afterok:17_0"
-    assert dependency(made[-1], ids) == "afterany:17:18"
+def test_a_stage_keeps_its_throttle_when_it_is_several_arrays() -> None:
+    assert throttles(16, 6) == [3, 3, 3, 3, 2, 2]
+    assert throttles(2, 3) == [1, 1, 1]
+
+
+def test_indices_as_sbatch_takes_them() -> None:
+    assert spelled_indices([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
 
 # --- SLURM's own words ------------------------------------------------------------------------------------------------
 
+IDS = [JobId("17_3"), JobId("18"), JobId("19"), JobId("20")]
+
 
 def test_a_queue_that_cannot_be_asked_is_an_error_and_an_accounting_is_not() -> None:
-    def broken(words: object) -> str:
+    def broken(words: Any) -> str:
         raise FileNotFoundError(2, "No such file or directory")
 
-    with pytest.raises(InputError, match=r"squeue cannot be asked .*login node"):
-        read_queue(broken)
-    assert read_accounts(["1"], broken) == {}
+    with pytest.raises(SchedulerError, match=r"squeue cannot be asked.*login node"):
+        SlurmScheduler(run=broken).look(IDS)
+
+    def no_accounting(words: Any) -> str:
+        return "" if words[0] == "squeue" else broken(words)
+
+    assert {status.phase for status in SlurmScheduler(run=no_accounting).look(IDS).values()} == {"gone"}
 
 
 def test_lines_of_squeue_and_sacct() -> None:
-    def answer(words: object) -> str:
-        return "17_3|PENDING|DependencyNeverSatisfied||a|b\n18|RUNNING|None|n[1-2]|\n"
+    def answer(words: Any) -> str:
+        if words[0] == "squeue":
+            return "17_3|PENDING|DependencyNeverSatisfied||a|b\n18|RUNNING|None|n[1-2]|\n20|CANCELLED|Dependency||\n"
+        return "19|CANCELLED by 0|0:15|n1\n" if words[0] == "sacct" else ""
 
-    queue = read_queue(answer)
-    assert queue["17_3"].will_never_run
-    assert queue["17_3"].comment == "a|b"
-    assert queue["18"].is_running
-    assert queue["18"].nodes == "n[1-2]"
-    assert read_accounts(["3"], lambda words: "3|CANCELLED by 0|0:15|n1\n") == {"3": Account("CANCELLED", 143, "n1")}
+    found = SlurmScheduler(run=answer).look(IDS)
+    assert found[IDS[0]].phase == "blocked"
+    assert found[IDS[1]] == JobStatus("running", "", "n[1-2]")
+    assert found[IDS[2]] == JobStatus("cancelled", "cancelled", "n1", 143)
+    assert found[IDS[3]].phase == "cancelled"
 
 
-def test_the_accounting_is_asked_about_many_jobs_in_few_calls() -> None:
-    calls: list[list[str]] = []
+def test_watching_a_sweep_asks_the_accounting_less_and_less(plan: Plan) -> None:
+    slurm, now = FakeSlurm({}, {"17_3": ("CANCELLED", "0:15")}), [0.0]
+    scheduler, found = SlurmScheduler(run=slurm, clock=lambda: now[0]), {}
+    for _ in range(720):  # an hour of looks, one each five seconds
+        found = scheduler.look(IDS)
+        now[0] += 5.0
+    assert found[IDS[0]].phase == "cancelled"
+    assert found[IDS[1]].phase == "gone"
+    asked = [call for call in slurm.calls if call[0] == "sacct"]
+    assert 2 < len(asked) < 10
+    assert all("--jobs=18,19,20" in call for call in asked[1:])
+    slurm.queue["17_3"] = ("RUNNING", "None")  # requeued
+    assert scheduler.look(IDS)[IDS[0]].phase == "running"
 
-    def answer(words: object) -> str:
-        calls.append(list(words))  # type: ignore[call-overload]
+
+def test_a_thousand_jobs_are_asked_about_in_one_call() -> None:
+    slurm = FakeSlurm()
+    SlurmScheduler(run=slurm).look([JobId(str(number)) for number in range(1000)])
+    assert [call[0] for call in slurm.calls].count("sacct") == 1
+
+
+def test_jobs_of_another_cluster_are_asked_of_that_cluster() -> None:
+    asked: list[list[str]] = []
+
+    def answer(words: Any) -> str:
+        asked.append(list(words))
+        if words[0] == "scontrol":
+            return "ClusterName             = here\n"
+        if words[0] == "squeue":
+            return "5|RUNNING|None|n1|\n" if "--clusters=there" in words else "5|PENDING|Priority||\n"
         return ""
 
-    read_accounts([str(number) for number in range(1000)], answer)
-    assert len(calls) == 5
+    scheduler = SlurmScheduler(run=answer)
+    ids = [JobId("5", "there"), JobId("5", "here"), JobId("5")]
+    assert [scheduler.look(ids)[id].phase for id in ids] == ["running", "queued", "queued"]
+    scheduler.cancel(ids)
+    assert [call for call in asked if call[0] == "scancel"] == [
+        ["scancel", "--clusters=there", "--quiet", "5"],
+        ["scancel", "--quiet", "5", "5"],
+    ]
+
+
+def test_limits_are_the_smallest_of_all_that_count() -> None:
+    def answer(words: Any) -> str:
+        if words[0] == "scontrol":
+            return "MaxArraySize            = 5\n"
+        if "assoc" in words:
+            return "|200|normal|normal,long\n"
+        return "normal|10|\nlong|3|\n" if "qos" in words else "me\n"
+
+    assert SlurmScheduler(run=answer).limits() == Limits(5, 10)
+    assert SlurmScheduler(run=lambda words: "").limits() == Limits(1000, None)
 
 
 def test_records_know_the_latest_start_and_submissions_that_were_cut_off(tmp_path: Path) -> None:

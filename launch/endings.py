@@ -1,0 +1,132 @@
+"""How a job on SLURM ended, written down by the job itself, and what follows: a requeue, or room for another job.
+
+`python -m launch.endings CODE MAX_REQUEUES SWEEP_FOLDER` ends every batch script whose command failed, and each one
+while jobs of its sweep are held back by a limit of the queue.
+
+The exit code of a job lies beside its log, so that nobody has to ask the accounting, which lags behind, is slow, and is
+not on every cluster. A job whose processes were killed (by the kernel for want of memory, by hand, by a fault of the
+machine) is run again if it made progress since it was started last: checkpoints, shards or results that were not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simdist.durable import write_json
+from simdist.errors import EXIT_OK, EXIT_PREEMPTED, InputError
+from simdist.requeue import job_id, requeue
+
+PROGRESS = (
+    "checkpoints/step_*",
+    "decoders/*/checkpoints/step_*",
+    "probes/**/result.json",
+    "*/*.tar",
+    "analysis/*/result.json",
+)
+"""What a job leaves in its folder as it gets on: runs, decoders, probes, packing, analyses."""
+WARNED = (128 + 10, 128 + 12, 128 + 15)  # killed by a warning before the command could listen: nothing was to be saved
+KILLED = (128 + 6, 128 + 7, 128 + 9, 128 + 11)  # abort, bus error, kill, segmentation fault
+UNTIL_KILLED = 60.0  # seconds that SLURM may take to end a script that has been requeued
+LOCK_SECONDS = 30.0  # for which a job waits to submit others; somebody who holds the lock longer does it for all
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The file in which a job says how it ended."""
+
+    file: Path
+
+    @classmethod
+    def of(cls, folder: Path, number: str) -> Ending:
+        """Of the job with this number, whose logs are in `folder`."""
+        return cls(folder / f"{number}_ended.json")
+
+    @classmethod
+    def of_this_job(cls, folder: Path) -> Ending:
+        """Of the job that this process belongs to."""
+        return cls.of(folder, job_id(os.environ) or "none")
+
+    def begin(self, work: Path) -> None:
+        """The job starts, and writes to the folder `work`; how it ended the last time counts no more."""
+        write_json(self.file, {"code": None, "work": str(work), "progress": progress_of(work), "time": time.time()})
+
+    def end(self, code: int) -> None:
+        """The job ends."""
+        write_json(self.file, {**self.read(), "code": code, "time": time.time()})
+
+    def read(self) -> dict:
+        """What is known; {} if the job never began."""
+        try:
+            return json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while the job runs, and if it was ended with its batch script."""
+        return self.read().get("code")
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether there are more results than when the job began."""
+        content = self.read()
+        return "work" in content and progress_of(Path(content["work"])) != content["progress"]
+
+
+def progress_of(work: Path) -> list[str]:
+    """Names of results in a job's folder, the newest of each kind: enough to see that there are new ones."""
+    found = [sorted(str(path.relative_to(work)) for path in work.glob(pattern)) for pattern in PROGRESS]
+    return [f"{names[-1]} ({len(names)})" for names in found if names]
+
+
+def restarts() -> int:
+    """How often SLURM has run this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def conclude(ending: Ending, code: int, limit: int) -> bool:
+    """Requeue a job that ended with `code`, if that is right; whether it was requeued.
+
+    Args:
+        ending: of the job.
+        code: exit code of its command, or the highest of its tasks.
+        limit: requeues allowed.
+    """
+    if code in KILLED and not ending.has_progressed:
+        print(f"killed (exit code {code}) without progress since the job was started; not requeued", flush=True)
+        return False
+    if code not in (EXIT_PREEMPTED, *WARNED, *KILLED):
+        return False
+    asked, sentence = requeue(os.environ, restarts(), limit)
+    if sentence:
+        print(sentence, flush=True)
+    return asked
+
+
+def main(argv: Sequence[str]) -> int:
+    """The end of a batch script; returns 0, for the script exits with the command's own code."""
+    code, limit, sweep = int(argv[0]), int(argv[1]), Path(argv[2])
+    ending = Ending.of_this_job(Path(os.environ["SIMDIST_JOB_FOLDER"]))
+    if code != EXIT_OK:
+        if ending.code is None or code in KILLED:
+            ending.end(code)
+        if conclude(ending, code, limit):
+            time.sleep(UNTIL_KILLED)
+            return EXIT_OK
+    from .submit import feed  # needs submitit
+
+    try:
+        feed(sweep, LOCK_SECONDS)
+    except InputError as error:
+        print(f"jobs of {sweep.name} that wait for room were not submitted: {error}", file=sys.stderr)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

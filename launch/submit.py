@@ -1,0 +1,306 @@
+"""A sweep on a cluster: what is missing goes into the queue, as arrays, after its parents, from a snapshot of the code.
+
+What is submitted is what has no place in the queue and is not done; so the same command again repairs whatever broke.
+A job that was preempted asks for its requeue itself (`launch.endings`). Where compute nodes have no scontrol, a
+successor comes from here, when the command is run again, or at once with `--wait`.
+
+Where the queue takes only so many jobs of a user, the rest is held back: the sweep's folder gets a file that says so,
+and `--wait`, the same command, and each job that ends submit what fits by then.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import filelock
+from rich.console import Console
+
+from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
+
+from .batch_scripts import BatchContext
+from .endings import progress_of
+from .graph import done_jobs
+from .listing import read_plan
+from .plan import Job, Plan
+from .profiles import Profile, parameters_of_all, profile_named
+from .records import HELD, Record, Records, last_lines
+from .scheduler import JobArray, JobId, LimitReachedError, Limits, Scheduler, SchedulerError
+from .slurm import SlurmScheduler, has_slurm
+from .snapshot import take_snapshot
+from .states import ALIVE, State, find_states
+from .submission import Submission, arrays, parts, throttles, what_is_missing
+
+ROOT = Path(__file__).parent.parent  # the code
+LOCK = ".sweep.lock"
+LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
+LONGEST_PAUSE = 600.0  # after looks that failed
+SAME_FAILURES = 2  # in a row, without progress between them, after which --wait leaves a job alone
+pause = time.sleep
+
+
+def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False, wait: bool = False) -> int:
+    """Submit what is missing of a sweep; returns the exit code.
+
+    Args:
+        plan: the graph.
+        cluster: `slurm`, a profile's name or file.
+        console: for the person.
+        prune: cancel jobs that an earlier version of the sweep submitted and this one does not ask for.
+        wait: stay until all is done or nothing more can be, and submit successors meanwhile.
+
+    Raises:
+        InputError: no SLURM here, a wrong profile or resource, or sbatch refuses.
+    """
+    profile = profile_named(cluster)
+    submitter = connect(plan, cluster, profile, console)
+    submitter.take_back_lost()
+    if prune:
+        submitter.prune()
+    states = submitter.submit(retry=True)
+    if wait:
+        states = submitter.wait(states)
+    explain(plan, states, submitter.records.latest(), console)
+    if not wait:
+        sweeps = f" --sweeps {plan.folder.parent}" if plan.folder.parent != Path("sweeps") else ""
+        console.print(f"watch it: python launch/status.py {plan.name} --watch{sweeps}", markup=False)
+    return EXIT_FAILED if wait and any(state.word != "done" for state in states.values()) else EXIT_OK
+
+
+def connect(plan: Plan, cluster: str, profile: Profile, console: Console) -> Submitter:
+    """What submits a sweep to the scheduler of a cluster.
+
+    Raises:
+        InputError: no SLURM here, or the sweep's resources do not fit the profile.
+    """
+    if not has_slurm():
+        raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
+    parameters_of_all(plan, profile)
+    code = functools.cache(lambda: take_snapshot(ROOT, plan.folder / "code"))
+    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, profile, code))
+    return Submitter(plan, cluster, profile, scheduler, console)
+
+
+def feed(folder: Path, lock_seconds: float) -> None:
+    """From inside a job that ends: submit jobs of its sweep that were held back by a limit of the queue.
+
+    Args:
+        folder: the sweep's folder.
+        lock_seconds: for which another process may be doing the same; one that waits for the sweep does it for all.
+
+    Raises:
+        InputError: the queue cannot be asked, or refuses.
+    """
+    if not (folder / HELD).exists():
+        return
+    cluster = (folder / HELD).read_text().strip()
+    with suppress(filelock.Timeout), filelock.FileLock(folder / LOCK, timeout=lock_seconds):
+        plan = read_plan(folder)
+        connect(plan, cluster, profile_named(cluster), Console()).submit(retry=False)
+
+
+@dataclass
+class Submitter:
+    """Submits parts of one sweep."""
+
+    plan: Plan
+    cluster: str
+    profile: Profile
+    scheduler: Scheduler
+    console: Console
+    _stops: dict[str, tuple[int, str, list[str]]] = field(default_factory=dict)
+    """How each job that stopped did so: at which of its starts, why, and how far it had come."""
+    _given_up: dict[str, int] = field(default_factory=dict)
+    """Jobs that are left alone, with their number of starts."""
+
+    @functools.cached_property
+    def records(self) -> Records:
+        return Records(self.plan.folder)
+
+    @functools.cached_property
+    def _limits(self) -> Limits:
+        return self.scheduler.limits()
+
+    def wait(self, states: Mapping[str, State]) -> Mapping[str, State]:
+        """Look until nothing is on its way or held back, and submit what can go on; returns the last states.
+
+        A scheduler that does not answer is asked again, less and less often.
+        """
+        seconds = LOOK_SECONDS
+        while any(state.word in ALIVE for state in states.values()) or self._held.exists():
+            pause(seconds)
+            try:
+                states = self.submit(retry=False)
+                seconds = LOOK_SECONDS
+            except SchedulerError as error:
+                seconds = min(2 * seconds, LONGEST_PAUSE)
+                self.console.print(f"{error}; trying again in {seconds:.0f} s", markup=False)
+        return states
+
+    def submit(self, retry: bool) -> dict[str, State]:
+        """Submit what is missing; returns where every job stood, those submitted now as queued.
+
+        Args:
+            retry: those that failed or were cancelled, too.
+        """
+        done, records = done_jobs(self.plan), self.records.latest()
+        states = find_states(self.plan, done, records, self.scheduler)
+        if not retry:
+            states = self._without_endless(states, records)
+        wanted = what_is_missing(self.plan, states, records, retry)
+        self._say_what(states, wanted, retry)
+        if wanted.cancel:
+            self.scheduler.cancel([records[name].job_id for name in wanted.cancel])
+        ids = {name: record.job_id for name, record in records.items() if _is_submitted(states, name, record)}
+        for name in wanted.submit:
+            ids.pop(name, None)
+        held = self._submit_all(wanted.submit, states, ids)
+        self._hold(held)
+        return states
+
+    def _submit_all(self, names: Iterable[str], states: dict[str, State], ids: dict[str, JobId]) -> list[Job]:
+        """Submit jobs, parents first; returns those that the queue has no room for, and those that wait for them."""
+        held: dict[str, Job] = {}
+        missing = parts(self.plan, names)
+        of_stage, begun = Counter(jobs[0].stage for jobs in missing), Counter[str]()
+        room = self._room() if missing else None
+        for jobs in missing:
+            ready = [job for job in jobs if held.keys().isdisjoint(job.parents)]
+            made = arrays(ready, ids, self._limits, self.profile.array_throttle)
+            stage = jobs[0].stage
+            shares = throttles(self.profile.array_throttle, max(1, of_stage[stage] * len(made)))
+            for array in made:
+                array = replace(array, throttle=shares[begun[stage]])
+                begun[stage] += 1
+                submitted, room = self._submit_what_fits(array, ids, room)
+                ids |= submitted
+                states |= {name: State("queued", "submitted") for name in submitted}
+            held |= {job.name: job for job in jobs if job.name not in ids}
+        return list(held.values())
+
+    def _submit_what_fits(
+        self, array: JobArray, ids: Mapping[str, JobId], room: int | None
+    ) -> tuple[dict[str, JobId], int | None]:
+        """The id of each job that the queue took, and how many more it takes; None is any number."""
+        array = array if room is None else array.first(max(0, room))
+        refused = False
+        while array.jobs:
+            try:
+                submitted = self._submit_array(array, ids)
+            except LimitReachedError:  # one that nobody told of, or others were faster
+                refused, array = True, array.first(len(array.jobs) // 2)
+            else:
+                return submitted, 0 if refused else None if room is None else room - len(submitted)
+        return {}, 0 if refused else room
+
+    def _submit_array(self, array: JobArray, ids: Mapping[str, JobId]) -> dict[str, JobId]:
+        """One submission, written down before and after."""
+        tag = uuid.uuid4().hex[:8]
+        folder = self.plan.folder / "slurm" / tag
+        self.records.announce(tag, [job.name for job in array.jobs])
+        try:
+            submitted = self.scheduler.submit(array, tag)
+        except LimitReachedError:
+            self.records.numbered(tag)
+            raise
+        found = {job.name: id for job, id in zip(array.jobs, submitted, strict=True)}
+        for job in array.jobs:
+            id = found[job.name]
+            self.records.started(
+                Record(
+                    job.name,
+                    self.cluster,
+                    id.number,
+                    folder / f"{id.number}_0_log.out",
+                    parents={parent: ids[parent].number for parent in job.parents if parent in ids},
+                    identity=job.identity,
+                    cluster_name=id.cluster,
+                )
+            )
+        self.records.numbered(tag)
+        return found
+
+    def _room(self) -> int | None:
+        """Jobs that may be submitted now; None without a limit."""
+        most = self._limits.max_submitted
+        return None if most is None else most - self.scheduler.num_submitted()
+
+    @property
+    def _held(self) -> Path:
+        return self.plan.folder / HELD
+
+    def _hold(self, held: list[Job]) -> None:
+        """Leave word for the jobs that end, which then submit what fits."""
+        if not held:
+            self._held.unlink(missing_ok=True)
+            return
+        self._held.write_text(f"{self.cluster}\n")
+        self.console.print(
+            f"{len(held)} jobs wait for room in the queue (limit: {self._limits.max_submitted or 'reached'}); each job "
+            "that ends submits what fits, and so does the same command",
+            markup=False,
+        )
+
+    def _without_endless(self, states: dict[str, State], records: Mapping[str, Record]) -> dict[str, State]:
+        """Jobs that end in the same way again and again, or had all their successors, have failed."""
+        limit = self.profile.max_requeues + 1 if self.profile.requeue else 1
+        found = dict(states)
+        for name, state in states.items():
+            if state.word != "stopped":
+                continue
+            starts, progress = records[name].starts, progress_of(self.plan.jobs[name].folder)
+            before = self._stops.get(name)
+            if before is None or before[0] != starts:
+                self._stops[name] = (starts, state.reason, progress)
+                if starts >= limit or (before is not None and before[1:] == (state.reason, progress)):
+                    self._given_up[name] = starts
+            if self._given_up.get(name) == starts:
+                found[name] = State("failed", f"{state.reason}, {starts} times", state.nodes)
+        return found
+
+    def _say_what(self, states: Mapping[str, State], wanted: Submission, retry: bool) -> None:
+        counts = {word: sum(state.word == word for state in states.values()) for word in ("done", "running", "queued")}
+        if retry or wanted.submit:
+            self.console.print(
+                f"{self.plan.name}: {len(self.plan.jobs)} jobs; {counts['done']} done, {counts['running']} running, "
+                f"{counts['queued']} queued; submitting {len(wanted.submit)}",
+                markup=False,
+            )
+
+    def take_back_lost(self) -> None:
+        """Cancel jobs whose submission was killed before their numbers were written down."""
+        lost = self.records.lost_groups()
+        if lost:
+            self.scheduler.cancel(self.scheduler.tagged(lost))
+        for tag in lost:
+            self.records.numbered(tag)
+
+    def prune(self) -> None:
+        """Cancel jobs that are no longer asked for; what they have done stays."""
+        others = [r.job_id for name, r in self.records.latest().items() if name not in self.plan.jobs]
+        alive = [id for id, status in self.scheduler.look(others).items() if status.is_alive]
+        self.scheduler.cancel(alive)
+        self.console.print(f"cancelled {len(alive)} jobs that {self.plan.name} no longer asks for", markup=False)
+
+
+def _is_submitted(states: Mapping[str, State], name: str, record: Record) -> bool:
+    """Whether a job is on its way on the cluster, so that others can wait for it."""
+    return name in states and states[name].word in ALIVE and record.cluster != "local"
+
+
+def explain(plan: Plan, states: Mapping[str, State], records: Mapping[str, Record], console: Console) -> None:
+    """Every job that failed with its log's last lines, and every job that therefore never runs."""
+    for name, state in states.items():
+        if state.word == "failed":
+            console.print(f"{name} failed: {state.reason}", style="bold red", markup=False)
+            for line in last_lines(records.get(name), 5):
+                console.print(f"    {line}", markup=False)
+    for name, state in states.items():
+        if state.word == "never":
+            console.print(f"{name} will never run: {state.reason}", markup=False)
