@@ -1,6 +1,6 @@
-"""A sweep on this machine: so many processes at a time, children after their parents.
+"""This machine as a scheduler: so many processes at a time, children after their parents.
 
-Ctrl-C asks every running job to save and end; the same command goes on. If the sweep itself is killed, its jobs get
+Ctrl-C asks every running job to save and end; the same command continues. If the sweep itself is killed, its jobs get
 SIGTERM from the kernel, save, and free their locks, for which their successors wait (`launch.job`).
 """
 
@@ -10,20 +10,22 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 from simdist.stopping import Stop, exit_code
 
-from .graph import blocked_by, done_jobs, ready
+from .graph import done_jobs
 from .job import NOTHING, PARENT
 from .plan import Job, Plan
 from .records import Record, Records
+from .scheduler import JobArray, JobId, JobStatus, Limits
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command
@@ -48,74 +50,124 @@ class Outcome:
 
 
 @dataclass
-class _Running:
+class _Entry:
+    """A job that was submitted."""
+
     job: Job
-    process: subprocess.Popen[bytes]
-    device: str | None
-    since: float
+    after_success: tuple[JobId, ...]
+    after_end: tuple[JobId, ...]
+    status: JobStatus = field(default_factory=lambda: JobStatus("queued"))
+    process: subprocess.Popen[bytes] | None = None
+    device: str | None = None
+    starts: int = 0
+    since: float = 0.0
 
 
-class LocalExecutor:
-    """Runs a plan as processes of this machine.
+class LocalScheduler:
+    """Runs jobs as processes of this machine; nothing happens but in `advance`, which is called again and again.
 
     Args:
-        plan: the graph.
+        folder: the sweep's folder, for logs, locks and records.
         jobs: processes at a time.
-        say: takes a line for the person at the terminal.
-        stop: asked between two looks at the processes.
+        log: takes a line for the person at the terminal.
         devices: GPUs that jobs take turns on, one each; none for the CPU.
+        num_done: jobs of the sweep that were done before, for the count at the terminal.
     """
 
     def __init__(
-        self, plan: Plan, jobs: int, say: Callable[[str], None], stop: Stop, devices: tuple[str, ...] = ()
+        self, folder: Path, jobs: int, log: Callable[[str], None], devices: Sequence[str] = (), num_done: int = 0
     ) -> None:
-        self._plan, self._jobs, self._say, self._stop = plan, jobs, say, stop
+        self._folder, self._jobs, self._log, self._num_done = folder, jobs, log, num_done
         self._devices = list(devices)
-        self._records = Records(plan.folder)
-        self._running: dict[str, _Running] = {}
-        self._starts = dict.fromkeys(plan.jobs, 0)
-        self._outcome = Outcome()
+        self._records = Records(folder)
+        self._entries: dict[JobId, _Entry] = {}
 
-    def run(self) -> Outcome:
-        """Do what is missing, until all is done, nothing more can be, or a signal comes."""
-        outcome = self._outcome
-        outcome.done = done_jobs(self._plan)
-        waiting = [name for name in self._plan.jobs if name not in outcome.done]
-        while (waiting or self._running) and not self._stop.signal_number:
-            hopeless = {*outcome.failed, *blocked_by(self._plan, outcome.failed)}
-            waiting = [name for name in waiting if name not in hopeless]
-            for name in list(waiting):
-                if len(self._running) < self._jobs and ready(self._plan, name, outcome.done, hopeless):
-                    waiting.remove(name)
-                    self._start(self._plan.jobs[name])
-            if not self._running:
-                break
-            time.sleep(POLL_SECONDS)
-            waiting += [name for name in list(self._running) if self._collect(name) == EXIT_PREEMPTED]
-        if self._stop.signal_number:
-            outcome.signal_number = self._stop.signal_number
-            self._end_all(outcome.signal_number)
-        return outcome
+    def submit(self, array: JobArray, tag: str = "") -> list[JobId]:
+        """Put jobs at the end of the queue; nothing carries a tag, since no submission can be cut off."""
+        ids = [JobId(job.name) for job in array.jobs]
+        for id, job in zip(ids, array.jobs, strict=True):
+            self._entries[id] = _Entry(job, array.after_success, array.after_end)
+        return ids
 
-    def _start(self, job: Job) -> None:
-        log = self._plan.folder / "logs" / f"{job.name}.log"
+    def look(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
+        """Where these jobs stand."""
+        return {id: self._entries[id].status if id in self._entries else JobStatus("gone") for id in ids}
+
+    def cancel(self, ids: Sequence[JobId], number: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal to those that run, and wait until they have saved; take the others out of the queue."""
+        entries = [self._entries[id] for id in ids if id in self._entries]
+        for entry in entries:
+            if entry.process is not None:
+                entry.process.send_signal(number)
+        for entry in entries:
+            if entry.process is not None:
+                code = self._end(entry, entry.process.wait())
+                self._log(f"{entry.job.name} ended with exit code {code}")
+            if entry.status.is_alive:
+                entry.status = JobStatus("cancelled", code=entry.status.code)
+
+    def limits(self) -> Limits:
+        """There is none."""
+        return Limits(max_array_size=sys.maxsize)
+
+    def num_submitted(self) -> int:
+        """Jobs that wait or run."""
+        return sum(entry.status.is_alive for entry in self._entries.values())
+
+    def tagged(self, tags: Collection[str]) -> list[JobId]:
+        """None: jobs of a sweep that was killed have ended with it."""
+        return []
+
+    def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
+        """A job that ends with 75 is started again without being asked for."""
+        return requeues < limit, ""
+
+    def hosts(self) -> list[str]:
+        """This machine."""
+        return [socket.gethostname()]
+
+    def advance(self) -> bool:
+        """Note what has ended, and start what may begin; whether anything is left to wait for."""
+        for entry in self._entries.values():
+            code = entry.process.poll() if entry.process else None
+            if code is not None:
+                self._conclude(entry, self._end(entry, code))
+        for entry in self._entries.values():
+            if entry.status.phase == "queued":
+                self._consider(entry)
+        return any(entry.process for entry in self._entries.values())
+
+    def _consider(self, entry: _Entry) -> None:
+        """Start a job whose parents are done, where there is room; one that a parent failed of never runs."""
+        needed = [self._entries[id].status for id in entry.after_success]
+        if any(not status.is_alive and status.phase != "completed" for status in needed):
+            entry.status = JobStatus("cancelled", "what it depends on failed")
+            return
+        waited = [*needed, *(self._entries[id].status for id in entry.after_end)]
+        running = sum(other.process is not None for other in self._entries.values())
+        if running < self._jobs and not any(status.is_alive for status in waited):
+            self._start(entry)
+
+    def _start(self, entry: _Entry) -> None:
+        job = entry.job
+        log = self._folder / "logs" / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        lock = self._plan.folder / "locks" / f"{job.name}.lock"
+        lock = self._folder / "locks" / f"{job.name}.lock"
         words = [str(job.marker or NOTHING), str(lock), *job.command]
-        device = self._devices.pop(0) if self._devices else None
+        entry.device = self._devices.pop(0) if self._devices else None
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "launch.job", *words],
+            entry.process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.job", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=self._environment(device),
+                env=self._environment(entry.device),
                 start_new_session=True,  # the terminal's Ctrl-C reaches the sweep, which then asks its jobs
             )
-        self._running[job.name] = _Running(job, process, device, time.monotonic())
-        self._starts[job.name] += 1
-        self._records.started(Record(job.name, "local", str(process.pid), log, identity=job.identity))
-        self._say(f"{job.name} started")
+        entry.status, entry.since = JobStatus("running", nodes=socket.gethostname()), time.monotonic()
+        entry.starts += 1
+        self._records.started(Record(job.name, "local", str(entry.process.pid), log, identity=job.identity))
+        self._log(f"{job.name} started")
 
     def _environment(self, device: str | None) -> dict[str, str]:
         threads = str(max(1, (os.cpu_count() or 1) // self._jobs))
@@ -128,41 +180,65 @@ class LocalExecutor:
         }
         return environment | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
 
-    def _collect(self, name: str) -> int | None:
-        """The exit code of a job that has ended, written down and said; None while it runs."""
-        running = self._running[name]
-        code = running.process.poll()
-        if code is None:
-            return None
-        del self._running[name]
-        if running.device is not None:
-            self._devices.append(running.device)
-        self._records.ended(name, code)
-        job, seconds = running.job, time.monotonic() - running.since
+    def _end(self, entry: _Entry, code: int) -> int:
+        """A process has ended: its GPU is free, and its exit code is written down."""
+        entry.process = None
+        if entry.device is not None:
+            self._devices.append(entry.device)
+        self._records.ended(entry.job.name, code)
+        entry.status = JobStatus("interrupted" if code == EXIT_PREEMPTED else "failed", code=code)
+        return code
+
+    def _conclude(self, entry: _Entry, code: int) -> None:
+        """What an exit code means: done, run again, or failed."""
+        job, seconds = entry.job, time.monotonic() - entry.since
         missing = [str(path) for path in job.done if not path.exists()]
         if code == EXIT_OK and not missing:
-            self._outcome.done.add(name)
-            self._say(f"{name} finished in {seconds:.0f} s ({len(self._outcome.done)} of {len(self._plan.jobs)})")
-        elif code == EXIT_PREEMPTED and self._starts[name] < MAX_STARTS:
-            self._say(f"{name} was preempted after {seconds:.0f} s; it goes on in a moment")
-            return code
+            entry.status = JobStatus("completed", code=code)
+            done = self._num_done + sum(other.status.phase == "completed" for other in self._entries.values())
+            total = self._num_done + len(self._entries)
+            self._log(f"{job.name} finished in {seconds:.0f} s ({done} of {total})")
+        elif code == EXIT_PREEMPTED and entry.starts < MAX_STARTS:
+            entry.status = JobStatus("queued", "preempted")
+            self._log(f"{job.name} was preempted after {seconds:.0f} s; it is started again")
         else:
-            self._outcome.failed[name] = code
             wrote = f", without {missing[0]}" if code == EXIT_OK else ""
-            self._say(f"{name} failed with exit code {code}{wrote}")
-        return EXIT_FAILED if name in self._outcome.failed else EXIT_OK
+            self._log(f"{job.name} failed with exit code {code}{wrote}")
 
-    def _end_all(self, number: int) -> None:
-        """Hand the signal on, and wait until every job has saved; a second signal to this process ends it at once."""
-        self._say(
-            f"asking {len(self._running)} running jobs to save and end" if self._running else "nothing was running"
-        )
-        for running in self._running.values():
-            running.process.send_signal(signal.SIGTERM if number != signal.SIGINT else signal.SIGINT)
-        for name, running in self._running.items():
-            code = running.process.wait()
-            self._records.ended(name, code)
-            self._say(f"{name} ended with exit code {code}")
+
+def run_locally(plan: Plan, jobs: int, log: Callable[[str], None], stop: Stop, devices: Sequence[str] = ()) -> Outcome:
+    """Do what is missing of a sweep on this machine, until all is done, nothing more can be, or a signal comes.
+
+    Args:
+        plan: the graph.
+        jobs: processes at a time.
+        log: takes a line for the person at the terminal.
+        stop: asked between two looks at the processes.
+        devices: GPUs that jobs take turns on.
+    """
+    done = done_jobs(plan)
+    scheduler = LocalScheduler(plan.folder, jobs, log, devices, len(done))
+    submitted: list[JobId] = []
+    for job in plan.jobs.values():  # parents stand before their children
+        if job.name not in done:
+            waits = tuple(JobId(parent) for parent in job.parents if parent not in done)
+            array = (
+                JobArray((job,), after_end=waits) if job.takes_what_there_is else JobArray((job,), after_success=waits)
+            )
+            submitted += scheduler.submit(array)
+    while not stop.signal_number and scheduler.advance():
+        time.sleep(POLL_SECONDS)
+    if stop.signal_number:
+        running = [id for id, status in scheduler.look(submitted).items() if status.phase == "running"]
+        log(f"asking {len(running)} running jobs to save and end" if running else "nothing was running")
+        scheduler.cancel(running, signal.SIGINT if stop.signal_number == signal.SIGINT else signal.SIGTERM)
+    outcome = Outcome(done, signal_number=stop.signal_number)
+    for id, status in scheduler.look(submitted).items():
+        if status.phase == "completed":
+            outcome.done.add(id.number)
+        elif status.phase == "failed" or (status.phase == "interrupted" and not stop.signal_number):
+            outcome.failed[id.number] = EXIT_FAILED if status.code in (EXIT_OK, None) else status.code
+    return outcome
 
 
 def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:

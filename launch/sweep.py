@@ -25,7 +25,7 @@ from .debug import run_here
 from .dry_run import show
 from .graph import blocked_by
 from .listing import write_plan
-from .local import LocalExecutor, Outcome, visible_gpus
+from .local import Outcome, run_locally, visible_gpus
 from .plan import RUNS, SWEEPS, Plan, build
 from .records import Records, last_lines
 from .sweep_file import read_sweep
@@ -135,7 +135,7 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
         number = jobs or len(devices) or max(1, (os.cpu_count() or 1) // 2)
         stop = Stop()
         with stop.installed():
-            outcome = LocalExecutor(plan, number, say, stop, devices).run()
+            outcome = run_locally(plan, number, say, stop, devices)
     (plan.folder / OWNER).unlink(missing_ok=True)
     _conclude(plan, outcome, console)
     return outcome.code

@@ -18,8 +18,10 @@ TORCHLESS = {  # what the launcher may use; none of it imports torch
     "simdist.durable",
     "simdist.engine.run",
     "simdist.errors",
+    "simdist.engine.hosts",
     "simdist.profiles",
     "simdist.redaction",
+    "simdist.requeue",
     "simdist.stopping",
 }
 LOW = {

@@ -55,7 +55,7 @@ def test_a_job_that_was_cancelled_or_requeued_is_left_alone(asked: Path, state: 
     assert "requeue" not in asked.read_text()
 
 
-def test_a_job_that_is_preempted_for_good_comes_back_and_one_that_was_preempted_long_ago_does_not(asked: Path) -> None:
+def test_a_job_that_is_preempted_for_good_comes_back_and_a_cancelled_one_does_not(asked: Path) -> None:
     """`PreemptMode=CANCEL`: the job is COMPLETING as a cancelled one is, but says since when it is preempted."""
     state = "JobId=42\n   JobState=COMPLETING Reason=None Dependency=(null)\n"
     (asked.parent / "state").write_text(f"{state}   PreemptEligibleTime=1 PreemptTime=2026-11-26T01:18:35\n")

@@ -16,7 +16,7 @@ import pytest
 from launch.cancel import local_owner
 from launch.debug import run_here
 from launch.graph import done_jobs
-from launch.local import LocalExecutor, Outcome, visible_gpus
+from launch.local import Outcome, run_locally, visible_gpus
 from launch.plan import Job, Plan
 from launch.records import Records, last_lines
 from launch.states import find_states
@@ -48,7 +48,7 @@ def chain(root: Path, *hows: str, together: bool = False) -> Plan:
 
 def do(plan: Plan, number: int = 1, devices: tuple[str, ...] = ()) -> tuple[Outcome, list[str]]:
     said: list[str] = []
-    return LocalExecutor(plan, number, said.append, Stop(), devices).run(), said
+    return run_locally(plan, number, said.append, Stop(), devices), said
 
 
 def journal(root: Path) -> list[str]:
@@ -134,14 +134,14 @@ from pathlib import Path
 sys.path.append({here!r})
 from test_local import chain
 from launch.cancel import write_owner
-from launch.local import LocalExecutor
+from launch.local import run_locally
 from simdist.stopping import Stop
 plan = chain(Path({root!r}), "a", "wait", "c")
 stop = Stop()
 plan.folder.mkdir(parents=True, exist_ok=True)
 write_owner(plan.folder)
 with stop.installed():
-    outcome = LocalExecutor(plan, 1, print, stop).run()
+    outcome = run_locally(plan, 1, print, stop)
 sys.exit(outcome.code)
 """
 
