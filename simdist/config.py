@@ -231,7 +231,7 @@ class TrainConfig:
     compress_gradients: bool = False
     """Average gradients over ranks in bf16, half the bytes."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision; `auto` takes `accelerate launch --mixed_precision`, else none."""
+    """Mixed precision; `auto` takes `accelerate launch --mixed_precision`, but no bf16 where a CPU emulates it."""
     validate_every: float = 1.0
     """Epochs between validations on the test split; 0 never validates."""
     validate_batches: int | None = field(default=None, metadata=TUNING)

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def probe(settings: ProbeSettings) -> int:
     """Do every probe that `settings` asks for and that is not done; returns the exit code."""
     from simdist.engine.accelerator import build_accelerator
+    from simdist.engine.hardware import warn_of_cpu
     from simdist.engine.run import existing_run
     from simdist.probing.command import Command
     from simdist.stopping import Stop, StoppedError, exit_code
@@ -49,6 +50,8 @@ def probe(settings: ProbeSettings) -> int:
         command = Command(settings, accelerator, stop)
         say = command.console.print
         say(f"world size {accelerator.num_processes} on {accelerator.device.type}")
+        if accelerator.is_main_process:
+            warn_of_cpu(accelerator.device.type, say, command.run.event)
         try:
             jobs = command.work()
         except StoppedError as stopped:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_yaml, run
+from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_config, read_yaml, run
 from simdist.config import RUN_DIR, Config
 from simdist.errors import EXIT_OK
 from simdist.stopping import Stop
@@ -69,11 +69,12 @@ def train(
 
     from simdist.engine.accelerator import resolve_precision
     from simdist.engine.encoder_task import EncoderTask
-    from simdist.engine.run import default_folder, open_run
+    from simdist.engine.run import CONFIG, default_folder, open_run
     from simdist.engine.running import build_process, complete
     from simdist.engine.trainer import Trainer
 
-    precision = resolve_precision(config.train.precision)
+    saved = read_config(folder / CONFIG).train.precision if folder and (folder / CONFIG).is_file() else None
+    precision = resolve_precision(config.train.precision, saved)
     config = replace(config, train=replace(config.train, precision=precision))
     run = open_run(folder or default_folder(config), config, force)
     process = build_process(run, stop or Stop())

@@ -2,8 +2,8 @@
 
 Sources, the first that is there: torchrun's variables (also accelerate's, whose workers are torchrun's, and our own
 `export`), submitit's local executor, an MPI launcher's (`mpi.py`), a task of `srun` (also submitit's jobs). Otherwise
-this is a single process: so is the shell of `sbatch`, `salloc` or `srun --pty`, although SLURM tells it of tasks that it
-has not started.
+this is a single process: so is the shell of `sbatch`, `salloc` or `srun --pty`, although SLURM tells it of tasks that
+it has not started.
 
 The one surprising decision: variables that contradict each other, or are there in part, are an error. Guessing means
 several trainings that each believe to be alone and write to one run folder, or a rendezvous that waits for ever.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from simdist.engine import mpi
+from simdist.engine.hardware import HIDING, uses_cpu
 from simdist.engine.hosts import address_of, expand_nodes
 from simdist.engine.variables import SRUN, SUBMITIT_LOCAL, TORCH, contradict, miss, number, read_numbers
 from simdist.errors import InputError
@@ -227,8 +228,7 @@ def _is_step(environ: Mapping[str, str], terminal: bool) -> bool:
 def _check_gpus(environ: Mapping[str, str], local_size: int, remedy: str) -> None:
     """`srun --gpus-per-task` shows each task one GPU, as number 0; the second task would then look for number 1."""
     visible = [number for number in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number.strip()]
-    on_cpu = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if visible and visible[0] not in ("-1", "NoDevFiles") and len(visible) < local_size and not on_cpu:
+    if visible and visible[0] not in HIDING and len(visible) < local_size and not uses_cpu(environ):
         contradict(
             environ,
             ("CUDA_VISIBLE_DEVICES", "SLURM_LOCALID", *SRUN.local_world_size),

@@ -24,9 +24,14 @@ from simdist.data.splits import open_split
 from simdist.engine.run import default_folder
 
 README = commands_of(ROOT / "README.md")
-RUN = "runs/sim_librispeech-1dafb3c5"
+RUN = "runs/sim_librispeech"
 NARROW = ["--config", str(CONFIGS / "debug.yaml"), "--train.max_steps", "6", "--data.crop", "5120"]
-SHORT = ["--loss.prediction_steps", "4", "--train.validate_batches", "1", "--run-dir", RUN]
+SHORT = [
+    "--loss.prediction_steps",
+    "4",
+    "--train.validate_batches",
+    "1",
+]
 
 
 def words_of(*begin: str) -> list[str]:
@@ -78,7 +83,8 @@ def test_1_download_and_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_2_train_and_use(capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of("accelerate launch --mixed_precision bf16 -m simdist.train")
-    assert words == ["--config", "configs/sim_librispeech.yaml", "--data.root", "data/librispeech"]
+    named = ["--data.root", "data/librispeech", "--run-dir", RUN]
+    assert words == ["--config", "configs/sim_librispeech.yaml", *named]
     assert module_main("simdist.train")([*words, *NARROW, *SHORT]) == 0
     assert f"run folder: {RUN}" in capsys.readouterr().out
     assert module_main("simdist.train")([*words, *NARROW, *SHORT]) == 0, "the same command: finished already"
