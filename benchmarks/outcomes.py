@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ class Outcome:
     what: str
     """The question."""
     value: float
-    """The answer."""
+    """The answer; not a number where it was not measured, and `detail` says why."""
     target: float | None = None
     """What was wanted; None for a number that only informs."""
     at_least: bool = True
@@ -42,7 +43,8 @@ def show(title: str, outcomes: Sequence[Outcome]) -> None:
             "" if outcome.target is None else f"{'≥' if outcome.at_least else '≤'} {outcome.target:g} {outcome.unit}"
         )
         met = "" if outcome.target is None else "met" if outcome.is_met else "missed"
-        table.add_row(outcome.what, f"{outcome.value:.3g} {outcome.unit}", target, met, outcome.detail)
+        value = "skipped" if math.isnan(outcome.value) else f"{outcome.value:.3g} {outcome.unit}"
+        table.add_row(outcome.what, value, target, met, outcome.detail)
     Console(width=160).print(table)
 
 

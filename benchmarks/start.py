@@ -47,7 +47,7 @@ def first_step_seconds(config: Config) -> tuple[float, float]:
     with TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         write_text(file, json.dumps(to_dict(replace(config, train=train))))  # JSON is YAML
-        command = [sys.executable, "-m", "simdist.train", "--config", str(file), "--run", f"{folder}/run"]
+        command = [sys.executable, "-m", "simdist.train", "--config", str(file), "--run-dir", f"{folder}/run"]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None

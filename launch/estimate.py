@@ -17,7 +17,7 @@ from simdist.config import Config, to_dict
 from simdist.durable import read_json_lines
 from simdist.engine.run import CONFIG, ENVIRONMENT, EVENTS, METRICS
 
-from .plan import MANIFEST, MARKERS, Job, Length, Plan
+from .plan import MANIFEST, MARKERS, Job, Length, Plan, hashed_words
 from .profiles import Profile
 
 WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
@@ -62,11 +62,11 @@ def kind_of_training(config: Mapping[str, Any]) -> str:
 
 
 def kind_of_job(command: tuple[str, ...]) -> str:
-    """A job's command without the run that it is about."""
-    words = list(command)
+    """A job's command without the run that it is about; markers of earlier versions say `--run`."""
+    words = hashed_words(command)
     if "--run" in words:
-        place = words.index("--run")
-        words[place : place + 2] = []
+        option = words.index("--run")
+        words[option : option + 2] = []
     return " ".join(words)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Job:
     @property
     def identity(self) -> str:
         """Sixteen hex digits: the same work always has the same."""
-        text = json.dumps([self.command, [str(path) for path in self.done]])
+        text = json.dumps([hashed_words(self.command), [str(path) for path in self.done]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -119,6 +119,14 @@ class Plan:
     def config_file(self, run: str) -> Path:
         """Where the resolved configuration of a run is written for its job."""
         return config_file(self.folder, run)
+
+
+def hashed_words(command: Sequence[str]) -> list[str]:
+    """A command as jobs and their markers are hashed: in the words of the first sweeps, so that what they did counts.
+
+    `--run-dir` was `--run` then, which torchrun refuses.
+    """
+    return ["--run" if word == "--run-dir" else word for word in command]
 
 
 def config_file(folder: Path, run: str) -> Path:
@@ -192,7 +200,7 @@ def _pack(stage: Stage, variant: Variant) -> list[Job]:
 
 def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tuple[str, ...]) -> Job:
     stage = next(stage for stage in sweep.stages.values() if stage.kind == "train")
-    command = ("train", "--config", str(config), "--run", str(folder), *_words(stage))
+    command = ("train", "--config", str(config), "--run-dir", str(folder), *_words(stage))
     return Job(
         f"{stage.name}/{run}", stage.name, "train", command, folder, (folder / DONE,), parents, stage.resources, run
     )
@@ -201,8 +209,8 @@ def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tupl
 def _on_run(stage: Stage, variant: Variant, folder: Path, parents: tuple[str, ...]) -> Iterator[Job]:
     """The jobs of a stage that reads a trained run."""
     for what, words in _parts(stage, variant):
-        command = (stage.kind, *words, "--run", str(folder), *_words(stage))
-        digest = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
+        command = (stage.kind, *words, "--run-dir", str(folder), *_words(stage))
+        digest = hashlib.sha256(json.dumps(hashed_words(command)).encode()).hexdigest()[:8]
         marker = folder / MARKERS / f"{stage.name}-{what}-{digest}.json"
         name = f"{stage.name}/{variant.run}/{what}"
         yield Job(name, stage.name, stage.kind, command, folder, (marker,), parents, stage.resources, variant.run)

@@ -35,6 +35,8 @@ class Progress:
     """Where it was started last."""
     heartbeat: float | None
     """Seconds since its process last touched its lease; None if none holds it."""
+    warning: str = ""
+    """What a person should know, such as that it runs on the CPU although there are GPUs; empty if nothing."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -56,7 +58,7 @@ def read_progress(folder: Path, length: Length, now: float) -> Progress:
         if length.stages == 1 or len(losses) == length.stages:  # a stagewise run's lines hold one module each
             break
     rate = lines[0].get("samples_per_s") if lines else None
-    restarts, host = _events(folder / EVENTS)
+    restarts, host, warning = _events(folder / EVENTS)
     return Progress(
         step=lines[0]["step"] if lines else 0,
         total=total_steps(length),
@@ -65,6 +67,7 @@ def read_progress(folder: Path, length: Length, now: float) -> Progress:
         restarts=restarts,
         host=host,
         heartbeat=heartbeat_age(folder, now),
+        warning=warning,
     )
 
 
@@ -82,16 +85,19 @@ def tail_of(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _events(path: Path) -> tuple[int, str]:
-    """Restarts, and the host of the last start."""
-    restarts, host = 0, ""
+def _events(path: Path) -> tuple[int, str, str]:
+    """Restarts, the host of the last start, and the last warning since then."""
+    restarts, host, warning = 0, "", ""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
-        return restarts, host
+        return restarts, host, warning
     for line in lines:
         with suppress(ValueError):
             event = json.loads(line)
             restarts += event["event"] in RESTARTS
-            host = event["host"] if event["event"] in ("start", *RESTARTS) else host
-    return restarts, host
+            if event["event"] in ("start", *RESTARTS):
+                host, warning = event["host"], ""
+            elif event["event"] == "no_gpu":
+                warning = event["text"]
+    return restarts, host, warning

@@ -1,4 +1,4 @@
-"""See and hear what a latent holds: `python -m simdist.analyze WHICH --run RUN …`.
+"""See and hear what a latent holds: `python -m simdist.analyze WHICH --run-dir RUN …`.
 
 Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
 answer at once.
@@ -22,8 +22,8 @@ DESCRIPTION = """\
 See and hear what each greedy module of a trained encoder holds. Results go to RUN/analysis/NAME/ as JSON and CSV,
 figures as PNG and SVG, audio as WAV; the same command does only what is missing. docs/analyses.md explains each.
 
-  python -m simdist.analyze distributions --run runs/sim
-  python -m simdist.analyze contribution --run runs/sim --module 0
+  python -m simdist.analyze distributions --run-dir runs/sim
+  python -m simdist.analyze contribution --run-dir runs/sim --module 0
   python -m simdist.analyze compare runs/sim runs/gim
 
 Exit codes: 0 finished, 2 wrong input, 75 preempted (run it again), 130 stopped with Ctrl-C.
@@ -48,9 +48,9 @@ ENTRIES = {
 The weights of a module's probes without bias: heat map, density (over several runs), the most important dimensions,
 and a map of the decisions over the two most important ones.
 
-  python -m simdist.probe --run runs/sim --label vowel --bias false
-  python -m simdist.analyze weights --run runs/sim --label vowel
-  python -m simdist.analyze weights --run runs/sim --others runs/sim_seed1,runs/sim_seed2""",
+  python -m simdist.probe --run-dir runs/sim --label vowel --bias false
+  python -m simdist.analyze weights --run-dir runs/sim --label vowel
+  python -m simdist.analyze weights --run-dir runs/sim --others runs/sim_seed1,runs/sim_seed2""",
     ),
     "contribution": Entry(
         asked.ContributionSettings,
@@ -59,8 +59,8 @@ and a map of the decisions over the two most important ones.
 The interpolation contribution score: how near a decoded clip comes to another one when only the dimensions in which the
 two differ most are taken from it. Needs a decoder.
 
-  python -m simdist.decode --run runs/sim --module 0 --loss mse
-  python -m simdist.analyze contribution --run runs/sim --module 0 --clips 200""",
+  python -m simdist.decode --run-dir runs/sim --module 0 --loss mse
+  python -m simdist.analyze contribution --run-dir runs/sim --module 0 --clips 200""",
     ),
     "total-correlation": Entry(
         asked.TotalCorrelationSettings,
@@ -69,8 +69,8 @@ two differ most are taken from it. Needs a decoder.
 Total correlation of 10, 50, 100 … dimensions, in nats: with Gaussian kernels, and in closed form as if the latent were
 Gaussian; each beside the same estimate of independent dimensions.
 
-  python -m simdist.analyze total-correlation --run runs/sim
-  python -m simdist.analyze total-correlation --run runs/sim --latents sampled --frames 4000""",
+  python -m simdist.analyze total-correlation --run-dir runs/sim
+  python -m simdist.analyze total-correlation --run-dir runs/sim --latents sampled --frames 4000""",
     ),
     "distributions": Entry(
         asked.DistributionsSettings,
@@ -79,7 +79,7 @@ Gaussian; each beside the same estimate of independent dimensions.
 Each dimension of a variational latent: histogram, Kolmogorov-Smirnov distance to N(0, 1), KL, and whether it is active;
 warns of posterior collapse.
 
-  python -m simdist.analyze distributions --run runs/sim --module 0""",
+  python -m simdist.analyze distributions --run-dir runs/sim --module 0""",
     ),
     "embedding": Entry(
         asked.EmbeddingSettings,
@@ -87,8 +87,8 @@ warns of posterior collapse.
         """\
 Time-averaged latents of labelled clips (frames for phones) in two dimensions by t-SNE or UMAP, coloured by label.
 
-  python -m simdist.analyze embedding --run runs/sim --label syllable,vowel
-  python -m simdist.analyze embedding --run runs/sim --label phone --examples 3000 --method umap""",
+  python -m simdist.analyze embedding --run-dir runs/sim --label syllable,vowel
+  python -m simdist.analyze embedding --run-dir runs/sim --label phone --examples 3000 --method umap""",
     ),
     "scatter": Entry(
         asked.ScatterSettings,
@@ -96,8 +96,8 @@ Time-averaged latents of labelled clips (frames for phones) in two dimensions by
         """\
 Three latent dimensions of labelled clips in space and in each of its planes, coloured by label.
 
-  python -m simdist.analyze scatter --run runs/sim --label vowel
-  python -m simdist.analyze scatter --run runs/sim --label vowel --dimensions 0,5,7""",
+  python -m simdist.analyze scatter --run-dir runs/sim --label vowel
+  python -m simdist.analyze scatter --run-dir runs/sim --label vowel --dimensions 0,5,7""",
     ),
     "traversal": Entry(
         asked.TraversalSettings,
@@ -105,8 +105,8 @@ Three latent dimensions of labelled clips in space and in each of its planes, co
         """\
 Moves one latent dimension while all others stand, decodes, and writes audio, waveform and spectrum. Needs a decoder.
 
-  python -m simdist.analyze traversal --run runs/sim --module 0
-  python -m simdist.analyze traversal --run runs/sim --module 0 --start KEY --dimensions 3,17""",
+  python -m simdist.analyze traversal --run-dir runs/sim --module 0
+  python -m simdist.analyze traversal --run-dir runs/sim --module 0 --start-at KEY --dimensions 3,17""",
     ),
     "interpolation": Entry(
         asked.InterpolationSettings,
@@ -114,8 +114,8 @@ Moves one latent dimension while all others stand, decodes, and writes audio, wa
         """\
 Decodes points on the line between two clips' latents: audio, waveform and spectrum. Needs a decoder.
 
-  python -m simdist.analyze interpolation --run runs/sim --module 0
-  python -m simdist.analyze interpolation --run runs/sim --module 0 --keys KEY_A,KEY_B --steps 9""",
+  python -m simdist.analyze interpolation --run-dir runs/sim --module 0
+  python -m simdist.analyze interpolation --run-dir runs/sim --module 0 --keys KEY_A,KEY_B --steps 9""",
     ),
     "samples": Entry(
         asked.SamplesSettings,
@@ -123,7 +123,7 @@ Decodes points on the line between two clips' latents: audio, waveform and spect
         """\
 Decodes latents drawn from N(0, I): audio, waveform and spectrum. Needs a decoder and a variational module.
 
-  python -m simdist.analyze samples --run runs/sim --module 0 --samples 6""",
+  python -m simdist.analyze samples --run-dir runs/sim --module 0 --samples 6""",
     ),
     "disentanglement": Entry(
         asked.DisentanglementSettings,
@@ -131,8 +131,8 @@ Decodes latents drawn from N(0, I): audio, waveform and spectrum. Needs a decode
         """\
 Three scores of how far each dimension belongs to one factor: MIG, SAP and DCI.
 
-  python -m simdist.analyze disentanglement --run runs/sim
-  python -m simdist.analyze disentanglement --run runs/sim --label speaker,phone --examples 5000""",
+  python -m simdist.analyze disentanglement --run-dir runs/sim
+  python -m simdist.analyze disentanglement --run-dir runs/sim --label speaker,phone --examples 5000""",
     ),
     "robustness": Entry(
         asked.RobustnessSettings,
@@ -141,8 +141,8 @@ Three scores of how far each dimension belongs to one factor: MIG, SAP and DCI.
 Accuracy of a module's trained probes when white noise, or a step along the gradient's sign (FGSM), is added to the
 audio, against the signal-to-noise ratio.
 
-  python -m simdist.probe --run runs/sim --label vowel
-  python -m simdist.analyze robustness --run runs/sim --label vowel --snr 40,20,10,0""",
+  python -m simdist.probe --run-dir runs/sim --label vowel
+  python -m simdist.analyze robustness --run-dir runs/sim --label vowel --snr 40,20,10,0""",
     ),
 }
 

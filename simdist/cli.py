@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -74,7 +74,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _keys(self) -> list[str]:
         actions = [action for action in self._actions if action.dest not in HIDDEN]
-        names = {action.option_strings[-1].lstrip("-") if action.option_strings else action.dest for action in actions}
+        names = {_option(action).lstrip("-") for action in actions}
         return sorted(name for name in names if not name.endswith(".help"))
 
     def _explain(self, message: str) -> str:
@@ -94,7 +94,7 @@ class Parser(jsonargparse.ArgumentParser):
             message,
         )
         if not unknown:
-            return _readable(message, [a.dest for a in self._actions if a.option_strings])
+            return _readable(message, {a.dest: _option(a) for a in self._actions if a.option_strings})
         key = unknown["flag"] or unknown["key"] or f"{unknown['group']}.{unknown['option']}"
         keys = self._keys()
         section = key.rpartition(".")[0]
@@ -113,12 +113,13 @@ def _did_you_mean(word: str, near: Sequence[str], valid: Sequence[str] | None = 
     return f"{hint}valid ones here are {', '.join(valid or near)}"
 
 
-def _spelled(name: str, options: list[str]) -> str:
-    """A required argument as it is typed: `--run`, or `OUT` of a subcommand's `librispeech.OUT`."""
-    return f"--{name}" if name in options else name.rpartition(".")[2]
+def _option(action: argparse.Action) -> str:
+    """The option as it is documented, without aliases that are kept for old commands."""
+    long = [name for name in action.option_strings if name.startswith("--")]
+    return (long or action.option_strings or [action.dest])[0]
 
 
-def _readable(message: str, keys: list[str]) -> str:
+def _readable(message: str, options: Mapping[str, str]) -> str:
     """jsonargparse's own sentences about keys and types, in the words of a user."""
     denied = re.search(r"Importing '(.*?)' is not allowed", message)
     if denied:
@@ -135,7 +136,8 @@ def _readable(message: str, keys: list[str]) -> str:
         return f"--{union[1]} must be {union[2].replace(', NoneType', ' or null')}, not {union[3]}"
     required = re.match(r"the following arguments are required: (.*)$", message)
     if required:
-        return f"missing: {', '.join(_spelled(name, keys) for name in required[1].split(', '))}"
+        names = [options.get(name, name.rpartition(".")[2]) for name in required[1].split(", ")]
+        return f"missing: {', '.join(names)}"  # of a subcommand's `librispeech.OUT`, OUT
     return re.sub(r'Parser key "([\w.]+)": ', r"\1: ", message)
 
 
@@ -170,16 +172,20 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
 
 def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
-    """One option for each field of a flat dataclass, with the sentence under it; fields may be inherited."""
+    """One option for each field of a flat dataclass, with the sentence under it; fields may be inherited.
+
+    A field whose metadata has `options` takes these names, the documented one first, instead of its own.
+    """
     hints, texts = typing.get_type_hints(settings), {}
     for base in reversed(settings.__mro__[:-1]):
         texts |= {item.arg_name: item.description for item in docstring_parser.parse_from_object(base).params}
     for item in dataclasses.fields(settings):
-        option = "--" + item.name.replace("_", "-")
+        names = item.metadata.get("options") or ("--" + item.name.replace("_", "-"),)
         if hints[item.name] is bool and item.default is False:
-            parser.add_argument(option, action="store_true", help=texts[item.name])
+            parser.add_argument(*names, action="store_true", help=texts[item.name])
         else:
-            parser.add_argument(option, type=hints[item.name], default=item.default, help=texts[item.name])
+            kind, text = hints[item.name], texts[item.name]
+            parser.add_argument(*names, dest=item.name, type=kind, default=item.default, help=text)
 
 
 def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:

@@ -19,6 +19,10 @@ from simdist.redaction import is_secret
 PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
+RUN_DIR = (
+    "--run-dir",
+    "--run",
+)  # the alias is for old commands: torchrun refuses it, ambiguous with its own --run-path
 PLACE = {
     "place": True
 }  # part of a run's name, but a run may go on elsewhere: the data's fingerprint is checked instead
@@ -227,7 +231,7 @@ class TrainConfig:
     compress_gradients: bool = False
     """Average gradients over ranks in bf16, half the bytes."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision; `auto` takes `accelerate launch --mixed_precision`, else none."""
+    """Mixed precision; `auto` takes `accelerate launch --mixed_precision`, but no bf16 where a CPU emulates it."""
     validate_every: float = 1.0
     """Epochs between validations on the test split; 0 never validates."""
     validate_batches: int | None = field(default=None, metadata=TUNING)

@@ -1,4 +1,4 @@
-"""Train a decoder of one greedy module: `accelerate launch -m simdist.decode --run RUN --module M --loss LOSS`.
+"""Train a decoder of one greedy module: `accelerate launch -m simdist.decode --run-dir RUN --module M --loss LOSS`.
 
 Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
 answer at once.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simdist.cli import Parser, experiment_parser, read_config, run, tree_from
-from simdist.config import to_dict
+from simdist.config import RUN_DIR, to_dict
 from simdist.decoding.settings import DecodingConfig, defaults_for
 from simdist.stopping import Stop
 
@@ -30,9 +30,9 @@ the latent holds. It goes to RUN/decoders/MODULE-LOSS/, a folder with the same f
 continues it. Data, crop, batch and seed are those of the encoder's run unless given.
 
 Examples:
-  accelerate launch -m simdist.decode --run runs/sim --module 2 --loss mse
-  accelerate launch -m simdist.decode --run runs/sim --module 2 --loss mse --untrained
-  accelerate launch -m simdist.decode --run runs/vgim --module 0 --loss mse+mel --train.epochs 100 --optim.lr 1e-3
+  accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse
+  accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse --untrained
+  accelerate launch -m simdist.decode --run-dir runs/vgim --module 0 --loss mse+mel --train.epochs 100 --optim.lr 1e-3
 
 With --untrained the encoder is the one that the run's seed began with: the baseline, in MODULE-LOSS-untrained/. When
 both are finished, each one's result.json and table compare them.
@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = _with_values(sys.argv[1:] if argv is None else argv)
     parser = experiment_parser("python -m simdist.decode", DESCRIPTION, DecodingConfig)
-    parser.add_argument("--run", type=Path | None, default=None, help="Run folder whose encoder is decoded.")
+    parser.add_argument(
+        *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder whose encoder is decoded."
+    )
     parser.add_argument(
         "--force", action="store_true", help="Go on with a decoder although its settings differ, to train it longer."
     )
@@ -83,9 +85,9 @@ def _with_values(argv: Sequence[str]) -> list[str]:
 
 
 def _named_run(argv: Sequence[str]) -> Path | None:
-    """What `--run` names: the defaults of all other options come from there."""
+    """What `--run-dir` names: the defaults of all other options come from there."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", type=Path, nargs="?")
+    parser.add_argument(*RUN_DIR, dest="run", type=Path, nargs="?")
     return parser.parse_known_args(argv)[0].run
 
 

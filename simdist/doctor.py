@@ -72,6 +72,7 @@ def examine(profile: Profile | None, data: Path | None, runs: Path, wait: int) -
     """
     yield from machine.check_packages()
     yield from machine.check_accelerator()
+    yield from machine.check_bf16()
     found, save_seconds = machine.check_disk(runs)
     yield from found
     yield from machine.check_wandb()

@@ -1,4 +1,4 @@
-"""Begin a run from a checkpoint of the authors' code: `python -m simdist.import_upstream CKPT --config … --run RUN`."""
+"""Begin a run from the authors' checkpoint: `python -m simdist.import_upstream CKPT --config … --run-dir RUN`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simdist.cli import experiment_parser, parse_experiment, run
+from simdist.config import RUN_DIR
 from simdist.errors import EXIT_OK, InputError
 
 DESCRIPTION = """\
@@ -15,8 +16,8 @@ The weights become the checkpoint of step 0; optimizer states are not in upstrea
 prediction steps are read off the tensors, everything else comes from --config.
 
 Example:
-  python -m simdist.import_upstream model_99.ckpt --config configs/sim_librispeech.yaml --run runs/imported
-  accelerate launch -m simdist.train --config runs/imported/config.yaml --run runs/imported
+  python -m simdist.import_upstream model_99.ckpt --config configs/sim_librispeech.yaml --run-dir runs/imported
+  accelerate launch -m simdist.train --config runs/imported/config.yaml --run-dir runs/imported
 """
 
 
@@ -24,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = experiment_parser("python -m simdist.import_upstream", DESCRIPTION)
     parser.add_argument("CHECKPOINT", type=Path, help="model_N.ckpt of the authors' code.")
-    parser.add_argument("--run", type=Path, required=True, help="Run folder to create.")
+    parser.add_argument(*RUN_DIR, dest="run", type=Path, required=True, help="Run folder to create.")
     config, parsed = parse_experiment(parser, argv)
     if parsed.run.exists():
-        raise InputError(f"{parsed.run} exists already; name a new run folder with --run")
+        raise InputError(f"{parsed.run} exists already; name a new run folder with --run-dir")
     from simdist.engine.checkpoint import Checkpoint, Retention, save_checkpoint
     from simdist.engine.run import Run
     from simdist.models.upstream import load_upstream
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))
     imported.event("imported", source=str(parsed.CHECKPOINT))
     print(f"{parsed.CHECKPOINT} is now step 0 of {parsed.run}; go on with")
-    print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run {parsed.run}")
+    print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run-dir {parsed.run}")
     return EXIT_OK
 
 

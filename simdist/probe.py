@@ -1,4 +1,4 @@
-"""Probe what each greedy module knows: `accelerate launch -m simdist.probe --run RUN --label speaker`.
+"""Probe what each greedy module knows: `accelerate launch -m simdist.probe --run-dir RUN --label speaker`.
 
 Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
 answer at once.
@@ -19,12 +19,12 @@ The corpus is encoded once for all modules and the features are kept, so that fu
 goes to RUN/probes/NAME/; the same command does only what is missing, on any number of processes, or of jobs at once.
 
 Examples:
-  accelerate launch -m simdist.probe --run runs/sim --label speaker --module 3
-  accelerate launch -m simdist.probe --run runs/sim --all --features trained,untrained,mfcc
-  accelerate launch -m simdist.probe --run runs/sim --label phone --probe lbfgs
-  accelerate launch -m simdist.probe --run runs/sim --label phone --checkpoints all
-  accelerate launch -m simdist.probe --run runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
-  accelerate launch -m simdist.probe --run runs/vgim --label vowel --pooling max --bias false --module 0
+  accelerate launch -m simdist.probe --run-dir runs/sim --label speaker --module 3
+  accelerate launch -m simdist.probe --run-dir runs/sim --all --features trained,untrained,mfcc
+  accelerate launch -m simdist.probe --run-dir runs/sim --label phone --probe lbfgs
+  accelerate launch -m simdist.probe --run-dir runs/sim --label phone --checkpoints all
+  accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
+  accelerate launch -m simdist.probe --run-dir runs/vgim --label vowel --pooling max --bias false --module 0
 
 Exit codes: 0 finished, 2 wrong input, 75 preempted (run it again), 130 stopped with Ctrl-C.
 """
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def probe(settings: ProbeSettings) -> int:
     """Do every probe that `settings` asks for and that is not done; returns the exit code."""
     from simdist.engine.accelerator import build_accelerator
+    from simdist.engine.hardware import warn_of_cpu
     from simdist.engine.run import existing_run
     from simdist.probing.command import Command
     from simdist.stopping import Stop, StoppedError, exit_code
@@ -49,6 +50,8 @@ def probe(settings: ProbeSettings) -> int:
         command = Command(settings, accelerator, stop)
         say = command.console.print
         say(f"world size {accelerator.num_processes} on {accelerator.device.type}")
+        if accelerator.is_main_process:
+            warn_of_cpu(accelerator.device.type, say, command.run.event)
         try:
             jobs = command.work()
         except StoppedError as stopped:

@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_yaml, run
-from simdist.config import Config
+from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_config, read_yaml, run
+from simdist.config import RUN_DIR, Config
 from simdist.errors import EXIT_OK
 from simdist.stopping import Stop
 
@@ -35,7 +35,9 @@ saved, or hung; 130 stopped with Ctrl-C and saved.
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = experiment_parser("python -m simdist.train", DESCRIPTION)
-    parser.add_argument("--run", type=Path | None, default=None, help="Run folder; default runs/NAME-HASH.")
+    parser.add_argument(
+        *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder; default: runs/NAME-HASH."
+    )
     parser.add_argument(
         "--force", action="store_true", help="Go on in a run folder although the configuration differs."
     )
@@ -67,11 +69,12 @@ def train(
 
     from simdist.engine.accelerator import resolve_precision
     from simdist.engine.encoder_task import EncoderTask
-    from simdist.engine.run import default_folder, open_run
+    from simdist.engine.run import CONFIG, default_folder, open_run
     from simdist.engine.running import build_process, complete
     from simdist.engine.trainer import Trainer
 
-    precision = resolve_precision(config.train.precision)
+    saved = read_config(folder / CONFIG).train.precision if folder and (folder / CONFIG).is_file() else None
+    precision = resolve_precision(config.train.precision, saved)
     config = replace(config, train=replace(config.train, precision=precision))
     run = open_run(folder or default_folder(config), config, force)
     process = build_process(run, stop or Stop())
@@ -80,7 +83,7 @@ def train(
     if run.is_finished and not force:
         limit = "--train.max_steps" if trainer.timetable.is_cut_short else "--train.epochs"
         say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
-        say(f"to train it longer: the same command with a larger {limit}, --run {run.folder} --force")
+        say(f"to train it longer: the same command with a larger {limit}, --run-dir {run.folder} --force")
         return EXIT_OK
     if profile and process.accelerator.is_main_process:
         from simdist.engine.profile import StepProfile

@@ -25,7 +25,7 @@ def test_a_machine_and_a_corpus_that_are_ready(
 ) -> None:
     assert doctor.main(["--data-root", str(speech), "--runs", str(tmp_path / "runs"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {finding["subject"] for finding in found} == {"packages", "accelerator", "disk", "wandb", "data"}
+    assert {finding["subject"] for finding in found} == {"packages", "accelerator", "bf16", "disk", "wandb", "data"}
     assert all(finding["level"] != "error" for finding in found)
     assert all(finding["remedy"] for finding in found if finding["level"] != "ok")
     assert list(tmp_path.iterdir()) == []  # what was written to measure the disk is gone

@@ -24,7 +24,7 @@ def upstream(shared: Path) -> Path:
 
 @pytest.mark.usefixtures("fresh_process")
 def test_from_a_run_and_from_its_checkpoint(speech: Path, tmp_path: Path) -> None:
-    simdist.train.main([*DEBUG, f"--data.root={speech}", f"--run={tmp_path / 'run'}", "--train.max_steps=4"])
+    simdist.train.main([*DEBUG, f"--data.root={speech}", f"--run-dir={tmp_path / 'run'}", "--train.max_steps=4"])
     encoder = simdist.load_encoder(tmp_path / "run")
     assert not encoder.training
     assert encoder.encode(AUDIO).shape == (2, 50, 16)
@@ -112,11 +112,11 @@ def test_sources_that_are_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fresh_process")
 def test_a_run_begins_from_upstreams_weights(upstream: Path, speech: Path, tmp_path: Path) -> None:
     folder = tmp_path / "imported"
-    argv = [str(upstream), *DEBUG, f"--data.root={speech}", f"--run={folder}", "--optim.lr=1e-9"]
+    argv = [str(upstream), *DEBUG, f"--data.root={speech}", f"--run-dir={folder}", "--optim.lr=1e-9"]
     assert simdist.import_upstream.main(argv) == 0
     direct = simdist.load_encoder(upstream, config="sim_librispeech")
     assert torch.equal(simdist.load_encoder(folder).encode(AUDIO), direct.encode(AUDIO))
-    assert simdist.train.main(["--config", f"{folder}/config.yaml", f"--run={folder}"]) == 0
+    assert simdist.train.main(["--config", f"{folder}/config.yaml", f"--run-dir={folder}"]) == 0
     trained = simdist.load_encoder(folder)
     for name, tensor in trained.state_dict().items():
         if "running" not in name and "num_batches" not in name:
@@ -126,5 +126,5 @@ def test_a_run_begins_from_upstreams_weights(upstream: Path, speech: Path, tmp_p
 def test_import_does_not_overwrite_a_run(upstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "imported").mkdir()
     with pytest.raises(SystemExit, match="2"):
-        run(simdist.import_upstream.main, [str(upstream), *DEBUG, f"--run={tmp_path / 'imported'}"])
+        run(simdist.import_upstream.main, [str(upstream), *DEBUG, f"--run-dir={tmp_path / 'imported'}"])
     assert "exists already; name a new run folder" in capsys.readouterr().err

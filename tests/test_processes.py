@@ -62,7 +62,7 @@ def command(speech: Path, folder: Path, *more: str) -> list[str]:
     return [
         *("--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml")),
         *("--data.crop=5120", "--loss.prediction_steps=4", "--data.num_workers=1", f"--data.root={speech}"),
-        *("--train.log_every=1", "--train.validate_every=0.5", "--train.precision=no", f"--run={folder}", *more),
+        *("--train.log_every=1", "--train.validate_every=0.5", "--train.precision=no", f"--run-dir={folder}", *more),
     ]
 
 

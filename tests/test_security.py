@@ -296,8 +296,8 @@ def test_secrets_are_known_by_value_name_shape_and_place(text: str, shown: str) 
 
 
 def test_the_word_after_a_secret_option_is_hidden() -> None:
-    words = ["train", "--wandb.api_key", "hunter2", "--token=hunter2", "--run", "hunter"]
-    shown = ["train", "--wandb.api_key", HIDDEN, f"--token={HIDDEN}", "--run", "hunter"]
+    words = ["train", "--wandb.api_key", "hunter2", "--token=hunter2", "--run-dir", "hunter"]
+    shown = ["train", "--wandb.api_key", HIDDEN, f"--token={HIDDEN}", "--run-dir", "hunter"]
     assert redacted_words(words, {}) == shown
 
 
@@ -351,7 +351,7 @@ def test_environment_json_holds_no_secret(tiny: Config, tmp_path: Path, monkeypa
 def test_a_run_that_is_mirrored_to_wandb_holds_no_key(tiny: Config, tmp_path: Path) -> None:
     config = replace(tiny, wandb=replace(tiny.wandb, mode="offline"), train=replace(tiny.train, max_steps=2))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config)))))
-    command = [sys.executable, "-m", "simdist.train", "--config", str(tmp_path / "config.yaml"), "--run"]
+    command = [sys.executable, "-m", "simdist.train", "--config", str(tmp_path / "config.yaml"), "--run-dir"]
     environ = os.environ | {"WANDB_API_KEY": KEY, "HF_TOKEN": "a-value-without-shape"}
     ended = subprocess.run([*command, str(tmp_path / "run")], env=environ, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -24,7 +24,7 @@ DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONF
 
 
 def command(speech: Path, folder: Path, *more: str) -> list[str]:
-    return [*DEBUG, f"--data.root={speech}", f"--run={folder}", *more]
+    return [*DEBUG, f"--data.root={speech}", f"--run-dir={folder}", *more]
 
 
 def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -39,7 +39,7 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_only_the_demos_own_corpus_is_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = fails([f"--data.root={tmp_path / 'mistyped'}", f"--run={tmp_path / 'run'}"], capsys)
+    printed = fails([f"--data.root={tmp_path / 'mistyped'}", f"--run-dir={tmp_path / 'run'}"], capsys)
     assert "mistyped" in printed
     assert "simdist.pack" in printed
     assert not list(tmp_path.iterdir())
@@ -64,7 +64,7 @@ def test_only_the_demos_own_corpus_is_made_up(tmp_path: Path, capsys: pytest.Cap
     ],
 )
 def test_wrong_options(option: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = fails([*DEBUG, f"--run={tmp_path / 'run'}", option], capsys)
+    printed = fails([*DEBUG, f"--run-dir={tmp_path / 'run'}", option], capsys)
     assert all(word in printed for word in words), printed
     assert not (tmp_path / "run").exists()
 
@@ -158,7 +158,7 @@ class TestRunFolder:
         printed = fails([*argv, "--optim.lr=0.5", "--train.max_steps=9"], capsys)
         assert "optim.lr: 0.0002 -> 0.5" in printed
         assert "train.max_steps: 6 -> 9" in printed
-        assert "--run" in printed
+        assert "--run-dir" in printed
         assert "--force" in printed
         assert simdist.train.main([*argv, "--train.max_steps=9", "--force"]) == 0
         assert "continuing at step 6" in capsys.readouterr().out
@@ -193,7 +193,7 @@ class TestRunFolder:
         saved = read_config(tmp_path / "run" / "config.yaml")
         assert saved.data.num_workers == 1
         assert saved.train.precision == "no"  # auto, resolved
-        again = simdist.train.main(["--config", str(tmp_path / "run" / "config.yaml"), f"--run={tmp_path / 'run'}"])
+        again = simdist.train.main(["--config", str(tmp_path / "run" / "config.yaml"), f"--run-dir={tmp_path / 'run'}"])
         assert again == 0
         assert not differences(saved, read_config(tmp_path / "run" / "config.yaml"))
         environment = json.loads((tmp_path / "run" / "environment.json").read_text())

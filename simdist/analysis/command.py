@@ -23,6 +23,7 @@ from simdist.analysis.settings import AnalysisSettings
 from simdist.analysis.subject import Subject, analysis_folder, open_subject
 from simdist.data.progress import progress
 from simdist.durable import write_json
+from simdist.engine.hardware import warn_of_cpu
 from simdist.engine.run import Run
 from simdist.errors import InputError
 from simdist.probing.settings import modules_in
@@ -52,7 +53,7 @@ class Command:
     """
 
     def __init__(self, console: Console, stop: Stop) -> None:
-        self.console, self._stop = console, stop
+        self.console, self._stop, self._warned = console, stop, False
 
     def work(self, which: str, settings: AnalysisSettings) -> list[Path]:
         """Analyse every module asked for; returns the folders of the results.
@@ -63,7 +64,13 @@ class Command:
         """
         subject = open_subject(settings)
         self.console.print(f"{which} of {escape(str(subject.run.folder))}, step {subject.step:,}, {subject.device}")
+        if not self._warned:  # once for several analyses
+            warn_of_cpu(subject.device.type, self._say, subject.run.event, chosen=settings.device == "cpu")
+            self._warned = True
         return [self._one(which, subject, m, settings, found) for m, found in self._plan(which, subject, settings)]
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)
 
     def check(self, which: str, settings: AnalysisSettings) -> None:
         """Raise the InputError that `work` would raise before it begins."""

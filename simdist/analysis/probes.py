@@ -125,7 +125,7 @@ def newest_by_label(subject: Subject, module: int, labels: str, wanted: Wanted) 
         bias = "with" if wanted.bias else "without"
         raise ModuleError(
             f"module {module} of {run} at step {subject.step} has no {wanted.kind} probe of {label} {bias} bias, "
-            f"{wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run {run} --label {label} "
+            f"{wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run-dir {run} --label {label} "
             f"--module {module}{wanted.options(label)}"
         )
     return {label: newest[label] for label in asked}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from simdist.config import TUNING
+from simdist.config import RUN_DIR, TUNING
 from simdist.errors import InputError
 
 COMMAND = {"identity": False}  # which results are wanted; each result has its own value elsewhere
@@ -37,7 +37,7 @@ def numbers(option: str, text: str, kind: type = int) -> list[Any]:
 class AnalysisSettings:
     """Options of every analysis."""
 
-    run: Path | None = field(default=None, metadata=COMMAND)
+    run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR})
     """Run folder that is analysed; results go into its folder `analysis`."""
     module: str = field(default="all", metadata=COMMAND)
     """Greedy modules, as 0,2 or -1 (the last) or all that the analysis fits."""
@@ -235,7 +235,7 @@ class DecodedSettings(ClipSettings):
 class TraversalSettings(DecodedSettings):
     """Options of `traversal`."""
 
-    start: str = "zero"
+    start: str = field(default="zero", metadata={"options": ("--start-at", "--start")})
     """Where a traversal starts: zero (the prior's mean), or the key of a clip of the split."""
     dimensions: str = ""
     """Latent dimensions to move, as 0,5; empty takes the four that change the audio most."""

@@ -60,7 +60,7 @@ def open_subject(settings: AnalysisSettings) -> Subject:
     """
     folder = settings.run
     if folder is None:
-        raise InputError("no run to analyse; name its folder with --run")
+        raise InputError("no run to analyse; name its folder with --run-dir")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
     if settings.device == "cuda" and not torch.cuda.is_available():

@@ -46,13 +46,14 @@ class Command:
     def __init__(self, encoder_run: Run, config: DecodingConfig, stop: Stop, force: bool) -> None:
         self._encoder_run, self._force = encoder_run, force
         mirrored(encoder_run.config.model, config.module)
-        precision = resolve_precision(config.train.precision)
-        config = replace(config, train=replace(config.train, precision=precision))
-        folder = encoder_run.folder / DECODERS / config.folder_name
+        folder, saved = encoder_run.folder / DECODERS / config.folder_name, None
         if (folder / CONFIG).is_file():
             begun = read_tree(DecodingConfig, folder / CONFIG)
+            saved = begun.train.precision
             step = begun.checkpoint if config.checkpoint is None else config.checkpoint
             config = replace(config, checkpoint=step, encoder_weights=begun.encoder_weights)
+        precision = resolve_precision(config.train.precision, saved)
+        config = replace(config, train=replace(config.train, precision=precision))
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
         opened = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
         self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")

@@ -89,5 +89,5 @@ def defaults_for(config: Config) -> DecodingConfig:
 
 def decoder_command(run: Path, module: int, loss: str = DEFAULT_LOSS, untrained: bool = False) -> str:
     """The command that makes a decoder."""
-    command = f"accelerate launch -m simdist.decode --run {run} --module {module} --loss {loss}"
+    command = f"accelerate launch -m simdist.decode --run-dir {run} --module {module} --loss {loss}"
     return command + " --untrained" * untrained

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from simdist.doctoring.findings import Finding, error, ok, warning
+from simdist.engine.hardware import SLOW_BF16, emulates_bf16, no_gpu
 from simdist.engine.run import PACKAGES
 
 NEEDED = tuple(name for name in PACKAGES if name not in ("deepspeed", "wandb"))
@@ -54,13 +55,28 @@ def check_accelerator() -> Iterator[Finding]:
     import torch
 
     gpus = num_gpus()
+    unused = no_gpu(os.environ, "cuda" if gpus else "cpu")
     if gpus:
         yield ok("accelerator", f"{gpus} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
+    elif unused is not None:
+        message, _, remedy = unused.partition(". ")
+        yield warning("accelerator", message, remedy)
     elif torch.version.cuda is None:
         yield ok("accelerator", f"{os.cpu_count()} CPU cores; this torch is built without CUDA")
     else:
         remedy = "on a login node that is as it should be; elsewhere, look at `nvidia-smi`"
         yield warning("accelerator", f"torch is built for CUDA {torch.version.cuda}, but there is no GPU here", remedy)
+
+
+def check_bf16() -> Iterator[Finding]:
+    """Whether bf16 pays where a run would train on the CPU."""
+    emulated = emulates_bf16()
+    if num_gpus() or emulated is None:  # nothing is known of macOS's CPUs
+        return
+    if emulated:
+        yield warning("bf16", SLOW_BF16, "leave --train.precision at auto, which takes float32 here, or set no")
+    else:
+        yield ok("bf16", "this CPU multiplies in bf16")
 
 
 def check_disk(runs: Path) -> tuple[list[Finding], float]:

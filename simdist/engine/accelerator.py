@@ -14,25 +14,49 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from simdist.engine.deepspeed_settings import check_started, is_wanted, read_plugin
+from simdist.engine.hardware import SLOW_BF16, emulates_bf16, uses_cpu
 from simdist.engine.watchdog import Watchdog
 from simdist.engine.world import enter
 from simdist.errors import InputError
 from simdist.stopping import Stop
 
 
-def resolve_precision(wanted: str) -> str:
+def resolve_precision(wanted: str, saved: str | None = None) -> str:
     """`no`, `bf16` or `fp16`: what the config says, and for `auto` what `accelerate launch --mixed_precision` said.
+
+    `auto` does not take bf16 on a CPU that emulates it. A run on CPUs that was begun keeps its precision on other CPUs.
+
+    Args:
+        wanted: `train.precision` of the config.
+        saved: that of the run to be resumed, if there is one.
 
     Raises:
         InputError: the launcher asks for a precision that simdist does not train in.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     precision = launched if wanted == "auto" else wanted
+    if wanted == "auto" and launched == "bf16" and not _on_gpu():
+        precision = saved if saved in ("no", "bf16") else "no" if emulates_bf16() else "bf16"
     if precision not in ("no", "bf16", "fp16"):
         raise InputError(f"accelerate was launched with mixed precision {precision!r}; simdist has no, bf16 and fp16")
     if precision == "fp16" and not torch.cuda.is_available():
         raise InputError("train.precision is 'fp16', which needs a GPU; on a CPU take bf16 or no")
     return precision
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and not uses_cpu(os.environ)
+
+
+def slow_precision(precision: str) -> str | None:
+    """A warning where bf16 is emulated, or was left out for that reason."""
+    if _on_gpu() or not emulates_bf16():
+        return None
+    if precision == "bf16":
+        return f"{SLOW_BF16}. Use --train.precision no"
+    if precision == "no" and os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "bf16":
+        return f"{SLOW_BF16}, so this trains in float32. --train.precision bf16 insists"
+    return None
 
 
 def build_accelerator(precision: str) -> Accelerator:
@@ -101,6 +125,8 @@ class Process:
     hosts: HostGroup
     stop: Stop
     watchdog: Watchdog
+    no_gpu: str | None = None
+    """Why it runs on the CPU although it could have a GPU; None if all is well."""
 
     def stopped(self) -> int:
         """The signal by which any rank was asked to stop, the same on all; 0 for none. Also tells of progress."""

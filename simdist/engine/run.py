@@ -95,7 +95,7 @@ class Run(Generic[ExperimentT]):
             write_text(self.folder / ENVIRONMENT, json.dumps(environment(), indent=1))
         except OSError as error:
             reason = f"run folder {self.folder} cannot be written ({error.strerror})"
-            raise InputError(f"{reason}; name another with --run") from error
+            raise InputError(f"{reason}; name another with --run-dir") from error
 
     def finish(self, step: int) -> None:
         """Mark the run as complete."""
@@ -110,14 +110,14 @@ def existing_run(folder: Path | None) -> Run:
         InputError: none was named, or it is none.
     """
     if folder is None:
-        raise InputError("no run was named; name its folder with --run")
+        raise InputError("no run was named; name its folder with --run-dir")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
     return Run(folder, read_config(folder / CONFIG))
 
 
 def open_run(
-    folder: Path, config: ExperimentT, force: bool = False, elsewhere: str = "name another folder with --run"
+    folder: Path, config: ExperimentT, force: bool = False, elsewhere: str = "name another folder with --run-dir"
 ) -> Run[ExperimentT]:
     """The run in `folder`, which need not exist yet. Writes nothing.
 
@@ -129,7 +129,7 @@ def open_run(
         InputError: the folder holds a run of another configuration, or no run at all.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--run {folder} is a file; name a folder")
+        raise InputError(f"--run-dir {folder} is a file; name a folder")
     if not (folder / CONFIG).exists():
         if folder.exists() and any(path.name != LEASE and path.name[0] != "." for path in folder.iterdir()):
             raise InputError(f"{folder} exists and is no run (it has no {CONFIG}); {elsewhere}")

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from simdist.engine.accelerator import HostGroup, Process, build_accelerator
+from simdist.engine.accelerator import HostGroup, Process, build_accelerator, slow_precision
+from simdist.engine.hardware import no_gpu
 from simdist.engine.lease import Lease
 from simdist.engine.run import Run
 from simdist.engine.trainer import Trainer
 from simdist.engine.watchdog import Watchdog
-from simdist.errors import EXIT_OK
+from simdist.errors import EXIT_OK, InputError
 from simdist.requeue import requeue
 from simdist.stopping import Stop, exit_code, ignore_signals
 
@@ -22,8 +23,19 @@ def build_process(run: Run[Any], stop: Stop) -> Process:
     """This process among the others that train `run`."""
     settings = run.config.train
     accelerator = build_accelerator(settings.precision)
+    hosts = HostGroup()
+    precisions = hosts.gather(settings.precision)  # CPUs of nodes may differ, and with them what `auto` took
+    if len(set(precisions)) > 1:
+        raise InputError(
+            f"train.precision 'auto' became {' and '.join(sorted(set(precisions)))} on different nodes, because some "
+            "CPUs emulate bf16. Set --train.precision no or bf16"
+        )
     stacks = run.folder / f"stacks-rank{accelerator.process_index}.txt"
-    return Process(accelerator, HostGroup(), stop, Watchdog(settings.hang_timeout, stacks))
+    why_cpu = no_gpu(os.environ, accelerator.device.type)
+    if accelerator.is_main_process:  # at once: opening a large corpus takes a while
+        for warning in filter(None, (why_cpu, slow_precision(settings.precision))):
+            print(f"warning: {warning}", flush=True)
+    return Process(accelerator, hosts, stop, Watchdog(settings.hang_timeout, stacks), why_cpu)
 
 
 def complete(trainer: Trainer, process: Process, finish: Callable[[], int] = lambda: 0) -> int:
@@ -60,6 +72,8 @@ def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int
     if accelerator.is_main_process:
         run.write()
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
+        if process.no_gpu is not None:
+            run.event("no_gpu", text=process.no_gpu)
     accelerator.wait_for_everyone()
     say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
     signal_number = trainer.fit() or finish()

@@ -103,7 +103,7 @@ class Trainer:
         elif self.run.has_begun:
             raise InputError(
                 f"{self.run.folder} has no complete checkpoint left to go on from; restore one below "
-                f"{self.run.checkpoints}, or begin anew in another folder with --run"
+                f"{self.run.checkpoints}, or begin anew in another folder with --run-dir"
             )
         return self.step
 
@@ -275,7 +275,7 @@ class Trainer:
         if checkpoint.fingerprint not in ("", self.task.fingerprint):
             raise InputError(
                 f"the training split holds other data than the run in {self.run.folder} was trained on (fingerprint "
-                f"{self.task.fingerprint[:12]}, was {checkpoint.fingerprint[:12]}); restore it, or start a new --run"
+                f"{self.task.fingerprint[:12]}, was {checkpoint.fingerprint[:12]}); restore it, or name a new --run-dir"
             )
         self.task.load(checkpoint.model, checkpoint.optimizer)
         self.step, self._consumed = checkpoint.step, checkpoint.consumed

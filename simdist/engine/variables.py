@@ -41,6 +41,7 @@ SRUN = Names(
     ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"),
     "start one task a GPU with srun, which sets all of them; or `unset SLURM_PROCID` for a single process",
 )
+MPI_NUMBER = re.compile(r"(MPI|PMIX?|OMPI|PALS|FLUX|JSM)_\w*(RANK|RANKID|SIZE|NRANKS|NNODES)")  # and no shared secret
 SUBMITIT_LOCAL = Names(
     ("SUBMITIT_LOCAL_GLOBALID",),
     ("SUBMITIT_LOCAL_NTASKS",),
@@ -104,8 +105,9 @@ def present(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
 def miss(environ: Mapping[str, str], name: str, remedy: str) -> NoReturn:
     """Say that variable `name` is missing, and what of its launcher is there."""
     relatives = (*TORCH.all, *SRUN.all, "SLURM_NODEID", *SUBMITIT_LOCAL.all)
-    family = "SLURM" if name.startswith("SLURM") else "SUBMITIT" if name.startswith("SUBMITIT") else None
-    there = listed(environ, tuple(key for key in relatives if family is None or key.startswith(family)))
+    family = next((prefix for prefix in ("SLURM", "SUBMITIT") if name.startswith(prefix)), "")
+    keys = sorted(filter(MPI_NUMBER.fullmatch, environ)) if MPI_NUMBER.fullmatch(name) else relatives
+    there = listed(environ, tuple(key for key in keys if key.startswith(family)))
     raise InputError(f"{name} is missing, but there is {there or 'nothing of its kind'}; {remedy}")
 
 

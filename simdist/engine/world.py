@@ -1,8 +1,9 @@
 """Which of how many processes this is, read once from what the launcher left in the environment. Imports no torch.
 
 Sources, the first that is there: torchrun's variables (also accelerate's, whose workers are torchrun's, and our own
-`export`), submitit's local executor, a task of `srun` (also submitit's jobs). Otherwise this is a single process: so is
-the shell of `sbatch`, `salloc` or `srun --pty`, although SLURM tells it of tasks that it has not started.
+`export`), submitit's local executor, an MPI launcher's (`mpi.py`), a task of `srun` (also submitit's jobs). Otherwise
+this is a single process: so is the shell of `sbatch`, `salloc` or `srun --pty`, although SLURM tells it of tasks that
+it has not started.
 
 The one surprising decision: variables that contradict each other, or are there in part, are an error. Guessing means
 several trainings that each believe to be alone and write to one run folder, or a rendezvous that waits for ever.
@@ -15,11 +16,13 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from simdist.engine import mpi
+from simdist.engine.hardware import HIDING, uses_cpu
 from simdist.engine.hosts import address_of, expand_nodes
 from simdist.engine.variables import SRUN, SUBMITIT_LOCAL, TORCH, contradict, miss, number, read_numbers
 from simdist.errors import InputError
 
-Launcher = Literal["single", "torchrun", "accelerate", "srun", "submitit", "environment"]
+Launcher = Literal["single", "torchrun", "accelerate", "srun", "submitit", "environment", mpi.MpiName]
 MARKER = "SIMDIST_LAUNCHER"  # `export` leaves it, so that a world that is read again is the same
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM_STEP_ID of batch, interactive and extern steps lies above
 
@@ -77,13 +80,12 @@ def read(
         return _from_torch(environ, terminal)
     if environ.get("SUBMITIT_EXECUTOR") == "local":
         return _from_submitit_local(environ)
-    if _is_step(environ, terminal):
+    in_step = _is_step(environ, terminal)
+    launcher = mpi.started_by(environ, in_step)
+    if launcher is not None:
+        return _from_mpi(environ, launcher)
+    if in_step:
         return _from_srun(environ, find_address)
-    if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
-        raise InputError(
-            f"mpirun started {environ['OMPI_COMM_WORLD_SIZE']} processes (OMPI_COMM_WORLD_SIZE), and each would train "
-            "alone; start them with torchrun, accelerate launch or srun"
-        )
     launcher = "accelerate" if "ACCELERATE_MIXED_PRECISION" in environ else "single"
     return World(launcher=launcher, job_id=_job_id(environ))
 
@@ -184,10 +186,23 @@ def _from_srun(environ: Mapping[str, str], find_address: Callable[[str], str]) -
     launcher = "submitit" if environ.get("SUBMITIT_EXECUTOR") == "slurm" else "srun"
     if size == 1:
         return World(launcher=launcher, job_id=_job_id(environ))
-    _check_gpus(environ, local_size)
+    remedy = (
+        "give srun --gpu-bind=none and the job --gpus-per-node instead of --gpus-per-task, so that every task sees all "
+        "GPUs of its node"
+    )
+    _check_gpus(environ, local_size, remedy)
     address = environ.get("MASTER_ADDR") or _first_node(environ, nodes, find_address)
     port = _port(environ) if environ.get("MASTER_PORT") else _port_of_job(environ)
     return World(rank, size, local_rank, local_size, node, nodes, address, port, launcher, _job_id(environ))
+
+
+def _from_mpi(environ: Mapping[str, str], launcher: mpi.MpiLauncher) -> World:
+    rank, size, local_rank, local_size = mpi.numbers(environ, launcher)
+    nodes, node = -(-size // local_size), mpi.node_of(environ, rank, local_size)
+    _check_gpus(environ, local_size, "let every rank see all GPUs of its node")
+    address = mpi.address(environ, launcher, nodes)
+    port = _port(environ) if environ.get("MASTER_PORT") else mpi.port(environ)
+    return World(rank, size, local_rank, local_size, node, nodes, address, port, launcher.name, _job_id(environ))
 
 
 def _from_submitit_local(environ: Mapping[str, str]) -> World:
@@ -210,17 +225,15 @@ def _is_step(environ: Mapping[str, str], terminal: bool) -> bool:
     return step.isdigit() and int(step) < FIRST_SPECIAL_STEP and not typed
 
 
-def _check_gpus(environ: Mapping[str, str], local_size: int) -> None:
+def _check_gpus(environ: Mapping[str, str], local_size: int, remedy: str) -> None:
     """`srun --gpus-per-task` shows each task one GPU, as number 0; the second task would then look for number 1."""
     visible = [number for number in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number.strip()]
-    on_cpu = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if visible and visible[0] not in ("-1", "NoDevFiles") and len(visible) < local_size and not on_cpu:
+    if visible and visible[0] not in HIDING and len(visible) < local_size and not uses_cpu(environ):
         contradict(
             environ,
             ("CUDA_VISIBLE_DEVICES", "SLURM_LOCALID", *SRUN.local_world_size),
             f"{local_size} tasks on this node, but each sees {len(visible)} GPU(s)",
-            "give srun --gpu-bind=none and the job --gpus-per-node instead of --gpus-per-task, so that every task sees "
-            "all GPUs of its node; ACCELERATE_USE_CPU=true trains on the CPU",
+            f"{remedy}; ACCELERATE_USE_CPU=true trains on the CPU",
         )
 
 

@@ -8,7 +8,7 @@ l2))` on the same features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -63,16 +63,15 @@ class Objective:
 def fit_optimum(probe: Probe, examples: Examples, settings: ProbeSettings, progress: Progress) -> Optimum:
     """Bring a linear probe to its optimum, in place.
 
-    A training that was stopped goes on from its weights; the optimum is the same.
+    A fit that was stopped resumes with all of L-BFGS's state, so its result is bitwise that of an undisturbed one.
 
     Raises:
-        StoppedError: a signal came; the weights are saved.
+        StoppedError: a signal came; the state is saved.
     """
     torch.nn.init.zeros_(probe.output.weight)
     if probe.output.bias is not None:
         torch.nn.init.zeros_(probe.output.bias)
     probe.double()
-    done = _restore(probe, progress)
     objective = Objective(probe, examples, settings.l2)
     optimizer = torch.optim.LBFGS(
         probe.output.parameters(),
@@ -88,27 +87,30 @@ def fit_optimum(probe: Probe, examples: Examples, settings: ProbeSettings, progr
         optimizer.zero_grad(set_to_none=True)
         return objective()
 
-    loss, gradient = float("inf"), float("inf")
-    while gradient > settings.tolerance and done < settings.max_iterations:
-        before = loss
+    optimum, ended = _restore(probe, optimizer, progress)
+    while not ended and optimum.iterations < settings.max_iterations:
         optimizer.step(closure)
         loss, gradient = float(closure()), _largest_gradient(probe)
-        done += STRIDE
-        reached = done
-        progress.after_step(lambda reached=reached: {"weights": probe.state_dict(), "iterations": reached})
-        if loss >= before:  # no double-precision step lowers it any more
-            break
+        converged = gradient <= settings.tolerance
+        ended = converged or not loss < optimum.loss  # no double-precision step lowers it any more
+        optimum = Optimum(loss, gradient, optimum.iterations + STRIDE, converged)
+        reached = {"optimum": asdict(optimum), "ended": ended}
+        progress.after_step(
+            lambda reached=reached: {"weights": probe.state_dict(), "optimizer": optimizer.state_dict(), **reached}
+        )
     optimizer.zero_grad(set_to_none=True)
     probe.float()
-    return Optimum(loss, gradient, done, gradient <= settings.tolerance)
+    return optimum
 
 
-def _restore(probe: Probe, progress: Progress) -> int:
+def _restore(probe: Probe, optimizer: torch.optim.Optimizer, progress: Progress) -> tuple[Optimum, bool]:
+    """Load what was saved, if anything was; returns where the fit stands, and whether it has ended."""
     saved = progress.load()
-    if saved is None:
-        return 0
+    if saved is None or "optimizer" not in saved:  # versions that saved weights alone could not resume exactly
+        return Optimum(float("inf"), float("inf"), 0, False), False
     probe.load_state_dict(saved["weights"])
-    return int(saved["iterations"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return Optimum(**saved["optimum"]), saved["ended"]
 
 
 def _largest_gradient(probe: Probe) -> float:

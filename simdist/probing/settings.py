@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from simdist.config import TUNING
+from simdist.config import RUN_DIR, TUNING
 from simdist.errors import InputError
 
 FRAME_LABEL = "phone"  # one class each 10 ms; every other label is one class an utterance
@@ -21,7 +21,7 @@ COMMAND = {"identity": False, "command": True}  # says which probes are wanted; 
 class ProbeSettings:
     """Options of `simdist.probe`."""
 
-    run: Path | None = field(default=None, metadata=COMMAND)
+    run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR})
     """Run folder whose encoder is probed; results go into its folder `probes`."""
     label: str = field(default="", metadata=COMMAND)
     """Labels to probe for, as speaker,phone: what the shards carry of speaker, phone, syllable, vowel."""

@@ -67,7 +67,7 @@ def _words(*words: object) -> str:
 def train_command(run: RunContent) -> str:
     """What continues a run."""
     folder = run.record.folder
-    return "accelerate launch -m simdist.train " + _words("--config", folder / "config.yaml", "--run", folder)
+    return "accelerate launch -m simdist.train " + _words("--config", folder / "config.yaml", "--run-dir", folder)
 
 
 def _modules(run: RunContent) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
 
 
 def _plain_probe(run: RunContent, *options: object) -> str:
-    return f"accelerate launch -m simdist.probe {_words('--run', run.record.folder, *options)}"
+    return f"accelerate launch -m simdist.probe {_words('--run-dir', run.record.folder, *options)}"
 
 
 def _all_probes(run: RunContent) -> list[str]:
@@ -152,7 +152,7 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
         modules: from 0.
     """
     label = said["label"]
-    words = ["--run", run.record.folder, "--label", label, "--module", ",".join(map(str, modules))]
+    words = ["--run-dir", run.record.folder, "--label", label, "--module", ",".join(map(str, modules))]
     probe = {key.removeprefix("probe."): value for key, value in said.items() if key.startswith("probe.")}
     usual: Any = for_label(ProbeSettings(probe=probe["probe"]), label)
     if probe["probe"] != "linear":
@@ -212,7 +212,7 @@ def _analysis(run: RunContent, kind: str, losses: Mapping[int, Sequence[str]]) -
         return None
     if any(finding.kind == kind for finding in run.findings):
         return []
-    command = f"python -m simdist.analyze {kind} --run {_quoted(run)}"
+    command = f"python -m simdist.analyze {kind} --run-dir {_quoted(run)}"
     if kind == "weights" and not any(m.what.get("probe.bias") is False for m in run.measurements):
         return [f"{_plain_probe(run, '--all', '--bias', 'false')} && {command}"]
     if kind not in DECODED:

@@ -47,7 +47,7 @@ def _make(config: Config, folder: Path) -> Path:
     assert train(config, folder) == 0
     reset_accelerate()
     for options in (["--bias=false", "--module=0,3"], ["--module=0"]):
-        assert probe([f"--run={folder}", "--label=speaker,phone", "--epochs=1", "--crops=1", *options]) == 0
+        assert probe([f"--run-dir={folder}", "--label=speaker,phone", "--epochs=1", "--crops=1", *options]) == 0
         reset_accelerate()
     for module in DECODED:
         make_decoder(folder, module)
@@ -73,7 +73,7 @@ def analyze() -> Callable[..., list[dict]]:
 
     def call(which: str, folder: Path, *options: str) -> list[dict]:
         before = {path: path.stat().st_mtime_ns for path in folder.glob("analysis/*/result.json")}
-        words = [which, str(folder), *options] if which == "compare" else [which, f"--run={folder}", *options]
+        words = [which, str(folder), *options] if which == "compare" else [which, f"--run-dir={folder}", *options]
         assert main(words) == 0
         after = folder.glob("analysis/*/result.json")
         new = [path for path in after if before.get(path) != path.stat().st_mtime_ns]

@@ -18,20 +18,20 @@ from simdist.analyze import ENTRIES
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["distributions"], ["no run to analyse; name its folder with --run"]),
-        (["distributions", "--run={none}"], ["is no run (it has no config.yaml)"]),
-        (["distributions", "--run={sim}", "--module=4"], ["module 4 does not exist", "modules 0 to 3"]),
-        (["distributions", "--run={sim}", "--module=top"], ["--module is 'top'; it must be module numbers"]),
-        (["distributions", "--run={sim}", "--checkpoint=7"], ["has no checkpoint of step 7; it has 10"]),
-        (["distributions", "--run={sim}", "--checkpoint=all"], ["it must be latest, or one step such as 200"]),
-        (["distributions", "--run={sim}", "--split=dev"], ["has no split 'dev'", "test, train"]),
-        (["distributions", "--run={sim}", "--clips=0"], ["--clips is 0; it must be at least 1"]),
-        (["distributions", "--run={sim}", "--clip=3"], ["unknown key 'clip': did you mean 'clips'?"]),
-        (["embedding", "--run={sim}", "--label=vowel"], ["have no label 'vowel'; they have"]),
-        (["total-correlation", "--run={sim}", "--sizes=1"], ["--sizes is '1'; it must be numbers of 2 or more"]),
-        (["total-correlation", "--run={sim}", "--clips=1", "--frames=2"], ["2 frames are too few"]),
-        (["magic", "--run={sim}"], ["unknown WHICH 'magic': valid ones here are weights", "compare"]),
-        (["distribution", "--run={sim}"], ["did you mean 'distributions'?"]),
+        (["distributions"], ["no run to analyse; name its folder with --run-dir"]),
+        (["distributions", "--run-dir={none}"], ["is no run (it has no config.yaml)"]),
+        (["distributions", "--run-dir={sim}", "--module=4"], ["module 4 does not exist", "modules 0 to 3"]),
+        (["distributions", "--run-dir={sim}", "--module=top"], ["--module is 'top'; it must be module numbers"]),
+        (["distributions", "--run-dir={sim}", "--checkpoint=7"], ["has no checkpoint of step 7; it has 10"]),
+        (["distributions", "--run-dir={sim}", "--checkpoint=all"], ["it must be latest, or one step such as 200"]),
+        (["distributions", "--run-dir={sim}", "--split=dev"], ["has no split 'dev'", "test, train"]),
+        (["distributions", "--run-dir={sim}", "--clips=0"], ["--clips is 0; it must be at least 1"]),
+        (["distributions", "--run-dir={sim}", "--clip=3"], ["unknown key 'clip': did you mean 'clips'?"]),
+        (["embedding", "--run-dir={sim}", "--label=vowel"], ["have no label 'vowel'; they have"]),
+        (["total-correlation", "--run-dir={sim}", "--sizes=1"], ["--sizes is '1'; it must be numbers of 2 or more"]),
+        (["total-correlation", "--run-dir={sim}", "--clips=1", "--frames=2"], ["2 frames are too few"]),
+        (["magic", "--run-dir={sim}"], ["unknown WHICH 'magic': valid ones here are weights", "compare"]),
+        (["distribution", "--run-dir={sim}"], ["did you mean 'distributions'?"]),
         ([], ["missing: WHICH, one of weights, contribution", "compare"]),
     ],
 )
@@ -54,7 +54,7 @@ def test_help_has_an_example(which: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], sim: Path) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)  # importing it fails from now on
-    printed = fails("distributions", f"--run={sim}")
+    printed = fails("distributions", f"--run-dir={sim}")
     assert "needs scipy, which is not installed: pip install 'simdist[analysis]'" in printed
 
 

@@ -128,12 +128,12 @@ def test_a_stopped_analysis_goes_on(analyze: Analyze, sim: Path, copied: Path) -
 
 
 def test_without_a_decoder_or_partners(fails: Callable[..., str], copied: Path, speech: Path, tmp_path: Path) -> None:
-    printed = fails("contribution", f"--run={copied}", "--module=1")
-    assert f"accelerate launch -m simdist.decode --run {copied} --module 1 --loss mse" in printed
-    assert "module 3 is a GRU alone" in fails("contribution", f"--run={copied}", "--module=3")
-    assert "--clips is 1; it must be at least 2" in fails("contribution", f"--run={copied}", "--clips=1")
+    printed = fails("contribution", f"--run-dir={copied}", "--module=1")
+    assert f"accelerate launch -m simdist.decode --run-dir {copied} --module 1 --loss mse" in printed
+    assert "module 3 is a GRU alone" in fails("contribution", f"--run-dir={copied}", "--module=3")
+    assert "--clips is 1; it must be at least 2" in fails("contribution", f"--run-dir={copied}", "--clips=1")
     assert "--sizes is '0,2'; it must be numbers of 1 or more" in fails(
-        "contribution", f"--run={copied}", "--sizes=0,2"
+        "contribution", f"--run-dir={copied}", "--sizes=0,2"
     )
     single = tmp_path / "single" / "test"
     single.mkdir(parents=True)
@@ -144,5 +144,5 @@ def test_without_a_decoder_or_partners(fails: Callable[..., str], copied: Path, 
     Index(**kept, labels={name: values[:1] for name, values in index.labels.items()}).save(single / "index.npz")
     manifest = json.loads((single / "manifest.json").read_text()) | {"num_samples": 1}
     (single / "manifest.json").write_text(json.dumps(manifest))
-    printed = fails("contribution", f"--run={copied}", "--module=2", f"--data-root={single.parent}")
+    printed = fails("contribution", f"--run-dir={copied}", "--module=2", f"--data-root={single.parent}")
     assert "has 1 clip; the score compares pairs" in printed

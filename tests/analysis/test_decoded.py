@@ -28,7 +28,7 @@ def heard(folder: Path, name: str) -> np.ndarray:
 
 def test_a_traversal_moves_one_dimension(analyze: Analyze, sim: Path, speech: Path) -> None:
     key, audio = next(iter(all_clips(speech).items()))
-    (result,) = analyze("traversal", sim, "--module=2", f"--start={key}", "--dimensions=5", "--steps=3", "--reach=2")
+    (result,) = analyze("traversal", sim, "--module=2", f"--start-at={key}", "--dimensions=5", "--steps=3", "--reach=2")
     mu, decoder = module_outputs(sim, 2, audio)[0], load_decoder(sim, 2)
     for place, value in enumerate((-2.0, 0.0, 2.0)):
         latent = mu.clone()
@@ -89,15 +89,15 @@ def test_a_sine_has_one_peak_of_its_level() -> None:
 
 
 def test_wrong_wishes(fails: Callable[..., str], sim: Path, gim: Path, copied: Path) -> None:
-    assert "has no prior to draw from (model.head is 'mu'" in fails("samples", f"--run={gim}")
-    assert "has no clip 'nobody'; it has such as" in fails("traversal", f"--run={sim}", "--start=nobody")
-    assert "this latent has 0 to 7" in fails("traversal", f"--run={sim}", "--module=2", "--dimensions=8")
-    assert "keys of two different clips" in fails("interpolation", f"--run={sim}", "--keys=one")
-    assert "--crop: a clip of 20 samples is too short" in fails("traversal", f"--run={sim}", "--crop=20")
-    printed = fails("traversal", f"--run={sim}", "--module=2", "--loss=mel")
-    assert f"simdist.decode --run {sim} --module 2 --loss mel" in printed
+    assert "has no prior to draw from (model.head is 'mu'" in fails("samples", f"--run-dir={gim}")
+    assert "has no clip 'nobody'; it has such as" in fails("traversal", f"--run-dir={sim}", "--start-at=nobody")
+    assert "this latent has 0 to 7" in fails("traversal", f"--run-dir={sim}", "--module=2", "--dimensions=8")
+    assert "keys of two different clips" in fails("interpolation", f"--run-dir={sim}", "--keys=one")
+    assert "--crop: a clip of 20 samples is too short" in fails("traversal", f"--run-dir={sim}", "--crop=20")
+    printed = fails("traversal", f"--run-dir={sim}", "--module=2", "--loss=mel")
+    assert f"simdist.decode --run-dir {sim} --module 2 --loss mel" in printed
     path = copied / "decoders" / "2-mse" / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"encoder_weights": "f" * 16}))
-    assert "was trained on step 10 of the encoder" in fails("traversal", f"--run={copied}", "--module=2")
+    assert "was trained on step 10 of the encoder" in fails("traversal", f"--run-dir={copied}", "--module=2")
     path.with_name("DONE").unlink()
-    assert "2-mse is not finished; this goes on" in fails("traversal", f"--run={copied}", "--module=2")
+    assert "2-mse is not finished; this goes on" in fails("traversal", f"--run-dir={copied}", "--module=2")

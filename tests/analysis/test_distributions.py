@@ -58,7 +58,7 @@ def test_collapse_is_said(analyze: Analyze, sim: Path, capsys: pytest.CaptureFix
 
 
 def test_gim_and_a_gru_have_no_distribution(fails: Callable[..., str], sim: Path, gim: Path) -> None:
-    printed = fails("distributions", f"--run={gim}")
+    printed = fails("distributions", f"--run-dir={gim}")
     assert "module 0 of" in printed
     assert "has no distribution (model.head is 'mu', as in GIM and CPC)" in printed
-    assert "has no distribution (it is a GRU)" in fails("distributions", f"--run={sim}", "--module=3")
+    assert "has no distribution (it is a GRU)" in fails("distributions", f"--run-dir={sim}", "--module=3")

@@ -59,7 +59,7 @@ def test_tsne_of_frames(analyze: Analyze, sim: Path) -> None:
 
 
 def test_too_few_vectors(fails: Callable[..., str], sim: Path) -> None:
-    asked, before = ("embedding", f"--run={sim}", "--label=phone", "--module=3"), set((sim / "analysis").glob("*"))
+    asked, before = ("embedding", f"--run-dir={sim}", "--label=phone", "--module=3"), set((sim / "analysis").glob("*"))
     printed = fails(*asked, "--examples=60", "--perplexity=30")
     assert "60 vectors are too few for --perplexity 30" in printed
     assert "lower it to below 20" in printed
@@ -75,7 +75,7 @@ def test_few_vectors_get_a_lower_perplexity(analyze: Analyze, sim: Path) -> None
 @pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap-learn is installed")
 def test_umap_says_how_to_install_it(fails: Callable[..., str], sim: Path) -> None:
     assert "needs umap, which is not installed: pip install umap-learn" in fails(
-        "embedding", f"--run={sim}", "--method=umap"
+        "embedding", f"--run-dir={sim}", "--method=umap"
     )
 
 
@@ -86,5 +86,5 @@ def test_scatter_takes_the_dimensions_that_tell_apart(analyze: Analyze, fails: C
     chosen = ",".join(map(str, reversed(found["dimensions"])))
     (named,) = analyze("scatter", sim, "--module=1", "--label=speaker", f"--dimensions={chosen}")
     assert named["values"]["labels"]["speaker"]["variance_ratios"] == found["variance_ratios"][::-1]
-    printed = fails("scatter", f"--run={sim}", "--module=1", "--dimensions=0,1,8")
+    printed = fails("scatter", f"--run-dir={sim}", "--module=1", "--dimensions=0,1,8")
     assert "it must be three different ones of 0 to 7" in printed

@@ -55,6 +55,6 @@ def test_clean_accuracy_is_the_probes_own(analyze: Analyze, sim: Path, label: st
 def test_an_attack_may_be_left_out(analyze: Analyze, fails: Callable[..., str], sim: Path) -> None:
     (result,) = analyze("robustness", sim, "--module=0", "--label=speaker", "--snr=10", "--attack=none")
     assert set(result["values"]["labels"]["speaker"]["curves"]) == {"noise"}
-    printed = fails("robustness", f"--run={sim}", "--module=2", "--label=phone")
-    assert f"simdist.probe --run {sim} --label phone --module 2" in printed
-    assert "it must be numbers such as 20,10,0" in fails("robustness", f"--run={sim}", "--snr=loud")
+    printed = fails("robustness", f"--run-dir={sim}", "--module=2", "--label=phone")
+    assert f"simdist.probe --run-dir {sim} --label phone --module 2" in printed
+    assert "it must be numbers such as 20,10,0" in fails("robustness", f"--run-dir={sim}", "--snr=loud")

@@ -84,5 +84,5 @@ def test_sampled_latents_need_a_distribution(analyze: Analyze, fails: Callable[.
     (plain,) = analyze("total-correlation", sim, "--module=0", "--clips=2", "--frames=300")
     (sampled,) = analyze("total-correlation", sim, "--module=0", "--clips=2", "--frames=300", "--latents=sampled")
     assert sampled["values"]["gaussian"] != plain["values"]["gaussian"]
-    printed = fails("total-correlation", f"--run={gim}", "--latents=sampled")
+    printed = fails("total-correlation", f"--run-dir={gim}", "--latents=sampled")
     assert "has no distribution to sample from (model.head is 'mu'); use --latents deterministic" in printed

@@ -76,8 +76,8 @@ def test_decision_map_asks_the_probe(sim: Path, analyze: Analyze) -> None:
 
 
 def test_without_the_probe_the_command_that_makes_it_is_named(fails: Callable[..., str], sim: Path) -> None:
-    printed = fails("weights", f"--run={sim}", "--module=1")
-    assert f"accelerate launch -m simdist.probe --run {sim} --label LABEL --module 1 --bias false" in printed
-    printed = fails("weights", f"--run={sim}", "--module=0", "--label=speaker", "--probe=lbfgs", "--pooling=max")
+    printed = fails("weights", f"--run-dir={sim}", "--module=1")
+    assert f"accelerate launch -m simdist.probe --run-dir {sim} --label LABEL --module 1 --bias false" in printed
+    printed = fails("weights", f"--run-dir={sim}", "--module=0", "--label=speaker", "--probe=lbfgs", "--pooling=max")
     assert "--label speaker --module 0 --probe lbfgs --pooling max --bias false" in printed
-    assert "has no probe 'nothing'; it has" in fails("weights", f"--run={sim}", "--module=0", "--folder=nothing")
+    assert "has no probe 'nothing'; it has" in fails("weights", f"--run-dir={sim}", "--module=0", "--folder=nothing")

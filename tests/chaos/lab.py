@@ -160,7 +160,7 @@ class Disturbed:
     def start(self, *more: str) -> Processes:
         """The same command, whatever happened to the last one."""
         world = WORLD.get(self.variant, 1)
-        argv = [*self.lab.arguments(self.variant, self.root), f"--run={self.folder}", *self.more, *more]
+        argv = [*self.lab.arguments(self.variant, self.root), f"--run-dir={self.folder}", *self.more, *more]
         common = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         if world > 1:
             common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}

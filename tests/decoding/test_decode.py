@@ -191,7 +191,7 @@ def test_trained_against_untrained(
     run_folder: Path, settings: Settings, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = train(run_folder, settings(steps=4))
-    assert f"--run {run_folder} --module 0 --loss mse --untrained" in capsys.readouterr().out
+    assert f"--run-dir {run_folder} --module 0 --loss mse --untrained" in capsys.readouterr().out
     untrained = train(run_folder, settings(steps=4, untrained=True))
     assert untrained.name == "0-mse-untrained"
     ours, theirs = (json.loads((each / "result.json").read_text()) for each in (trained, untrained))
@@ -233,7 +233,7 @@ def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, 
 )
 def test_what_cannot_be_decoded(run_folder: Path, options: list[str], words: str) -> None:
     with pytest.raises(InputError) as error:
-        main([f"--run={run_folder}", "--data.crop=2000", *options])
+        main([f"--run-dir={run_folder}", "--data.crop=2000", *options])
     assert words in str(error.value)
     assert not list(run_folder.glob("decoders/*"))
 
@@ -249,7 +249,7 @@ def test_what_cannot_be_decoded(run_folder: Path, options: list[str], words: str
 )
 def test_wrong_options(run_folder: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([f"--run={run_folder}", *options])
+        main([f"--run-dir={run_folder}", *options])
     printed = capsys.readouterr().err
     assert words in printed
     assert printed.count("\n") == 1
@@ -257,13 +257,13 @@ def test_wrong_options(run_folder: Path, options: list[str], words: str, capsys:
 
 def test_no_such_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is no run"):
-        main([f"--run={tmp_path / 'nowhere'}"])
-    with pytest.raises(InputError, match="name its folder with --run"):
+        main([f"--run-dir={tmp_path / 'nowhere'}"])
+    with pytest.raises(InputError, match="name its folder with --run-dir"):
         main([])
 
 
 def test_defaults_are_those_of_the_run(run_folder: Path) -> None:
-    assert main([f"--run={run_folder}", "--untrained", "--module=2", "--train.max_steps=1", "--loss=mse"]) == 0
+    assert main([f"--run-dir={run_folder}", "--untrained", "--module=2", "--train.max_steps=1", "--loss=mse"]) == 0
     saved = read_tree(DecodingConfig, run_folder / "decoders" / "2-mse-untrained" / "config.yaml")
     assert saved.data == existing_run(run_folder).config.data
     assert saved.untrained

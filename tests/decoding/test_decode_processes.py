@@ -24,7 +24,7 @@ PATIENCE = 300  # seconds, on a machine that is busy with other things
 
 def process(run: Path, *options: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
     argv = [
-        f"--run={run}",
+        f"--run-dir={run}",
         "--latents=deterministic",
         "--train.validate_every=0",
         "--train.precision=no",
@@ -104,7 +104,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     code = "import sys, simdist.decode as d\ntry: d.main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "accelerate launch -m simdist.decode --run" in shown
+    assert "accelerate launch -m simdist.decode --run-dir" in shown
     for field in ("--loss", "--untrained", "--data.crop", "--train.epochs"):
         assert field in shown
     assert "encoder_weights" not in shown

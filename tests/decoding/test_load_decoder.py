@@ -16,7 +16,7 @@ def test_which_decoder_is_meant(run_folder: Path, settings: Callable, train: Cal
     def load(**which: object) -> simdist.loading.Decoder:
         return simdist.load_decoder(run_folder, 1, **which)  # pyright: ignore[reportArgumentType]
 
-    with pytest.raises(InputError, match=f"has no decoder of module 1; make it with .*--run {run_folder} --module 1"):
+    with pytest.raises(InputError, match=f"no decoder of module 1; make it with .*--run-dir {run_folder} --module 1"):
         load()
     train(run_folder, settings(steps=1, module=1, loss="mel"))
     train(run_folder, settings(steps=1, module=1, loss="fft", untrained=True))

@@ -245,7 +245,7 @@ def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.Captur
         "python -m simdist.gone",
         "accelerate launch --mixed bf16 -m simdist.train",
         "accelerate launch --config_file configs/accelerate/gone.yaml -m simdist.train",
-        "python -m simdist.analyze traversals --run runs/sim",
+        "python -m simdist.analyze traversals --run-dir runs/sim",
         "python launch/sweep.py --cluster gone configs/sweeps/smoke.yaml",
         "python launch/sweep.py --cluster local configs/sweeps/smoke.yaml stages.gone=1",
         "python launch/gone.py",

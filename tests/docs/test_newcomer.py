@@ -24,9 +24,14 @@ from simdist.data.splits import open_split
 from simdist.engine.run import default_folder
 
 README = commands_of(ROOT / "README.md")
-RUN = "runs/sim_librispeech-1dafb3c5"
+RUN = "runs/sim_librispeech"
 NARROW = ["--config", str(CONFIGS / "debug.yaml"), "--train.max_steps", "6", "--data.crop", "5120"]
-SHORT = ["--loss.prediction_steps", "4", "--train.validate_batches", "1", "--run", RUN]
+SHORT = [
+    "--loss.prediction_steps",
+    "4",
+    "--train.validate_batches",
+    "1",
+]
 
 
 def words_of(*begin: str) -> list[str]:
@@ -63,7 +68,7 @@ def trained() -> None:
 def test_the_demos_run_is_called_as_readme_says() -> None:
     demo = read_config(CONFIGS / "demo.yaml")
     folder = default_folder(replace(demo, train=replace(demo.train, precision="no")))
-    assert words_of(f"simdist.probe --run {folder}")[1] == str(folder)
+    assert words_of(f"simdist.probe --run-dir {folder}")[1] == str(folder)
 
 
 def test_1_download_and_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +83,8 @@ def test_1_download_and_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_2_train_and_use(capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of("accelerate launch --mixed_precision bf16 -m simdist.train")
-    assert words == ["--config", "configs/sim_librispeech.yaml", "--data.root", "data/librispeech"]
+    named = ["--data.root", "data/librispeech", "--run-dir", RUN]
+    assert words == ["--config", "configs/sim_librispeech.yaml", *named]
     assert module_main("simdist.train")([*words, *NARROW, *SHORT]) == 0
     assert f"run folder: {RUN}" in capsys.readouterr().out
     assert module_main("simdist.train")([*words, *NARROW, *SHORT]) == 0, "the same command: finished already"
@@ -91,8 +97,8 @@ def test_2_train_and_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_3_probe() -> None:
-    words = words_of(f"-m simdist.probe --run {RUN}")
-    assert words[:2] == ["--run", RUN]
+    words = words_of(f"-m simdist.probe --run-dir {RUN}")
+    assert words[:2] == ["--run-dir", RUN]
     cheap = ["--epochs", "1", "--crops", "1", "--bootstrap", "10", "--module", "0,3"]
     assert module_main("simdist.probe")([w for w in words if w != "--all"] + ["--label", "speaker", *cheap]) == 0
     results = [json.loads(p.read_text()) for p in Path(RUN, "probes").glob("*/result.json")]
@@ -102,7 +108,7 @@ def test_3_probe() -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_4_decode() -> None:
-    words = words_of(f"-m simdist.decode --run {RUN}")
+    words = words_of(f"-m simdist.decode --run-dir {RUN}")
     assert module_main("simdist.decode")([*words, "--train.max_steps", "2", "--train.epochs", "1"]) == 0
     folder = Path(RUN, "decoders", "0-mse+mel")
     assert json.loads((folder / "result.json").read_text())["module"] == 0
@@ -117,7 +123,7 @@ def test_4_decode() -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_5_analyze() -> None:
-    words = words_of("-m simdist.analyze distributions --run")
+    words = words_of("-m simdist.analyze distributions --run-dir")
     assert module_main("simdist.analyze")([*words, "--module", "0", "--clips", "4"]) == 0
     (folder,) = Path(RUN, "analysis").glob("distributions-module0-*")
     values = json.loads((folder / "result.json").read_text())["values"]

@@ -24,7 +24,7 @@ from simdist.engine.run import Run
 MESSAGES = {block.title or block.text: block.text.strip() for block in blocks(ROOT / "docs/troubleshooting.md", "text")}
 PLACE = "/home/me/simdist"  # where the page has its clone
 DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml")]
-SIM, TTS = ["--run", "runs/sim"], ["--data.root", "data/tts"]
+SIM, TTS = ["--run-dir", "runs/sim"], ["--data.root", "data/tts"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def launch_sweep(argv: list[str]) -> int:
         ("unknown-key", train.main, [*DEBUG, "--optim.lrr", "1e-3"]),
         ("preset", train.main, ["--config", "sim_librispeech"]),
         ("crop", train.main, [*DEBUG, "--data.crop", "1000"]),
-        ("no-run", probe.main, ["--run", "runs/sym", "--label", "speaker"]),
+        ("no-run", probe.main, ["--run-dir", "runs/sym", "--label", "speaker"]),
         ("no-label", probe.main, [*SIM, "--data-root", "data/tts", "--label", "vowel"]),
         ("no-decoder-of-a-gru", decode.main, [*SIM, "--module", "3"]),
         ("no-decoder", analyze.main, ["traversal", *SIM, "--module", "0"]),

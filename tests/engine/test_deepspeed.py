@@ -233,7 +233,7 @@ def test_the_command_stops_on_a_signal_and_says_so(speech: Path, tmp_path: Path)
     command += [f"--config={CONFIGS / 'sim_librispeech.yaml'}", f"--config={CONFIGS / 'debug.yaml'}"]
     command += [f"--data.root={speech}", "--data.crop=8000", "--train.max_steps=3000", "--train.log_every=1"]
     running = subprocess.Popen(
-        [*command, f"--run={tmp_path / 'run'}"],
+        [*command, f"--run-dir={tmp_path / 'run'}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -93,7 +93,7 @@ def test_other_data_is_refused(tiny: Config, tmp_path: Path) -> None:
     state = tmp_path / "run" / "checkpoints" / "step_00000005" / "state.json"
     checkpoint = load_checkpoint(state.parent)
     trainer = build_trainer(open_run(tmp_path / "run", tiny))
-    with pytest.raises(InputError, match=r"holds other data .* restore it, or start a new --run"):
+    with pytest.raises(InputError, match=r"holds other data .* restore it, or name a new --run-dir"):
         trainer._restore(replace(checkpoint, fingerprint="0" * 64))
 
 

@@ -72,6 +72,70 @@ def one_launcher_a_node(node: int, **more: str) -> Env:
     return srun(0, SLURM_PROCID=str(node), SLURM_NODEID=str(node), **step) | more
 
 
+def openmpi(rank: int, nodes: int, per_node: int, **more: str) -> Env:
+    """What mpirun of Open MPI 5 tells a rank; PMIx is below it."""
+    return {
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "OMPI_COMM_WORLD_SIZE": str(nodes * per_node),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank % per_node),
+        "OMPI_COMM_WORLD_LOCAL_SIZE": str(per_node),
+        "PMIX_RANK": str(rank),
+        "PMIX_NAMESPACE": "prterun-node0-4711@1",
+        **more,
+    }
+
+
+def hydra(rank: int, nodes: int, per_node: int, **more: str) -> Env:
+    """What mpiexec of MPICH and Intel MPI tells a rank."""
+    return {
+        "PMI_RANK": str(rank),
+        "PMI_SIZE": str(nodes * per_node),
+        "MPI_LOCALRANKID": str(rank % per_node),
+        "MPI_LOCALNRANKS": str(per_node),
+        **more,
+    }
+
+
+def pals(rank: int, nodes: int, per_node: int, **more: str) -> Env:
+    """What mpiexec of Cray PALS tells a rank: its own variables, and PMI's for the size."""
+    return {
+        "PALS_RANKID": str(rank),
+        "PALS_LOCAL_RANKID": str(rank % per_node),
+        "PALS_LOCAL_SIZE": str(per_node),
+        "PALS_NODEID": str(rank // per_node),
+        "PALS_APID": "1a2b",
+        "PMI_RANK": str(rank),
+        "PMI_SIZE": str(nodes * per_node),
+        **more,
+    }
+
+
+def flux(rank: int, nodes: int, per_node: int, **more: str) -> Env:
+    """What flux run tells a task; its PMI plugin sets PMI_RANK and PMI_SIZE, too."""
+    return {
+        "FLUX_TASK_RANK": str(rank),
+        "FLUX_TASK_LOCAL_ID": str(rank % per_node),
+        "FLUX_JOB_SIZE": str(nodes * per_node),
+        "FLUX_JOB_NNODES": str(nodes),
+        "FLUX_JOB_ID": "f2kwRm",
+        "PMI_RANK": str(rank),
+        "PMI_SIZE": str(nodes * per_node),
+        **more,
+    }
+
+
+def jsm(rank: int, nodes: int, per_node: int, **more: str) -> Env:
+    """What jsrun tells a rank."""
+    return {
+        "JSM_NAMESPACE_RANK": str(rank),
+        "JSM_NAMESPACE_SIZE": str(nodes * per_node),
+        "JSM_NAMESPACE_LOCAL_RANK": str(rank % per_node),
+        "JSM_NAMESPACE_LOCAL_SIZE": str(per_node),
+        "LSB_JOBID": "99",
+        **more,
+    }
+
+
 def submitit_local(rank: int) -> Env:
     return {
         "SUBMITIT_EXECUTOR": "local",
@@ -162,7 +226,49 @@ GOLDEN = {
     "sbatch shell, by number": (batch(SLURM_STEP_ID="4294967291"), World(job_id="71")),
     "salloc shell": ({"SLURM_JOB_ID": "71", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, World(job_id="71")),
     "salloc's interactive step": (batch(SLURM_STEP_ID="4294967290"), World(job_id="71")),
-    "one task mpirun": ({"OMPI_COMM_WORLD_SIZE": "1"}, World()),
+    "one task mpirun": (openmpi(0, 1, 1), World()),
+    "one task of PMI": ({"PMI_RANK": "0", "PMI_SIZE": "1"}, World()),
+    "mpirun": (openmpi(1, 1, 2), World(1, 2, 1, 2, 0, 1, "127.0.0.1", 18_536, "openmpi")),
+    "mpirun, two nodes": (
+        openmpi(3, 2, 2, MASTER_ADDR="n3", MASTER_PORT="4242"),
+        World(3, 4, 1, 2, 1, 2, "n3", 4242, "openmpi"),
+    ),
+    "mpirun, whose daemon on another node is a task of srun": (
+        srun(0, SLURM_STEP_NUM_TASKS="1", SLURM_STEP_TASKS_PER_NODE="1", SLURM_STEP_NUM_NODES="1")
+        | openmpi(3, 2, 2, MASTER_ADDR="n3", MASTER_PORT="4242"),
+        World(3, 4, 1, 2, 1, 2, "n3", 4242, "openmpi", "71"),
+    ),
+    "mpiexec of MPICH or Intel": (
+        hydra(1, 1, 2, PBS_JOBID="8.pbs"),
+        World(1, 2, 1, 2, 0, 1, "127.0.0.1", 25_140, "pmi"),
+    ),
+    "PALS": (
+        pals(3, 2, 2, MASTER_ADDR="x1000c0", MASTER_PORT="4242"),
+        World(3, 4, 1, 2, 1, 2, "x1000c0", 4242, "pals"),
+    ),
+    "PALS, ranks dealt out to the nodes in turn": (
+        pals(2, 2, 2, MASTER_ADDR="x1000c0", MASTER_PORT="4242", PALS_NODEID="0", PALS_LOCAL_RANKID="1"),
+        World(2, 4, 1, 2, 0, 2, "x1000c0", 4242, "pals"),
+    ),
+    "flux run": (flux(3, 1, 4), World(3, 4, 3, 4, 0, 1, "127.0.0.1", 17_014, "flux")),
+    "flux run, two nodes": (
+        flux(3, 2, 2, MASTER_ADDR="tioga1", MASTER_PORT="4242"),
+        World(3, 4, 1, 2, 1, 2, "tioga1", 4242, "flux"),
+    ),
+    "jsrun": (jsm(5, 2, 4, MASTER_ADDR="a01", MASTER_PORT="4242"), World(5, 8, 1, 4, 1, 2, "a01", 4242, "jsm")),
+    "srun, whose MPI plugins number the tasks too": (
+        srun(3, PMI_RANK="3", PMI_SIZE="4", PMIX_RANK="3", PALS_RANKID="3"),
+        World(3, 4, 1, 2, 1, 2, launcher="srun", **IN_SRUN),
+    ),
+    "srun --mpi=none out of a shell of srun --mpi=pmi2": (
+        srun(3, PMI_RANK="0", PMI_SIZE="1"),
+        World(3, 4, 1, 2, 1, 2, launcher="srun", **IN_SRUN),
+    ),
+    "sbatch shell, with what a plugin left": (batch(PMIX_RANK="0", PALS_RANKID="0"), World(job_id="71")),
+    "torchrun in each rank of mpirun": (
+        torchrun(1, 1, 2) | openmpi(0, 2, 1),
+        World(1, 2, 1, 2, 0, 1, "127.0.0.1", 29400, "torchrun"),
+    ),
 }
 
 
@@ -267,7 +373,22 @@ WRONG = {
         without(submitit_local(1), "SUBMITIT_LOCAL_LOCALID"),
         ["SUBMITIT_LOCAL_LOCALID is missing", "SUBMITIT_LOCAL_GLOBALID=1"],
     ),
-    "mpirun": ({"OMPI_COMM_WORLD_SIZE": "4"}, ["mpirun started 4", "torchrun"]),
+    "mpirun's size alone": ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_RANK is missing", "torchrun"]),
+    "mpirun on nodes without an address": (
+        openmpi(3, 2, 2),
+        ["openmpi started 4 processes on 2 nodes", "export MASTER_ADDR", "torchrun"],
+    ),
+    "PMI without the rank on its node": (
+        {"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_SHARED_SECRET": "hunter2", "PMI_FD": "9"},
+        ["MPI_LOCALRANKID is missing, but there is PMI_RANK=1, PMI_SIZE=2; start it with torchrun"],
+    ),
+    "PMIx alone": ({"PMIX_RANK": "1"}, ["as rank 1 (PMIX_RANK)", "does not say of how many", "torchrun"]),
+    "PALS without a size": (without(pals(1, 1, 2), "PMI_SIZE"), ["PMI_SIZE is missing", "PALS_RANKID=1"]),
+    "flux, unevenly": (flux(1, 2, 2, FLUX_JOB_SIZE="3"), ["FLUX_JOB_SIZE=3, FLUX_JOB_NNODES=2", "--tasks-per-node"]),
+    "one GPU a rank": (
+        hydra(1, 1, 2, CUDA_VISIBLE_DEVICES="1"),
+        ["2 tasks on this node, but each sees 1 GPU(s)", "let every rank see all GPUs of its node"],
+    ),
 }
 
 

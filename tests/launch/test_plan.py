@@ -44,14 +44,24 @@ def test_commands_are_those_that_a_person_would_type() -> None:
     assert (
         " ".join(plan.jobs["pack/data-small"].command) == "pack synthetic data/source data/small --speakers 4 --strict"
     )
-    train = f"train --config sweeps/small/configs/{run}.yaml --run runs/{run}"
+    train = f"train --config sweeps/small/configs/{run}.yaml --run-dir runs/{run}"
     assert " ".join(plan.jobs[f"train/{run}"].command) == train
     probe = plan.jobs[f"probe/{run}/speaker-module0"]
-    assert " ".join(probe.command) == f"probe --label speaker --module 0 --run runs/{run}"
+    assert " ".join(probe.command) == f"probe --label speaker --module 0 --run-dir runs/{run}"
     assert probe.marker is not None
     assert re.fullmatch(rf"runs/{run}/jobs/probe-speaker-module0-[0-9a-f]{{8}}\.json", str(probe.marker))
     report = plan.jobs["report"].command
     assert report == ("report", *(f"runs/{name}" for name in plan.runs), "--out", "sweeps/small/report")
+
+
+def test_what_earlier_versions_did_is_not_done_again() -> None:
+    """Identities and markers as they were written when `--run-dir` was still `--run`."""
+    plan = small_plan(seeds=[0], grid={})
+    assert plan.jobs["train/small-ab6b8a37"].identity == "0384b9102e6a703c"
+    probe = plan.jobs["probe/small-ab6b8a37/speaker-module0"]
+    assert probe.identity == "e0ff6061cfae55f1"
+    assert str(probe.marker) == "runs/small-ab6b8a37/jobs/probe-speaker-module0-1dc53ae5.json"
+    assert plan.jobs["report"].identity == "a54a8ad988df5afa"
 
 
 def test_commands_are_accepted_by_what_they_call(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +81,7 @@ def test_commands_are_accepted_by_what_they_call(capsys: pytest.CaptureFixture[s
 def test_labels_and_modules_decide_how_many_jobs_probe_a_run() -> None:
     def commands(stage: dict[str, Any]) -> list[str]:
         plan = small_plan(stages={"probe": stage}, seeds=[0], grid={})
-        return [" ".join(plan.jobs[name].command).partition(" --run")[0] for name in of_kind(plan, "probe")]
+        return [" ".join(plan.jobs[name].command).partition(" --run-dir")[0] for name in of_kind(plan, "probe")]
 
     assert commands({}) == ["probe --all"]
     assert commands({"labels": "all", "modules": "all"}) == ["probe --all"]
@@ -93,7 +103,7 @@ def test_decoders_and_analyses_wait_for_what_they_read() -> None:
     assert decoders == [f"decode/{run}/{loss}-module{m}" for m in range(3) for loss in ("mse", "mel")]  # not the GRU
     (analysis,) = of_kind(plan, "analyze")
     assert plan.jobs[analysis].parents == (f"train/{run}", *decoders)
-    assert plan.jobs[analysis].command == ("analyze", "traversals", "--run", f"runs/{run}")
+    assert plan.jobs[analysis].command == ("analyze", "traversals", "--run-dir", f"runs/{run}")
 
 
 def test_identities_follow_what_is_done_and_nothing_else() -> None:

@@ -60,7 +60,7 @@ def probe(run_folder: Path) -> Callable[..., list[dict]]:
     def call(*options: str) -> list[dict]:
         before = set(run_folder.glob("probes/*/result.json"))
         try:
-            assert main([f"--run={run_folder}", *options]) == 0
+            assert main([f"--run-dir={run_folder}", *options]) == 0
         finally:
             reset_accelerate()
         new = set(run_folder.glob("probes/*/result.json")) - before

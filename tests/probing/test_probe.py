@@ -94,7 +94,7 @@ def test_two_processes_are_one(probe: Probe, run_folder: Path, tmp_path: Path) -
     """Real processes under accelerate's launcher share encoding and probes; every number and weight is the same."""
     other = Path(shutil.copytree(run_folder, tmp_path / "other"))
     options = ("--all", "--epochs=1", "--unseen=drop")
-    running = process(f"--run={other}", *options, launcher=LAUNCH, ACCELERATE_USE_CPU="true")
+    running = process(f"--run-dir={other}", *options, launcher=LAUNCH, ACCELERATE_USE_CPU="true")
     results = probe(*options)
     printed, _ = running.communicate(timeout=120)
     assert running.returncode == 0, printed
@@ -111,7 +111,7 @@ def test_two_processes_are_one(probe: Probe, run_folder: Path, tmp_path: Path) -
 
 def test_a_signal_saves_and_the_same_command_continues(probe: Probe, run_folder: Path) -> None:
     options = ("--label=phone", "--module=3", "--epochs=24", "--unseen=drop")
-    running = process(f"--run={run_folder}", *options)
+    running = process(f"--run-dir={run_folder}", *options)
     while not (locks := list(run_folder.glob("probes/phone-*/.lock"))):
         assert running.poll() is None, running.communicate()[0]
         time.sleep(0.05)
@@ -224,13 +224,13 @@ def test_wandb_mirrors_where_the_run_says_so(
 def test_wrong_options(
     options: list[str], words: list[str], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = fails([f"--run={trained}", f"--cache={tmp_path}", *options], capsys)
+    printed = fails([f"--run-dir={trained}", f"--cache={tmp_path}", *options], capsys)
     assert all(word in printed for word in words), printed
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is no run (it has no config.yaml)" in fails([f"--run={tmp_path}", "--label=speaker"], capsys)
-    assert "name its folder with --run" in fails(["--label=speaker"], capsys)
+    assert "is no run (it has no config.yaml)" in fails([f"--run-dir={tmp_path}", "--label=speaker"], capsys)
+    assert "name its folder with --run-dir" in fails(["--label=speaker"], capsys)
 
 
 @pytest.mark.usefixtures("fresh_process")
@@ -259,7 +259,7 @@ class TestWrongData:
         begin = int(split.index.phones_offset[2])
         content[begin : begin + len(buffer.getvalue())] = buffer.getvalue()
         path.write_bytes(content)
-        printed = fails([f"--run={run_folder}", "--label=phone"], capsys)
+        printed = fails([f"--run-dir={run_folder}", "--label=phone"], capsys)
         assert f"{split.index.key[2]} in" in printed
         assert f"has {len(phones) - 20:,} phones, but its audio has {len(phones):,} frames of 10 ms" in printed
 
@@ -270,7 +270,7 @@ class TestWrongData:
         index = Index.load(path)
         index.labels["speaker"][index.labels["speaker"] == 1] = 0
         index.save(path)
-        printed = fails([f"--run={run_folder}", "--label=speaker"], capsys)
+        printed = fails([f"--run-dir={run_folder}", "--label=speaker"], capsys)
         name = open_split(path.parent.parent, "train").manifest.labels["speaker"][1]
         assert f"test classes of 'speaker' that training never shows: {name};" in printed
 
@@ -282,17 +282,17 @@ class TestWrongData:
             index = Index.load(root / name / "index.npz")
             index.labels["speaker"][:] = 0
             index.save(root / name / "index.npz")
-        assert "there is nothing to tell apart" in fails([f"--run={run_folder}", "--label=speaker"], capsys)
+        assert "there is nothing to tell apart" in fails([f"--run-dir={run_folder}", "--label=speaker"], capsys)
 
     def test_no_checkpoint(self, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shutil.rmtree(run_folder / "checkpoints")
-        assert "has no checkpoint; train it first" in fails([f"--run={run_folder}", "--label=speaker"], capsys)
+        assert "has no checkpoint; train it first" in fails([f"--run-dir={run_folder}", "--label=speaker"], capsys)
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
     code = "import sys, simdist.probe as p\ntry: p.main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "accelerate launch -m simdist.probe --run" in shown
+    assert "accelerate launch -m simdist.probe --run-dir" in shown
     for field in ("--examples-per-class", "--pooling", "--checkpoints"):
         assert field in shown

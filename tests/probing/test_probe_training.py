@@ -77,15 +77,37 @@ def test_l_bfgs_finds_what_scikit_learn_finds(bias: bool) -> None:
     assert gradient.abs().max() < 1e-6
 
 
-def test_an_optimum_that_was_stopped_is_the_same(tmp_path: Path) -> None:
-    settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-4, tolerance=1e-9), "speaker")
-    whole, parts = Probe(6, 3), Probe(6, 3)
-    fit_optimum(whole, examples(), settings, Progress(None, Stop()))
-    with pytest.raises(StoppedError):
-        fit_optimum(parts, examples(), settings, Progress(tmp_path / "progress.pt", StopAfter(2)))
-    parts = Probe(6, 3)
-    fit_optimum(parts, examples(), settings, Progress(tmp_path / "progress.pt", Stop()))
-    assert torch.allclose(whole.output.weight, parts.output.weight, atol=1e-5)
+@pytest.mark.parametrize("stops", [[2], [3], [2, 2, 3], [2] * 40])
+def test_an_optimum_that_was_stopped_is_the_same_bit_for_bit(tmp_path: Path, stops: list[int]) -> None:
+    """Stopped after the second round of iterations, the third, several, and every one, the last too."""
+    random = np.random.default_rng(0)
+    classes = [random.integers(5, size=1) for _ in range(80)]
+    vectors = {row: torch.from_numpy(random.normal(size=(1, 30))).float() for row in range(80)}  # separable: a long way
+    targets = Targets(np.arange(80), classes, ["a", "b", "c", "d", "e"])
+    train = CachedExamples(vectors, targets, np.zeros(80, np.int32), CPU, per_frame=False)
+    settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-6, tolerance=1e-7), "speaker")
+    whole, parts, num_stopped = Probe(30, 5), Probe(30, 5), 0
+    found = fit_optimum(whole, train, settings, Progress(None, Stop()))
+    assert found.converged
+    assert found.iterations > 60
+    for questions in stops:
+        try:
+            fit_optimum(parts, train, settings, Progress(tmp_path / "progress.pt", StopAfter(questions)))
+        except StoppedError:
+            num_stopped += 1
+        parts = Probe(30, 5, seed=99)
+    assert num_stopped == min(len(stops), found.iterations // 20)
+    assert fit_optimum(parts, train, settings, Progress(tmp_path / "progress.pt", Stop())) == found
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+
+
+def test_an_optimum_does_not_resume_from_a_file_that_holds_weights_alone(tmp_path: Path) -> None:
+    settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-4), "speaker")
+    whole, other = Probe(6, 3), Probe(6, 3)
+    found = fit_optimum(whole, examples(), settings, Progress(None, Stop()))
+    torch.save({"weights": Probe(6, 3, seed=7).double().state_dict(), "iterations": 10}, tmp_path / "progress.pt")
+    assert fit_optimum(other, examples(), settings, Progress(tmp_path / "progress.pt", Stop())) == found
+    assert torch.equal(whole.output.weight, other.output.weight)
 
 
 def test_adam_takes_the_steps_that_upstream_takes() -> None:

@@ -87,8 +87,8 @@ def test_settings_that_differ_are_shown_and_others_once(report: Path) -> None:
 def test_missing_pieces_are_named_with_commands_that_parse(runs: Path, report: Path) -> None:
     page = (report / "report.html").read_text()
     found = commands(page)
-    assert f"accelerate launch -m simdist.decode --run {runs}/vgim_thesis-1 --module 1 --loss mse" in found
-    assert f"python -m simdist.analyze distributions --run {runs}/vgim_thesis-2" in found
+    assert f"accelerate launch -m simdist.decode --run-dir {runs}/vgim_thesis-1 --module 1 --loss mse" in found
+    assert f"python -m simdist.analyze distributions --run-dir {runs}/vgim_thesis-2" in found
     assert not any("analyze distributions" in line and "/gim_thesis" in line for line in found), "GIM has no prior"
     assert not any("simdist.train" in line for line in found)
     for line in found:
@@ -98,8 +98,8 @@ def test_missing_pieces_are_named_with_commands_that_parse(runs: Path, report: P
                 which, *options = shlex.split(words)
                 parser = simdist.analyze.ENTRIES[which]
                 assert parser
-                assert options[0] == "--run"
-            assert (runs / Path(shlex.split(words)[shlex.split(words).index("--run") + 1]).name).is_dir()
+                assert options[0] == "--run-dir"
+            assert (runs / Path(shlex.split(words)[shlex.split(words).index("--run-dir") + 1]).name).is_dir()
 
 
 def test_the_command_of_a_missing_probe_gives_its_settings(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_few_labels_are_offered_in_sizes_that_the_corpus_has(tmp_path: Path) -> 
     offered = [
         line for line in commands((tmp_path / "out" / "report.html").read_text()) if "--examples-per-class" in line
     ]
-    start = f"accelerate launch -m simdist.probe --run {tmp_path}/runs/probed --label"  # --all forbids a label
+    start = f"accelerate launch -m simdist.probe --run-dir {tmp_path}/runs/probed --label"  # --all forbids a label
     assert offered == [
         f"{start} phone --examples-per-class 1,2,4,8,16,32,64,128",
         f"{start} speaker --examples-per-class 1,2,4",
@@ -176,7 +176,7 @@ def test_a_decoder_is_offered_with_the_losses_that_others_have(tmp_path: Path) -
             path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": loss}))
     simdist.report.report([tmp_path / "runs"], tmp_path / "out")
     found = commands((tmp_path / "out" / "report.html").read_text())
-    start = f"accelerate launch -m simdist.decode --run {tmp_path}/runs/"
+    start = f"accelerate launch -m simdist.decode --run-dir {tmp_path}/runs/"
     assert [line for line in found if "--module 0" in line and line.startswith(start) and "&&" not in line] == [
         f"{start}b --module 0 --loss mse+mel",
         f"{start}c --module 0 --loss mse",
@@ -204,7 +204,7 @@ def test_unfinished_runs_and_stagewise_lines(tmp_path: Path) -> None:
     simdist.report.report([tmp_path / "runs"], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "half is not finished: step 1000" in page
-    assert f"accelerate launch -m simdist.train --config {folder}/config.yaml --run {folder}" in commands(page)
+    assert f"accelerate launch -m simdist.train --config {folder}/config.yaml --run-dir {folder}" in commands(page)
 
 
 def test_probes_are_expected_of_runs_on_the_same_corpus(tmp_path: Path) -> None:
@@ -215,7 +215,8 @@ def test_probes_are_expected_of_runs_on_the_same_corpus(tmp_path: Path) -> None:
     for name in ("b", "c"):
         shutil.rmtree(tmp_path / "runs" / name / "probes")
     simdist.report.report([tmp_path / "runs"], tmp_path / "out")
-    asked = [line for line in commands((tmp_path / "out" / "report.html").read_text()) if "simdist.probe --run" in line]
+    page = (tmp_path / "out" / "report.html").read_text()
+    asked = [line for line in commands(page) if "simdist.probe --run-dir" in line]
     assert any("--label syllable" in line and "/b " in line for line in asked)
     assert not any("--label syllable" in line and "/c " in line for line in asked)
 

@@ -92,7 +92,7 @@ class Training:
             "train.precision": "no",
         }
         configs = [f"--config=configs/{name}.yaml" for name in ("sim_librispeech", "debug")]
-        return [*configs, *(f"--{key}={value}" for key, value in options.items()), f"--run={self.folder}"]
+        return [*configs, *(f"--{key}={value}" for key, value in options.items()), f"--run-dir={self.folder}"]
 
     @property
     def variables(self) -> dict[str, str]:

@@ -60,7 +60,7 @@ def test_packing_as_a_job(testbed: Slurm, speech: Path, tmp_path: Path) -> None:
 
 def test_probing_as_a_job_of_two_tasks(testbed: Slurm, undisturbed: Callable[[int], Training], tmp_path: Path) -> None:
     run = undisturbed(1).folder
-    probes = ["--run", str(run), "--label=speaker", "--probe=lbfgs", "--module=0"]
+    probes = ["--run-dir", str(run), "--label=speaker", "--probe=lbfgs", "--module=0"]
     job = testbed.submit(f"--output={tmp_path}/log", *CPU, "--ntasks-per-node=2", "slurm/probe.sbatch", *probes)
     testbed.await_state(job, "COMPLETED")
     assert "world size 2" in (tmp_path / "log").read_text()

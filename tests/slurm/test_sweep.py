@@ -113,7 +113,7 @@ class Sweep:
         """The weights of the same run on as many ranks, never stopped."""
         other = self.root / "undisturbed"
         config = next((self.plan.folder / "configs").glob("*.yaml"))
-        words = ["python", "-m", "simdist.train", "--config", str(config), "--run", str(other)]
+        words = ["python", "-m", "simdist.train", "--config", str(config), "--run-dir", str(other)]
         self.testbed.ask("srun", "--ntasks=2", "--nodes=1", *words)
         return self.weights(other)
 

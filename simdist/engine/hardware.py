@@ -1,0 +1,148 @@
+"""Whether a command runs on what it should: a GPU that is not used, and bf16 on a CPU that emulates it.
+
+Both cost a factor of ten or more without changing a result, so they are warned of in one line with the remedy. The
+doctor and the benchmarks ask the same questions. Imports torch only where it is asked about.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+DEV = Path("/dev")
+GPUS_EXPECTED = "SIMDIST_GPUS_EXPECTED"  # GPUs per node that the cluster profile asked for; the batch script sets it
+BF16_FLAGS = {"flags": ("avx512_bf16", "amx_bf16"), "Features": ("bf16",)}  # x86, ARM
+HIDING = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that show no GPU
+SLOW_BF16 = "this CPU has neither AVX-512-BF16 nor AMX and emulates bf16, ten times slower than float32"
+
+
+def emulates_bf16(cpuinfo: Path | None = None) -> bool | None:
+    """Whether this CPU computes bf16 products in software; None where its flags are not known, as on macOS."""
+    try:
+        lines = (cpuinfo or CPUINFO).read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, flags = line.partition(":")
+        wanted = BF16_FLAGS.get(name.strip())
+        if wanted:
+            return not any(flag in flags.split() for flag in wanted)
+    return None
+
+
+def uses_cpu(environ: Mapping[str, str]) -> bool:
+    """Whether Accelerate was told to leave the GPUs alone."""
+    return environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def gpus_expected(environ: Mapping[str, str]) -> int:
+    """GPUs per node that the cluster profile asked for; 0 if none did."""
+    value = environ.get(GPUS_EXPECTED, "")
+    return int(value) if value.isdecimal() else 0
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """What the installed torch was built for."""
+
+    version: str
+    gpus: str | None
+    """`CUDA 12.6`, `ROCm 6.2`; None for a CPU build."""
+
+
+def torch_build() -> TorchBuild:
+    """The torch of this environment."""
+    import torch
+
+    hip = getattr(torch.version, "hip", None)
+    cuda = torch.version.cuda
+    return TorchBuild(torch.__version__, f"ROCm {hip}" if hip else f"CUDA {cuda}" if cuda else None)
+
+
+def gpus_of_node(environ: Mapping[str, str], dev: Path) -> str | None:
+    """What says that this node, or this job on it, has GPUs; None if nothing does."""
+    devices = sorted(path.name for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+    if devices:
+        return f"/dev/{devices[0]}"
+    for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
+        if environ.get(name, "") not in (*HIDING, "0" if name == "SLURM_GPUS_ON_NODE" else ""):
+            return f"{name}={environ[name]}"
+    return "nvidia-smi lists one" if _nvidia_smi_lists_a_gpu() else None
+
+
+def _nvidia_smi_lists_a_gpu() -> bool:
+    if shutil.which("nvidia-smi") is None:
+        return False
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0 and done.stdout.startswith("GPU ")
+
+
+def no_gpu(
+    environ: Mapping[str, str],
+    device: str,
+    build: TorchBuild | None = None,
+    dev: Path | None = None,
+    chosen: bool = False,
+) -> str | None:
+    """Why a command that runs on `device` runs on the CPU although it could have a GPU; None if all is well.
+
+    Args:
+        environ: `os.environ`.
+        device: type of the device that the command runs on.
+        build: of torch; None looks.
+        dev: folder of the device files; None is /dev.
+        chosen: whether an option of the command asks for the CPU.
+    """
+    if device != "cpu":
+        return None
+    dev, expected = dev or DEV, gpus_expected(environ)
+    if not expected and (chosen or uses_cpu(environ)):
+        return None  # the user's choice
+    seen = gpus_of_node(environ, dev)
+    hidden = environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDING
+    if not expected and (seen is None or hidden):
+        return None
+    why = f"the profile asked for {expected} GPU(s) per node" if expected else f"this node has GPUs ({seen})"
+    reason = _reason(environ, build or torch_build(), dev, chosen, hidden)
+    return f"running on the CPU although {why}: {reason}"
+
+
+def warn_of_cpu(device: str, say: Callable[[str], None], event: Callable[..., None], chosen: bool = False) -> None:
+    """Say that a command runs on the CPU although it could have a GPU, and add it to its run's events."""
+    text = no_gpu(os.environ, device, chosen=chosen)
+    if text is not None:
+        say(f"warning: {text}")
+        event("no_gpu", text=text)
+
+
+def _reason(environ: Mapping[str, str], build: TorchBuild, dev: Path, chosen: bool, hidden: bool) -> str:
+    """The likely reason for which no GPU is used, and the remedy."""
+    if chosen:
+        return "--device is cpu. Leave it out"
+    if uses_cpu(environ):
+        return f"ACCELERATE_USE_CPU={environ['ACCELERATE_USE_CPU']} is set. Unset it, or take gpus_per_node: 0"
+    if build.gpus is None:
+        return (
+            f"torch {build.version} is a CPU build. Install a CUDA build (https://pytorch.org/get-started/locally), or "
+            "set ACCELERATE_USE_CPU=true if the CPU is meant"
+        )
+    if hidden:
+        return f"CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']!r} hides them. Unset it"
+    if build.gpus.startswith("CUDA") and not any(dev.glob("nvidia[0-9]*")):
+        return (
+            f"torch {build.version} is built for {build.gpus}, and there is no /dev/nvidia0. Ask for GPUs "
+            "(--gpus-per-node), and start a container with GPU support (apptainer exec --nv)"
+        )
+    return (
+        f"torch {build.version} is built for {build.gpus}, and finds none: the driver is probably too old. Compare "
+        f"`nvidia-smi`, and install a newer driver or a torch for its version"
+    )

@@ -1,0 +1,99 @@
+"""Each launcher passes our commands on as they were typed: none of its own options takes one of ours."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from simdist import cli
+from simdist.__main__ import COMMANDS
+
+
+class SeenError(Exception):
+    """A command has built its parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def torchrun() -> argparse.ArgumentParser:
+    from torch.distributed.run import get_args_parser
+
+    return get_args_parser()
+
+
+def accelerate_launch() -> argparse.ArgumentParser:
+    from accelerate.commands.launch import launch_command_parser
+
+    return launch_command_parser()
+
+
+def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    def parse_args(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        raise SeenError(self)
+
+    monkeypatch.setattr(cli.Parser, "parse_args", parse_args)
+    with pytest.raises(SeenError) as seen:
+        importlib.import_module(f"simdist.{command}").main([])
+    monkeypatch.undo()
+    return seen.value.parser
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The documented name of every option, those of subcommands too; aliases of old commands are left out."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from options_of(subparser)
+        elif action.option_strings and action.dest != "help":
+            yield cli._option(action)
+
+
+@pytest.mark.parametrize("launcher", [torchrun, accelerate_launch])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if importlib.util.find_spec(f"simdist.{name}")])
+def test_no_launcher_refuses_or_swallows_an_option(
+    command: str, launcher: Callable[[], argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, parser, refused = list(dict.fromkeys(options_of(parser_of(command, monkeypatch)))), launcher(), []
+    assert len(options) > 1
+    for option in options:
+        for words in ([option, "value"], [f"{option}=value"], ["POSITIONAL", option]):
+            try:
+                parsed = parser.parse_args(["-m", f"simdist.{command}", *words])
+            except SystemExit:
+                refused.append(option)
+                continue
+            assert parsed.module
+            assert parsed.training_script == f"simdist.{command}"
+            assert parsed.training_script_args == words
+    assert not refused, f"refused: {refused}"
+
+
+def test_the_old_name_of_run_dir_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in ("train", "probe", "decode"):
+        parser = parser_of(command, monkeypatch)
+        for words in (["--run-dir", "runs/a"], ["--run-dir=runs/a"], ["--run", "runs/a"], ["--run=runs/a"]):
+            assert str(parser.parse_args(words).run) == "runs/a"
+    words = ["model.ckpt", "--run", "runs/a"]
+    assert str(parser_of("import_upstream", monkeypatch).parse_args(words).run) == "runs/a"
+    parsed = parser_of("analyze", monkeypatch).parse_args(["traversal", "--run", "runs/a", "--start", "clip"])
+    assert (str(parsed.traversal.run), parsed.traversal.start) == ("runs/a", "clip")
+
+
+def test_errors_and_help_name_the_new_option(capsys: pytest.CaptureFixture[str]) -> None:
+    import simdist.import_upstream
+    import simdist.probe
+
+    with pytest.raises(SystemExit):
+        simdist.import_upstream.main(["model.ckpt"])
+    assert "missing: --run-dir (all options" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        simdist.probe.main(["--run-di=x"])
+    assert "did you mean 'run-dir'?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        simdist.probe.main(["--help"])
+    assert "--run-dir RUN" in capsys.readouterr().out
