@@ -15,19 +15,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 from simdist.stopping import Stop, exit_code
 
 from .graph import blocked_by, done_jobs, ready
 from .job import NOTHING, PARENT
+from .naming import CODE, JOB_MODULE
 from .plan import Job, Plan
 from .records import Record, Records
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command
-ROOT = Path(__file__).parent.parent  # the code
 
 
 @dataclass
@@ -105,7 +104,7 @@ class LocalExecutor:
         device = self._devices.pop(0) if self._devices else None
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launch.job", *words],
+                [sys.executable, "-m", JOB_MODULE, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -122,7 +121,7 @@ class LocalExecutor:
         environment = {"OMP_NUM_THREADS": threads, **os.environ}
         path = environment.get("PYTHONPATH")
         environment |= {
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT),
+            "PYTHONPATH": f"{CODE}{os.pathsep}{path}" if path else str(CODE),
             "PYTHONUNBUFFERED": "1",
             PARENT: str(os.getpid()),
         }

@@ -21,6 +21,7 @@ from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 
 from .batch_scripts import group_executor, task_of
 from .graph import done_jobs
+from .naming import CODE, command
 from .plan import Plan
 from .profiles import Profile, parameters_of_all, profile_named
 from .records import Record, Records, last_lines
@@ -29,7 +30,6 @@ from .squeue import cancel, has_slurm, read_queue, said
 from .states import ALIVE, State, find_states
 from .submission import Group, Submission, dependency, groups, what_is_missing
 
-ROOT = Path(__file__).parent.parent  # the code
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
 pause = time.sleep
 
@@ -61,7 +61,7 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
         states = submitter.submit(retry=False)
     explain(plan, states, Records(plan.folder).latest(), console)
     if not wait:
-        console.print(f"watch it: python launch/status.py {plan.name} --watch", markup=False)
+        console.print(f"watch it: {command('status', plan.name, '--watch')}", markup=False)
     return EXIT_FAILED if wait and any(state.word != "done" for state in states.values()) else EXIT_OK
 
 
@@ -136,7 +136,7 @@ class Submitter:
 
     def _snapshot(self) -> Path:
         if self._code is None:
-            self._code = take_snapshot(ROOT, self._plan.folder / "code")
+            self._code = take_snapshot(CODE, self._plan.folder / "code")
         return self._code
 
     def take_back_lost(self) -> None:
