@@ -7,7 +7,7 @@ import importlib.util
 from simdist.errors import InputError
 
 from .naming import IN_WHEEL
-from .plan import Plan
+from .plan import MANIFEST, Plan
 
 PACKAGES = {  # by the first words of a job's command: the module it imports, and the extra that installs it
     ("pack", "synthetic"): ("espeakng_loader", "demo"),
@@ -48,3 +48,22 @@ def missing_packages(plan: Plan, done: set[str]) -> str | None:
     extras = ",".join(sorted({extra for _, extra in missing}))
     install = f"pip install 'simdist[{extras}]'" if IN_WHEEL else f"pip install -e '.[{extras}]'"
     return f"this Python lacks {whats}. Install it: {install}"
+
+
+def missing_corpus(plan: Plan, done: set[str]) -> str | None:
+    """One sentence about a training's corpus that is not packed, and not by this sweep either; None if there is none.
+
+    Args:
+        plan: the graph.
+        done: jobs that need nothing any more.
+    """
+    for job in plan.jobs.values():
+        if job.kind != "train" or job.run is None or job.name in done or job.parents:
+            continue
+        split = plan.runs[job.run].length.data
+        if not (split / MANIFEST).is_file():
+            return (
+                f"{job.name}: data.root is {split.parent}, which has no packed split {split.name!r} (no "
+                f"{split / MANIFEST}). Pack a corpus: python -m simdist.pack CORPUS SOURCE {split.parent}"
+            )
+    return None

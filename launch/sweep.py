@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +33,8 @@ from .naming import as_typed, command
 from .plan import RUNS, SWEEPS, Plan, build
 from .profiles import profile_names
 from .records import Records, last_lines
-from .requirements import missing_packages, require_commands
-from .sweep_file import SHIPPED, read_sweep, sweep_path
+from .requirements import missing_corpus, missing_packages, require_commands
+from .sweep_file import CONFIG_KEYS, SHIPPED, SweepFile, read_sweep, sweep_path
 
 DESCRIPTION = """\
 Expand a sweep into jobs (pack, train, probe, decode, analyze, report) and run the ones that are not done.
@@ -68,6 +70,7 @@ FILE_COLUMNS = 120  # of a table that goes to a file or a pipe
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _refuse_dashes(words)
     overrides = [word for word in words if OVERRIDE.match(word)]  # they may stand anywhere among the options
     parsed = _parser().parse_args([word for word in words if word not in overrides])
     _refuse(parsed)
@@ -80,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan, configs = build(read_sweep(file, overrides), parsed.runs, parsed.sweeps)
     except InputError as error:
         text = str(error)
-        raise InputError(text if text.startswith(file) else f"{file}: {text}") from error
+        raise InputError(text if file in text else f"{file}: {text}") from error
     require_commands(plan)
-    _check_packages(plan, cluster, console)
+    _check_requirements(plan, cluster in ON_THIS_MACHINE and not parsed.dry_run, console)
     if parsed.dry_run:
         show(plan, configs, cluster, console)
         return EXIT_OK
@@ -124,6 +127,15 @@ def _parser() -> Parser:
     return parser
 
 
+def _refuse_dashes(words: Sequence[str]) -> None:
+    """Raise `InputError` for a key of the sweep or of the configuration that is given as an option."""
+    keys = CONFIG_KEYS | {item.name for item in dataclasses.fields(SweepFile)}
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name.partition(".")[0] in keys:
+            raise InputError(f"{word.partition('=')[0]} is a key, not an option. Write {name}=VALUE, without dashes.")
+
+
 def _refuse(parsed: Namespace) -> None:
     """Raise `InputError` for words that would silently do nothing."""
     if parsed.overrides:
@@ -154,13 +166,14 @@ def _cluster_named(given: str | None, console: Console) -> str:
     return cluster
 
 
-def _check_packages(plan: Plan, cluster: str, console: Console) -> None:
-    """Raise `InputError` for packages that are missing on this machine; jobs on SLURM may have another Python."""
-    missing = missing_packages(plan, done_jobs(plan))
-    if missing is not None and cluster in ON_THIS_MACHINE:
-        raise InputError(missing)
-    if missing is not None:
-        console.print(f"warning: {missing}", style="yellow", markup=False)
+def _check_requirements(plan: Plan, needed_here: bool, console: Console) -> None:
+    """Raise `InputError` for what this machine lacks; only warn if no job runs here."""
+    done = done_jobs(plan)
+    for missing in (missing_packages(plan, done), missing_corpus(plan, done)):
+        if missing is not None and needed_here:
+            raise InputError(missing)
+        if missing is not None:
+            console.print(f"warning: {missing}", style="yellow", markup=False)
 
 
 def sole_owner(folder: Path) -> filelock.BaseFileLock:
@@ -174,7 +187,11 @@ def sole_owner(folder: Path) -> filelock.BaseFileLock:
     try:
         return lock.acquire(timeout=LOCK_SECONDS).lock
     except filelock.Timeout as error:
-        raise InputError(f"another process is running or submitting {folder.name}; wait for it, or stop it") from error
+        name = folder.name
+        raise InputError(
+            f"another process is running or submitting {name}. Follow it with `{command('status', name, '--watch')}`, "
+            f"or stop it with `{command('cancel', name)}`."
+        ) from error
 
 
 def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Console) -> int:
@@ -197,21 +214,23 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
 
 
 def _conclude(plan: Plan, outcome: Outcome, console: Console) -> None:
-    """What failed and why, what therefore never ran, and the table."""
+    """Print what failed and why, what therefore never ran, and the report's table."""
     records = Records(plan.folder).latest()
     for name, code in outcome.failed.items():
         console.print(f"{name} failed with exit code {code}:", style="bold red")
-        record = records.get(name)
-        for line in last_lines(record, 5):
+        for line in last_lines(records.get(name), 5):
             console.print(f"    {line}", markup=False)
-    for name, root in blocked_by(plan, outcome.failed).items():
-        console.print(f"{name} will never run: {root} failed", markup=False)
-    table = plan.folder / "report" / "report.txt"
+    blocked = Counter(blocked_by(plan, outcome.failed).values())
+    for root, number in blocked.items():
+        console.print(f"{number} jobs will not run because {root} failed", markup=False)
+    out = plan.folder / "report"
     report = next((job.name for job in plan.jobs.values() if job.kind == "report"), None)
-    if report in outcome.done and table.is_file():
-        console.print(table.read_text(), markup=False)
+    if report in outcome.done and (out / "report.txt").is_file():
+        console.print((out / "report.txt").read_text(), markup=False)
+        page = out / "report.html"
+        console.print(f"report: {page if page.is_file() else out}", markup=False)
     if outcome.signal_number:
-        console.print("stopped; what was finished is kept, and the same command continues")
+        console.print("stopped; finished work is kept, and the same command resumes")
     else:
         console.print(f"{len(outcome.done)} of {len(plan.jobs)} jobs are done")
 

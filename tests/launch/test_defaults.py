@@ -199,17 +199,48 @@ def test_words_that_cannot_be(words: list[str], message: str) -> None:
         sweep.main(["--cluster", "local", *words])
 
 
-@pytest.mark.parametrize(("cluster", "raises"), [("local", True), ("cpu", False)])
+@pytest.mark.parametrize(
+    ("word", "written"), [("--seeds", "seeds=VALUE"), ("--train.max_steps=3", "train.max_steps=VALUE")]
+)
+def test_a_key_with_dashes_is_answered_with_how_to_write_it(word: str, written: str) -> None:
+    with pytest.raises(InputError, match=f"is a key, not an option. Write {written}, without dashes"):
+        sweep.main([word, "3"])
+
+
 def test_a_missing_package_is_named_before_anything_is_started(
-    cluster: str, raises: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # as if it were not installed
-    words = ["--dry-run", "--cluster", cluster, "smoke"]
     expected = "espeakng_loader (for pack synthetic). Install it: pip install -e '.[demo]'"
-    if raises:
-        with pytest.raises(InputError) as caught:
-            sweep.main(words)
-        assert expected in str(caught.value)
-    else:  # jobs on SLURM may have another Python
-        assert sweep.main(words) == 0
-        assert f"warning: this Python lacks {expected}" in capsys.readouterr().out
+    with pytest.raises(InputError) as caught:
+        sweep.main(["--cluster", "local", "smoke"])
+    assert expected in str(caught.value)
+    assert not Path("sweeps").exists()
+    assert sweep.main(["--cluster", "cpu", "--dry-run", "smoke"]) == 0  # jobs on SLURM may have another Python
+    assert f"warning: this Python lacks {expected}" in capsys.readouterr().out
+
+
+def test_a_corpus_that_nobody_packs_is_named_before_anything_is_started(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--cluster", "local", "data.root=data/mine"]
+    with pytest.raises(InputError, match=r"data\.root is data/mine, which has no packed split 'train'.*simdist\.pack"):
+        sweep.main(words)
+    assert not Path("sweeps").exists()
+    assert sweep.main([*words, "--dry-run"]) == 0
+    assert "warning: " in capsys.readouterr().out
+
+
+def test_a_second_process_is_told_how_to_follow_and_stop_the_first() -> None:
+    with sweep.sole_owner(Path("sweeps/smoke")), pytest.raises(InputError) as caught:
+        sweep.sole_owner(Path("sweeps/smoke"))
+    assert "`python launch/status.py smoke --watch`" in str(caught.value)
+    assert "`python launch/cancel.py smoke`" in str(caught.value)
+
+
+def test_jobs_below_a_failed_one_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    pack(Path("data/mine"), "speaker")  # manifests of shards that do not exist
+    words = ["--cluster", "local", "data.root=data/mine", "--jobs", "2"]
+    assert sweep.main(words) == 1
+    text = capsys.readouterr().out
+    assert text.count(" failed with exit code 2:") == 3  # two trainings, and a report about nothing
+    assert text.count("7 jobs will not run because train/") == 2
+    assert "0 of 17 jobs are done" in text
