@@ -9,7 +9,7 @@ from simdist.errors import InputError
 from .naming import IN_WHEEL
 from .plan import MANIFEST, Plan
 
-PACKAGES = {  # by the first words of a job's command: the module it imports, and the extra that installs it
+PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
     ("pack", "synthetic"): ("espeakng_loader", "demo"),
     ("analyze", "weights"): ("scipy", "analysis"),
     ("analyze", "distributions"): ("scipy", "analysis"),
@@ -17,6 +17,7 @@ PACKAGES = {  # by the first words of a job's command: the module it imports, an
     ("analyze", "embedding"): ("sklearn", "analysis"),
     ("analyze", "disentanglement"): ("sklearn", "analysis"),
 }
+"""By the first words of a job's command: the module that it imports, and the extra that installs it."""
 
 
 def require_commands(plan: Plan) -> None:
