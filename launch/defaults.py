@@ -42,7 +42,7 @@ def default_sweep(overrides: Sequence[str] = ()) -> DefaultSweep:
         overrides: the user's `key=value` words. With a `data.root` among them nothing is packed: a corpus of the
             user's own is never replaced by synthetic speech.
     """
-    given = [word.partition("=")[2] for word in overrides if word.startswith("data.root=")]
+    given = [word.partition("=")[2] for word in overrides if word.startswith(("data.root=", "config.data.root="))]
     root = Path(given[-1]) if given else LIBRISPEECH
     if not given and not all((root / split / MANIFEST).is_file() for split in SPLITS):
         reason = f"a small one on synthetic speech, because {root} is not packed here"

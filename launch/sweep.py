@@ -158,8 +158,18 @@ def _sweep_named(given: str | None, overrides: list[str], console: Console) -> t
 
 
 def _cluster_named(given: str | None, console: Console) -> str:
-    """The cluster; says which it is, and why, if none was given."""
+    """The cluster; says which it is, and why, if none was given.
+
+    Raises:
+        InputError: there is no such cluster or profile.
+    """
     if given is not None:
+        known = (*ON_THIS_MACHINE, "slurm", *profile_names())
+        if given not in known and not Path(given).is_file():
+            listed = ", ".join(known)
+            raise InputError(
+                f"--cluster is {given!r}; it must be one of {listed}, or the path of a profile of your own"
+            )
         return given
     cluster, reason = default_cluster()
     console.print(f"cluster: {cluster}, because {reason} (another: `--cluster NAME`)", markup=False)

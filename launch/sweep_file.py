@@ -228,6 +228,8 @@ def _typed(cls: Any, content: dict[str, Any], where: str) -> Any:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
+        if (SHIPPED / file.name).is_file() and file.parent.resolve() != SHIPPED:
+            raise InputError(f"sweep file {file} does not exist; did you mean {file.stem!r}, which comes with simdist?")
         folder = file.parent if any(file.parent.glob("*.yaml")) else SHIPPED
         found = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
         raise InputError(f"sweep file {file} does not exist; those in {folder} are {found}")

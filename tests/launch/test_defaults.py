@@ -66,9 +66,10 @@ def test_half_a_corpus_is_none() -> None:
     assert default_sweep().file.stem == "default"
 
 
-def test_a_corpus_of_the_users_own_is_not_replaced_by_synthetic_speech() -> None:
-    chosen = default_sweep(["data.root=data/mine"])
-    plan, _ = build(read_sweep(chosen.file, [*chosen.overrides, "data.root=data/mine"]))
+@pytest.mark.parametrize("override", ["data.root=data/mine", "config.data.root=data/mine"])
+def test_a_corpus_of_the_users_own_is_not_replaced_by_synthetic_speech(override: str) -> None:
+    chosen = default_sweep([override])
+    plan, _ = build(read_sweep(chosen.file, [*chosen.overrides, override]))
     assert "pack" not in {job.kind for job in plan.jobs.values()}
     assert chosen.reason == "on data/mine"
 
@@ -191,6 +192,14 @@ def test_a_wrong_override_names_the_file_that_was_chosen() -> None:
     [
         (["smoke", "default"], r"'default' is a second SWEEP after 'smoke'\. .*key=value"),
         (["--jobs", "0", "smoke"], "--jobs is 0; it must be at least 1"),
+        (
+            ["configs/sweeps/smoke.yaml"],
+            r"smoke\.yaml does not exist; did you mean 'smoke', which comes",
+        ),
+        (
+            ["--cluster", "locl", "smoke"],
+            r"--cluster is 'locl'; it must be one of local, debug, slurm, cpu",
+        ),
         (["nosuch"], r"sweep file nosuch does not exist; those in .*sweeps are .*default\.yaml"),
     ],
 )
