@@ -167,9 +167,7 @@ def _cluster_named(given: str | None, console: Console) -> str:
         known = (*ON_THIS_MACHINE, "slurm", *profile_names())
         if given not in known and not Path(given).is_file():
             listed = ", ".join(known)
-            raise InputError(
-                f"--cluster is {given!r}; it must be one of {listed}, or the path of a profile of your own"
-            )
+            raise InputError(f"--cluster is {given!r}; it must be {listed}, or the path of a profile of your own")
         return given
     cluster, reason = default_cluster()
     console.print(f"cluster: {cluster}, because {reason} (another: `--cluster NAME`)", markup=False)

@@ -198,7 +198,7 @@ def test_a_wrong_override_names_the_file_that_was_chosen() -> None:
         ),
         (
             ["--cluster", "locl", "smoke"],
-            r"--cluster is 'locl'; it must be one of local, debug, slurm, cpu",
+            r"--cluster is 'locl'; it must be local, debug, slurm, cpu",
         ),
         (["nosuch"], r"sweep file nosuch does not exist; those in .*sweeps are .*default\.yaml"),
     ],
