@@ -18,6 +18,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from simdist.requeue import without_job
 
 from .job import Task
+from .naming import PACKAGE
 from .plan import Job
 from .profiles import Profile, job_profile, sbatch_parameters
 from .records import HELD
@@ -92,7 +93,7 @@ def end_lines(context: BatchContext, profile: Profile) -> list[str]:
     return [
         "code=$?",
         f"if [ $code -ne 0 ] || [ -e {shlex.quote(str(folder / HELD))} ]; then",
-        f"    {shlex.quote(sys.executable)} -m {__package__}.endings $code {limit} {shlex.quote(str(folder))}",
+        f"    {shlex.quote(sys.executable)} -m {PACKAGE}.endings $code {limit} {shlex.quote(str(folder))}",
         "fi",
         "exit $code",
     ]

@@ -19,6 +19,7 @@ from simdist.errors import EXIT_OK, InputError
 
 from .graph import done_jobs
 from .listing import find_sweeps, read_plan
+from .naming import as_typed, command
 from .plan import SWEEPS, Plan
 from .records import HELD, Record, Records
 from .scheduler import JobId
@@ -28,7 +29,7 @@ from .states import find_states, process_runs
 DESCRIPTION = """\
 Take a sweep's jobs out of SLURM's queue, children first, so that none begins while its parents end. What runs gets
 SIGTERM, saves, and is not requeued. A sweep that runs on this machine is asked to save and end. The same command of
-launch/sweep.py starts what was cancelled again, where it was.
+python launch/sweep.py resumes what was cancelled.
 
 Examples:
   python launch/cancel.py smoke
@@ -41,7 +42,7 @@ OWNER_WORD = "sweep"  # in its command
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(prog="python launch/cancel.py", description=DESCRIPTION)
+    parser = Parser(prog=command("cancel"), description=as_typed(DESCRIPTION))
     parser.add_argument("SWEEP", type=str, help="A sweep's name or file.")
     parser.add_argument("RUN", type=str, nargs="*", default=[], help="Only these runs: names, or their beginnings.")
     parser.add_argument("--stage", type=str | None, default=None, help="Only jobs of this stage.")
@@ -76,7 +77,7 @@ def chosen(plan: Plan, runs: Sequence[str], stage: str | None) -> list[str]:
     for name in runs:
         found = {run for run in plan.runs if run.startswith(name)}
         if not found:
-            raise InputError(f"{plan.name} has no run {name!r}; python launch/status.py {plan.name} lists them")
+            raise InputError(f"{plan.name} has no run {name!r}; `{command('status', plan.name)}` lists them")
         meant |= found
     return [
         job.name
@@ -128,7 +129,7 @@ def local_owner(folder: Path) -> int | None:
 def _end_local(plan: Plan, pid: int, everything: bool) -> None:
     if not everything:
         raise InputError(
-            f"{plan.name} runs on this machine, where it stops as a whole: python launch/cancel.py {plan.name}"
+            f"{plan.name} runs on this machine, where it stops as a whole: `{command('cancel', plan.name)}`"
         )
     os.kill(pid, signal.SIGTERM)
     print(f"asked process {pid} to save and end what it runs of {plan.name}")

@@ -15,6 +15,7 @@ from simdist.config import Config, to_dict
 from simdist.durable import TEMPORARY, write_json
 from simdist.errors import InputError
 
+from .naming import command
 from .plan import Job, Length, Plan, PlannedRun
 
 FILE = "plan.json"
@@ -50,7 +51,7 @@ def read_plan(folder: Path) -> Plan:
         jobs = {name: _job(entry) for name, entry in content["jobs"].items()}
         return Plan(content["name"], folder, runs, jobs, content["varied"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} was written by another version ({error}); run launch/sweep.py again") from error
+        raise InputError(f"{file} was written by another version ({error}); run `{command('sweep')}` again") from error
 
 
 def find_sweeps(sweeps: Path, name: str | None) -> list[Path]:
@@ -71,7 +72,9 @@ def find_sweeps(sweeps: Path, name: str | None) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in sweeps.glob(f"*/{FILE}"))
     if not found:
-        raise InputError(f"there is no sweep in {sweeps}; start one with launch/sweep.py, or name another --sweeps")
+        raise InputError(
+            f"there is no sweep in {sweeps}; `{command('sweep')}` starts one, --sweeps names another folder"
+        )
     return found
 
 

@@ -23,13 +23,13 @@ from simdist.stopping import Stop, exit_code
 
 from .graph import done_jobs
 from .job import NOTHING, PARENT
+from .naming import CODE, JOB_MODULE
 from .plan import Job, Plan
 from .records import Record, Records
 from .scheduler import JobArray, JobId, JobStatus, Limits
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command
-ROOT = Path(__file__).parent.parent  # the code
 
 
 @dataclass
@@ -157,7 +157,7 @@ class LocalScheduler:
         entry.device = self._devices.pop(0) if self._devices else None
         with log.open("ab") as file:
             entry.process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.job", *words],
+                [sys.executable, "-m", JOB_MODULE, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -174,7 +174,7 @@ class LocalScheduler:
         environment = {"OMP_NUM_THREADS": threads, **os.environ}
         path = environment.get("PYTHONPATH")
         environment |= {
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT),
+            "PYTHONPATH": f"{CODE}{os.pathsep}{path}" if path else str(CODE),
             "PYTHONUNBUFFERED": "1",
             PARENT: str(os.getpid()),
         }

@@ -16,6 +16,7 @@ from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
 
 from .listing import find_sweeps, read_plan
+from .naming import as_typed, command
 from .plan import SWEEPS, Job
 from .records import Record, Records
 
@@ -46,7 +47,7 @@ class Found:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(prog="python launch/logs.py", description=DESCRIPTION)
+    parser = Parser(prog=command("logs"), description=as_typed(DESCRIPTION))
     parser.add_argument("NAME", type=str, help="A run's name or its beginning, or a job's name.")
     parser.add_argument("--lines", type=int, default=50, help="Lines from the end.")
     parser.add_argument("--follow", action="store_true", help="Stay, and print what is added.")
@@ -93,7 +94,7 @@ def find_jobs(name: str, sweeps: Path) -> list[Found]:
     if not matches:
         known = _some(sorted(runs)) if not called else ""
         why = f"there is no run or job {name!r}; runs are {known}" if known else f"no job of {name!r} was started yet"
-        raise InputError(f"{why} (python launch/status.py shows them all)")
+        raise InputError(f"{why} (`{command('status')}` shows them all)")
     return matches
 
 
@@ -111,7 +112,7 @@ def contents(found: Found, lines: int, follow: bool) -> Iterator[str]:
         yield b"".join(last).decode(errors="replace")
         position = len(whole)
     elif not follow:
-        raise InputError(f"{path} is not there yet: the job waits; python launch/status.py tells for what")
+        raise InputError(f"{path} is not there yet: the job waits; `{command('status')}` tells for what")
     looked = time.monotonic()
     while follow:
         if path.is_file() and path.stat().st_size > position:

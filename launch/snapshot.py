@@ -1,7 +1,8 @@
 """The code as it is at submission, so that a job that waits for days runs what was submitted.
 
 A copy of all files that git tracks, and of those it neither tracks nor ignores, in `sweeps/NAME/code/HASH`; equal code
-shares one copy. Without git, the packages alone.
+shares one copy. Without git, the packages alone; of an installed wheel, the package `simdist`, whatever else is in
+site-packages.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ from simdist.redaction import redacted
 
 MAX_BYTES = 200_000_000
 WITHOUT_GIT = ("launch", "simdist", "configs", "slurm", "pyproject.toml")
+OF_WHEEL = ("simdist",)
 
 
 def take_snapshot(root: Path, folder: Path) -> Path:
     """Copy the code in `root` to `folder`/HASH; returns that folder, absolute.
+
+    Args:
+        root: the clone, or site-packages with an installed simdist.
+        folder: of all snapshots of a sweep.
 
     Raises:
         InputError: the files are so many bytes that they cannot all be code.
@@ -39,7 +45,9 @@ def take_snapshot(root: Path, folder: Path) -> Path:
         copy = temporary / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, copy, follow_symlinks=False)
-    commit, difference = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
+    commit = difference = None
+    if not _is_installed(root):  # a repository around site-packages would be another project's
+        commit, difference = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
     origin = {
         "root": str(root.absolute()),
         "commit": commit.strip() if commit else None,
@@ -55,13 +63,21 @@ def take_snapshot(root: Path, folder: Path) -> Path:
 
 def _files(root: Path, folder: Path) -> list[Path]:
     """Files of the code below `root`, but not those of earlier snapshots."""
-    listed = _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ".")
+    installed = _is_installed(root)
+    listed = (
+        None if installed else _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ".")
+    )
     if listed is None:
-        found = [path for name in WITHOUT_GIT for path in _below(root / name)]
+        found = [path for name in (OF_WHEEL if installed else WITHOUT_GIT) for path in _below(root / name)]
         return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
     sweeps = folder.absolute().parent.parent
     files = [Path(name) for name in dict.fromkeys(listed.split("\0")) if name]
     return sorted(file for file in files if _is_code(root.absolute() / file, sweeps))
+
+
+def _is_installed(root: Path) -> bool:
+    """Whether `root` is site-packages: there the launcher is `simdist/launch`."""
+    return (root / "simdist" / "launch").is_dir()
 
 
 def _is_code(path: Path, sweeps: Path) -> bool:

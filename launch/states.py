@@ -17,6 +17,7 @@ from typing import Literal
 from simdist.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 
 from .graph import blocked_by, is_younger
+from .naming import JOB_MODULE
 from .plan import Plan
 from .records import Record
 from .scheduler import JobStatus, Scheduler
@@ -94,7 +95,7 @@ def _local(record: Record) -> State:
 
 def is_alive(record: Record) -> bool:
     """Whether a local job's process lives on this machine."""
-    return record.host == socket.gethostname() and process_runs(int(record.id), "launch.job")
+    return record.host == socket.gethostname() and process_runs(int(record.id), JOB_MODULE)
 
 
 def process_runs(pid: int, word: str) -> bool:

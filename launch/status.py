@@ -23,6 +23,7 @@ from simdist.cli import Parser, run
 from simdist.errors import EXIT_OK, InputError
 
 from .listing import find_sweeps, read_plan
+from .naming import as_typed, command
 from .overview import WORST_FIRST, Overview, Row, loose_runs, overview
 from .plan import RUNS, SWEEPS
 from .records import last_lines
@@ -47,7 +48,7 @@ FILE_COLUMNS = 240  # of a table that goes to a file or a pipe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = Parser(prog="python launch/status.py", description=DESCRIPTION)
+    parser = Parser(prog=command("status"), description=as_typed(DESCRIPTION))
     parser.add_argument("SWEEP", type=str | None, nargs="?", default=None, help="A sweep's name or file; none is all.")
     parser.add_argument("--watch", action="store_true", help="Stay, and look again every few seconds.")
     parser.add_argument("--every", type=float, default=5.0, help="--watch: seconds between two looks.")

@@ -28,7 +28,8 @@ from .batch_scripts import BatchContext
 from .endings import progress_of
 from .graph import done_jobs
 from .listing import read_plan
-from .plan import Job, Plan
+from .naming import CODE, command
+from .plan import SWEEPS, Job, Plan
 from .profiles import Profile, parameters_of_all, profile_named
 from .records import HELD, Record, Records, last_lines
 from .scheduler import JobArray, JobId, LimitReachedError, Limits, Scheduler, SchedulerError
@@ -37,7 +38,6 @@ from .snapshot import take_snapshot
 from .states import ALIVE, State, find_states
 from .submission import Submission, arrays, parts, throttles, what_is_missing
 
-ROOT = Path(__file__).parent.parent  # the code
 LOCK = ".sweep.lock"
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
 LONGEST_PAUSE = 600.0  # after looks that failed
@@ -68,8 +68,8 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
         states = submitter.wait(states)
     explain(plan, states, submitter.records.latest(), console)
     if not wait:
-        sweeps = f" --sweeps {plan.folder.parent}" if plan.folder.parent != Path("sweeps") else ""
-        console.print(f"watch it: python launch/status.py {plan.name} --watch{sweeps}", markup=False)
+        sweeps = [] if plan.folder.parent == SWEEPS else ["--sweeps", plan.folder.parent]
+        console.print(f"watch it: {command('status', plan.name, '--watch', *sweeps)}", markup=False)
     return EXIT_FAILED if wait and any(state.word != "done" for state in states.values()) else EXIT_OK
 
 
@@ -82,7 +82,7 @@ def connect(plan: Plan, cluster: str, profile: Profile, console: Console) -> Sub
     if not has_slurm():
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
     parameters_of_all(plan, profile)
-    code = functools.cache(lambda: take_snapshot(ROOT, plan.folder / "code"))
+    code = functools.cache(lambda: take_snapshot(CODE, plan.folder / "code"))
     scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, profile, code))
     return Submitter(plan, cluster, profile, scheduler, console)
 

@@ -1,11 +1,12 @@
-"""Plan a sweep and run what of it is missing: `python launch/sweep.py --cluster NAME SWEEP.yaml [key=value …]`."""
+"""Plan a sweep and run what of it is missing: `python launch/sweep.py [--cluster NAME] [SWEEP] [key=value …]`."""
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: relative impo
     __package__ = "launch"
 
 import filelock
+from jsonargparse import Namespace
 from rich.console import Console
 
 from simdist.cli import Parser, run
@@ -22,77 +24,101 @@ from simdist.stopping import Stop
 
 from .cancel import OWNER, write_owner
 from .debug import run_here
+from .defaults import default_cluster, default_sweep
 from .dry_run import show
-from .graph import blocked_by
+from .graph import blocked_by, done_jobs
 from .listing import write_plan
 from .local import Outcome, run_locally, visible_gpus
+from .naming import as_typed, command
 from .plan import RUNS, SWEEPS, Plan, build
+from .profiles import profile_names
 from .records import Records, last_lines
-from .sweep_file import read_sweep
+from .requirements import missing_corpus, missing_packages, require_commands
+from .sweep_file import CONFIG_KEYS, SHIPPED, SweepFile, read_sweep, sweep_path
 
 DESCRIPTION = """\
-Run a sweep: every combination of its variants, grids and seeds is packed for, trained, probed and reported on.
+Expand a sweep into jobs (pack, train, probe, decode, analyze, report) and run the ones that are not done.
 
-The same command again does only what is neither done nor on its way; a changed file adds what is new.
+Repeat the same command to resume: it skips what is done or on its way, and adds what is new in a changed file.
 
 Examples:
-  python launch/sweep.py --cluster local configs/sweeps/smoke.yaml
-  python launch/sweep.py --cluster local --jobs 4 configs/sweeps/smoke.yaml seeds=[0,1,2,3] train.max_steps=100
-  python launch/sweep.py --cluster gpu configs/sweeps/beta_librispeech.yaml --dry-run
+  python launch/sweep.py                              # the default sweep, on SLURM where there is one, else here
+  python launch/sweep.py --cluster slurm              # the default sweep on SLURM
+  python launch/sweep.py --cluster slurm --dry-run    # show the jobs, their batch scripts and the GPU-hours
+  python launch/sweep.py seeds=[0,1,2]                # override keys of the sweep or of the configuration
+  python launch/sweep.py --cluster local --jobs 4 configs/sweeps/smoke.yaml train.max_steps=100
   python launch/sweep.py --cluster slurm/profiles/mine.yaml configs/sweeps/beta_librispeech.yaml --wait
 
---cluster is `local` (processes on this machine), `debug` (in this process), `slurm` (its default partition), a profile
-of slurm/profiles/, or a profile's file. Then: launch/status.py, launch/logs.py, launch/cancel.py.
+SWEEP is a YAML file, or the name of one that comes with simdist:
+  {shipped}
+Without SWEEP: `default` on synthetic speech, or `default_librispeech` where data/librispeech is packed.
 
-Exit codes: 0 submitted, or finished; 1 jobs failed; 2 wrong input; 75 and 130 stopped, the same command continues.
+--cluster is `local` (processes on this machine), `debug` (in this process), `slurm`, or the name or file of a profile:
+  {profiles}
+Without --cluster: `slurm` where SLURM is configured, else `local`.
+
+Then: python launch/status.py, python launch/logs.py, python launch/cancel.py.
+
+Exit codes: 0 submitted or finished; 1 jobs failed; 2 wrong input; 75 or 130 stopped, run the same command to resume.
 """
 LOCK_SECONDS = 2.0
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+ON_THIS_MACHINE = ("local", "debug")
+FILE_COLUMNS = 120  # of a table that goes to a file or a pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _refuse_dashes(words)
     overrides = [word for word in words if OVERRIDE.match(word)]  # they may stand anywhere among the options
     parsed = _parser().parse_args([word for word in words if word not in overrides])
+    _refuse(parsed)
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_COLUMNS
+    file, overrides = _sweep_named(parsed.SWEEP, overrides, console)
+    cluster = _cluster_named(parsed.cluster, console)
     try:
-        plan, configs = build(read_sweep(parsed.SWEEP, overrides), parsed.runs, parsed.sweeps)
+        plan, configs = build(read_sweep(file, overrides), parsed.runs, parsed.sweeps)
     except InputError as error:
         text = str(error)
-        raise InputError(text if text.startswith(parsed.SWEEP) else f"{parsed.SWEEP}: {text}") from error
+        raise InputError(text if file in text else f"{file}: {text}") from error
     require_commands(plan)
-    console = Console(soft_wrap=True, highlight=False)
+    _check_requirements(plan, cluster in ON_THIS_MACHINE and not parsed.dry_run, console)
     if parsed.dry_run:
-        show(plan, configs, parsed.cluster, console)
+        show(plan, configs, cluster, console)
         return EXIT_OK
     with sole_owner(plan.folder):
         write_plan(plan, configs)
-        if parsed.cluster in ("local", "debug"):
-            return _run_on_this_machine(plan, parsed.cluster, parsed.jobs, console)
+        if cluster in ON_THIS_MACHINE:
+            return _run_on_this_machine(plan, cluster, parsed.jobs, console)
         from .submit import submit_sweep  # needs submitit, which takes a while to import
 
-        return submit_sweep(plan, parsed.cluster, console, prune=parsed.prune, wait=parsed.wait)
+        return submit_sweep(plan, cluster, console, prune=parsed.prune, wait=parsed.wait)
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python launch/sweep.py", description=DESCRIPTION)
+    shipped = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+    about = DESCRIPTION.format(shipped=shipped, profiles=", ".join(profile_names()))
+    parser = Parser(prog=command("sweep"), description=as_typed(about))
     add = parser.add_argument
-    add("SWEEP", type=str, help="The sweep's YAML file.")
+    add("SWEEP", type=str | None, nargs="?", default=None, help="The sweep: a YAML file, or a shipped sweep's name.")
     add(
         "overrides",
         type=str,
         nargs="*",
         default=[],
         metavar="key=value",
-        help="Keys of the sweep or of the configuration.",
+        help="Keys of the sweep or of the configuration; `stages.NAME=false` leaves a stage out.",
     )
-    add("--cluster", type=str, required=True, help="local, debug, slurm, or a profile.")
+    add("--cluster", type=str | None, default=None, help="local, debug, slurm, or a profile.")
     add("--dry-run", action="store_true", help="Show the graph, the sbatch scripts and the GPU-hours; do nothing.")
     add(
         "--jobs",
         type=int | None,
         default=None,
-        help="local: processes at a time; null is one for each GPU, or else for every two cores.",
+        help="local: processes at a time; null is one per GPU, or else one per two cores.",
     )
     add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer asks for.")
     add("--wait", action="store_true", help="SLURM: stay, and submit successors for jobs that could not requeue.")
@@ -101,11 +127,61 @@ def _parser() -> Parser:
     return parser
 
 
-def require_commands(plan: Plan) -> None:
-    """Raise `InputError` if a stage needs a command that this simdist does not have."""
-    for job in plan.jobs.values():
-        if importlib.util.find_spec(f"simdist.{job.command[0]}") is None:
-            raise InputError(f"stage {job.stage}: this simdist has no command {job.command[0]!r}; leave the stage out")
+def _refuse_dashes(words: Sequence[str]) -> None:
+    """Raise `InputError` for a key of the sweep or of the configuration that is given as an option."""
+    keys = CONFIG_KEYS | {item.name for item in dataclasses.fields(SweepFile)}
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name.partition(".")[0] in keys:
+            raise InputError(f"{word.partition('=')[0]} is a key, not an option. Write {name}=VALUE, without dashes.")
+
+
+def _refuse(parsed: Namespace) -> None:
+    """Raise `InputError` for words that would silently do nothing."""
+    if parsed.overrides:
+        raise InputError(
+            f"{parsed.overrides[0]!r} is a second SWEEP after {parsed.SWEEP!r}. "
+            "Give one sweep, and overrides as key=value, such as train.max_steps=20."
+        )
+    if parsed.jobs is not None and parsed.jobs < 1:
+        raise InputError(f"--jobs is {parsed.jobs}; it must be at least 1")
+
+
+def _sweep_named(given: str | None, overrides: list[str], console: Console) -> tuple[str, list[str]]:
+    """The sweep's file and all overrides; says which it is if none was given."""
+    if given is not None:
+        return str(sweep_path(given)), overrides
+    chosen = default_sweep(overrides)
+    name = chosen.file.stem
+    console.print(f"sweep: {name}, {chosen.reason} (another: `{command('sweep', 'SWEEP.yaml')}`)", markup=False)
+    return str(chosen.file), [*chosen.overrides, *overrides]
+
+
+def _cluster_named(given: str | None, console: Console) -> str:
+    """The cluster; says which it is, and why, if none was given.
+
+    Raises:
+        InputError: there is no such cluster or profile.
+    """
+    if given is not None:
+        known = (*ON_THIS_MACHINE, "slurm", *profile_names())
+        if given not in known and not Path(given).is_file():
+            listed = ", ".join(known)
+            raise InputError(f"--cluster is {given!r}; it must be {listed}, or the path of a profile of your own")
+        return given
+    cluster, reason = default_cluster()
+    console.print(f"cluster: {cluster}, because {reason} (another: `--cluster NAME`)", markup=False)
+    return cluster
+
+
+def _check_requirements(plan: Plan, needed_here: bool, console: Console) -> None:
+    """Raise `InputError` for what this machine lacks; only warn if no job runs here."""
+    done = done_jobs(plan)
+    for missing in (missing_packages(plan, done), missing_corpus(plan, done)):
+        if missing is not None and needed_here:
+            raise InputError(missing)
+        if missing is not None:
+            console.print(f"warning: {missing}", style="yellow", markup=False)
 
 
 def sole_owner(folder: Path) -> filelock.BaseFileLock:
@@ -119,7 +195,11 @@ def sole_owner(folder: Path) -> filelock.BaseFileLock:
     try:
         return lock.acquire(timeout=LOCK_SECONDS).lock
     except filelock.Timeout as error:
-        raise InputError(f"another process is running or submitting {folder.name}; wait for it, or stop it") from error
+        name = folder.name
+        raise InputError(
+            f"another process is running or submitting {name}. Follow it with `{command('status', name, '--watch')}`, "
+            f"or stop it with `{command('cancel', name)}`."
+        ) from error
 
 
 def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Console) -> int:
@@ -142,21 +222,23 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
 
 
 def _conclude(plan: Plan, outcome: Outcome, console: Console) -> None:
-    """What failed and why, what therefore never ran, and the table."""
+    """Print what failed and why, what therefore never ran, and the report's table."""
     records = Records(plan.folder).latest()
     for name, code in outcome.failed.items():
         console.print(f"{name} failed with exit code {code}:", style="bold red")
-        record = records.get(name)
-        for line in last_lines(record, 5):
+        for line in last_lines(records.get(name), 5):
             console.print(f"    {line}", markup=False)
-    for name, root in blocked_by(plan, outcome.failed).items():
-        console.print(f"{name} will never run: {root} failed", markup=False)
-    table = plan.folder / "report" / "report.txt"
+    blocked = Counter(blocked_by(plan, outcome.failed).values())
+    for root, number in blocked.items():
+        console.print(f"{number} jobs will not run because {root} failed", markup=False)
+    out = plan.folder / "report"
     report = next((job.name for job in plan.jobs.values() if job.kind == "report"), None)
-    if report in outcome.done and table.is_file():
-        console.print(table.read_text(), markup=False)
+    if report in outcome.done and (out / "report.txt").is_file():
+        console.print((out / "report.txt").read_text(), markup=False)
+        page = out / "report.html"
+        console.print(f"report: {page if page.is_file() else out}", markup=False)
     if outcome.signal_number:
-        console.print("stopped; what was finished is kept, and the same command continues")
+        console.print("stopped; finished work is kept, and the same command resumes")
     else:
         console.print(f"{len(outcome.done)} of {len(plan.jobs)} jobs are done")
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from simdist.cli import Parser, read_yaml
+from simdist.cli import CONFIGS, Parser, read_yaml
 from simdist.config import Config
 from simdist.errors import InputError
 
@@ -30,7 +30,7 @@ OWN: dict[Kind, tuple[str, ...]] = {
     "analyze": ("which",),
     "report": (),
 }
-SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "sweeps"
+SHIPPED = CONFIGS / "sweeps"
 CORPORA = ("librispeech", "artificial-speech", "synthetic")
 CONFIG_KEYS = frozenset(item.name for item in dataclasses.fields(Config)) - {"name"}
 
@@ -98,24 +98,31 @@ class SweepFile:
     seeds: tuple[int, ...] = (0,)
     """Each combination is trained once a seed."""
     stages: dict[str, Stage] = field(default_factory=dict)
-    """By name, in the file's order."""
+    """By name, in the file's order; a stage that is `false` is left out."""
 
 
 def read_sweep(file: str | Path, overrides: Iterable[str] = ()) -> SweepFile:
     """The sweep in a YAML file, with `key=value` overrides on top.
 
     Args:
-        file: the path.
+        file: the path, or the name of a sweep of `configs/sweeps/`.
         overrides: `seeds=[0,1]`, `stages.probe.options.epochs=5`, or a configuration key such as `train.max_steps=20`,
             which goes to `config`.
 
     Raises:
         InputError: the file is missing or no YAML, or has a key or value that it cannot have.
     """
-    content = _read_yaml(Path(file))
+    path = sweep_path(file)
+    content = _read_yaml(path)
     for override in overrides:
         _override(content, override)
-    return parse_sweep(content, str(file))
+    return parse_sweep(content, str(path))
+
+
+def sweep_path(file: str | Path) -> Path:
+    """The file itself where it exists, else the sweep of that name in `configs/sweeps/`."""
+    shipped = SHIPPED / f"{file}.yaml"
+    return shipped if shipped.is_file() and not Path(file).is_file() else Path(file)
 
 
 def parse_sweep(content: Mapping[str, Any], where: str) -> SweepFile:
@@ -124,7 +131,8 @@ def parse_sweep(content: Mapping[str, Any], where: str) -> SweepFile:
     for key in ("config", "grid", "stages"):
         if not isinstance(content.get(key) or {}, dict):
             raise InputError(f"{where}: {key} is {content[key]!r}; it must be keys and values")
-    stages = {name: _stage(name, entry or {}, where) for name, entry in (content.get("stages") or {}).items()}
+    entries = {name: entry for name, entry in (content.get("stages") or {}).items() if entry is not False}
+    stages = {name: _stage(name, entry or {}, where) for name, entry in entries.items()}
     base = content.get("base", ["sim_librispeech"])
     plain = {
         **{key: value for key, value in content.items() if value is not None},
@@ -220,6 +228,8 @@ def _typed(cls: Any, content: dict[str, Any], where: str) -> Any:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
+        if (SHIPPED / file.name).is_file() and file.parent.resolve() != SHIPPED:
+            raise InputError(f"sweep file {file} does not exist; did you mean {file.stem!r}, which comes with simdist?")
         folder = file.parent if any(file.parent.glob("*.yaml")) else SHIPPED
         found = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
         raise InputError(f"sweep file {file} does not exist; those in {folder} are {found}")

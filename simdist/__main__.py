@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
+from types import ModuleType
 
 from simdist import __version__
 from simdist.cli import fail, run
 
 COMMANDS = {
-    "download": "LibriSpeech, with CPC's splits and phone labels",
-    "pack": "a corpus becomes WebDataset shards",
+    "download": "download LibriSpeech, with CPC's splits and phone labels",
+    "pack": "pack a corpus into WebDataset shards",
     "train": "train the greedy modules of an encoder",
-    "probe": "train simple classifiers on what each greedy module says",
-    "decode": "train a decoder of one greedy module, back to the waveform",
-    "analyze": "see and hear what a latent holds",
-    "doctor": "is this machine, corpus and cluster ready? with remedies",
-    "report": "runs become one page with curves and sound, and tables for a paper",
-    "import_upstream": "begin a run from a checkpoint of the authors' code",
+    "probe": "train classifiers on the features of each greedy module",
+    "decode": "train a decoder from one greedy module back to the waveform",
+    "analyze": "analyze the latents of each greedy module, in figures and sounds",
+    "doctor": "check this machine, a corpus and a cluster, and suggest fixes",
+    "report": "summarize runs in one page with curves and sounds, and in tables for a paper",
+    "import_upstream": "start a run from a checkpoint of the authors' code",
 }
+LAUNCHER = {
+    "sweep": "expand a sweep into jobs on SLURM or on this machine, and run those that are not done",
+    "status": "show where sweeps and runs stand",
+    "logs": "show what a job prints",
+    "cancel": "stop a sweep, or some of its runs",
+}
+HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
     """Hand the rest of the command line to the command's own module."""
-    listing = "\n".join(f"  {name:16} {what}" for name, what in COMMANDS.items())
+    listing = "\n".join(f"  {name:16} {what}" for name, what in (COMMANDS | LAUNCHER).items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: simdist COMMAND [--help] …\n\n{listing}")
         return
@@ -31,9 +40,23 @@ def main() -> None:
         print(f"simdist {__version__}")
         return
     command = sys.argv[1].replace("-", "_")
-    if command not in COMMANDS:
-        fail(f"unknown command {sys.argv[1]!r}; the commands are {', '.join(COMMANDS)}")
-    run(importlib.import_module(f"simdist.{command}").main, sys.argv[2:])
+    if command in COMMANDS:
+        module = importlib.import_module(f"simdist.{command}")
+    elif command in LAUNCHER:
+        module = _launcher(command)
+    else:
+        fail(f"unknown command {sys.argv[1]!r}; the commands are {', '.join(COMMANDS | LAUNCHER)}")
+    run(module.main, sys.argv[2:])
+
+
+def _launcher(command: str) -> ModuleType:
+    """A command of the launcher: `simdist.launch` of a wheel, or the package `launch` beside simdist in a clone."""
+    if (HERE / "launch").is_dir():
+        return importlib.import_module(f"simdist.launch.{command}")
+    if not (HERE.parent / "launch" / f"{command}.py").is_file():
+        fail(f"this installation of simdist has no launcher: {HERE / 'launch'} does not exist; install simdist again")
+    sys.path.insert(0, str(HERE.parent))  # before any other package of that name
+    return importlib.import_module(f"launch.{command}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if self._prefix is not None:
-            raise InputError(self._prefix + self._explain(message)) from ex
+            raise InputError(self._prefix + self._explain(message).removeprefix("--")) from ex
         of_subcommand = re.match(r"the following arguments are required: ([\w-]+)\.", message)
         command = f"{self.prog} {of_subcommand[1]}" if of_subcommand else self.prog
         fail(f"{self._explain(message)} (all options: {command} --help)")
@@ -221,8 +221,8 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     sys.exit(code)
 
 
-CLONE_CONFIGS = Path(__file__).parent.parent / "configs"
-CONFIGS = CLONE_CONFIGS if CLONE_CONFIGS.is_dir() else Path(__file__).parent / "configs"  # the latter in a wheel
+WHEEL_CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = WHEEL_CONFIGS if WHEEL_CONFIGS.is_dir() else Path(__file__).parent.parent / "configs"  # the latter in a clone
 
 
 def experiment_parser(prog: str, description: str, tree: type = Config) -> Parser:

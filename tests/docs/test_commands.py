@@ -22,7 +22,7 @@ import pytest
 from pages import PAGES, ROOT, Command, blocks, commands_of, inline_commands_of
 
 from simdist import cli
-from simdist.__main__ import COMMANDS
+from simdist.__main__ import COMMANDS, LAUNCHER
 from simdist.config import Config
 from simdist.decoding.settings import DecodingConfig
 from simdist.errors import InputError
@@ -115,6 +115,10 @@ def understand(words: Sequence[str]) -> str:
     if program == "cp":
         assert (ROOT / rest[0]).is_file()
         return "copies a file that is there"
+    if program == "simdist":
+        assert rest[0] in COMMANDS | LAUNCHER
+        package = "launch" if rest[0] in LAUNCHER else "simdist"
+        return parsed_by(f"{package}.{rest[0]}", rest[1:])
     assert program == "python", f"nobody here knows {program}: teach `understand`, or give a reason in NOT_TRIED"
     if rest[0] == "-m":
         return module(rest[1], rest[2:])
@@ -184,11 +188,13 @@ def checked(name: str, parser: Any, parsed: Any, words: list[str]) -> None:
 
         load_profile(parsed.cluster)
     elif name == "launch.sweep":
+        from launch.defaults import default_sweep
         from launch.sweep_file import read_sweep
         from simdist.profiles import load_profile
 
-        read_sweep(parsed.SWEEP, [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)])
-        if parsed.cluster not in ("local", "debug", "slurm"):
+        overrides = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
+        read_sweep(parsed.SWEEP or default_sweep(overrides).file, overrides)
+        if parsed.cluster not in (None, "local", "debug", "slurm"):
             load_profile(parsed.cluster)
 
 
@@ -249,6 +255,8 @@ def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.Captur
         "python launch/sweep.py --cluster gone configs/sweeps/smoke.yaml",
         "python launch/sweep.py --cluster local configs/sweeps/smoke.yaml stages.gone=1",
         "python launch/gone.py",
+        "simdist gone",
+        "simdist sweep --gone",
         "sbatch slurm/train.sbatch --gone",
         "make gone",
         "make chaos CHAOS=--gone",

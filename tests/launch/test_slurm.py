@@ -56,7 +56,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (programs / name).write_text(text.format(folder=folder))
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(launch.submit, "ROOT", _little_code(tmp_path))
+    monkeypatch.setattr(launch.submit, "CODE", _little_code(tmp_path))
     return folder
 
 

@@ -88,6 +88,22 @@ def test_overrides_that_are_none(word: str, tmp_path: Path) -> None:
         read_sweep(file, [word])
 
 
+def test_a_stage_that_is_false_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: a\nstages: {probe: {labels: [speaker]}, decode: null, report: null}\n")
+    sweep = read_sweep(file, ["stages.probe=false", "stages.report=false"])
+    assert list(sweep.stages) == ["train", "decode"]
+
+
+def test_a_shipped_sweep_is_found_by_its_name_unless_a_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_sweep("smoke").name == "smoke"
+    Path("smoke").write_text("name: mine\n")
+    assert read_sweep("smoke").name == "mine"
+
+
 def test_stages_stand_in_the_order_of_the_work_and_analyses_wait_for_what_they_read() -> None:
     sweep = sweep_file(stages={"report": None, "analyze": {"which": "weights"}, "probe": None, "decode": None})
     assert list(sweep.stages) == ["train", "probe", "decode", "analyze", "report"]
