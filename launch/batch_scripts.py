@@ -28,7 +28,8 @@ def parameters(
     made = sbatch_parameters(job_profile(job, profile))
     path = f"{code}${{PYTHONPATH:+:$PYTHONPATH}}"
     environment = f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1'
-    extra = {**made["additional_parameters"], "comment": comment}
+    extra = dict(made["additional_parameters"])
+    extra["comment"] = " ".join([extra["comment"], comment] if "comment" in extra else [comment])
     if waits_for is not None:
         extra |= {"dependency": waits_for, "kill-on-invalid-dep": "yes"}
     return made | {
@@ -45,7 +46,8 @@ def group_executor(
     plan: Plan, group: Group, profile: Profile, folder: Path, code: Path, comment: str, waits_for: str | None
 ) -> SlurmExecutor:
     """A new executor for each group: submitit lets one submit five times a second only."""
-    executor = _Executor(folder)
+    python = job_profile(group.jobs[0], profile).python
+    executor = _Executor(folder, python=python)
     executor.update_parameters(**parameters(plan, group.jobs[0], profile, code, comment, waits_for))
     return executor
 

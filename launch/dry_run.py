@@ -14,6 +14,7 @@ from simdist.config import Config
 from .estimate import StageCost, measure, stage_costs
 from .graph import done_jobs
 from .plan import Job, Plan
+from .profiles import Profile
 from .records import Records
 from .states import ALIVE, State, find_states
 from .submission import Group, dependency, groups, what_is_missing
@@ -22,8 +23,17 @@ SHOWN_RUNS = 3
 ON_THIS_MACHINE = ("local", "debug")
 
 
-def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console) -> None:
+def show(
+    plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console, profile: Profile | None = None
+) -> None:
     """Print everything that can be known before anything is done.
+
+    Args:
+        plan: the graph.
+        configs: of its runs.
+        cluster: `local`, `debug`, `slurm`, a profile's name or file.
+        console: for the user.
+        profile: what jobs request; None takes it from `cluster`.
 
     Raises:
         InputError: the cluster's profile or a stage's resources cannot be.
@@ -35,9 +45,10 @@ def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Conso
     if cluster not in ON_THIS_MACHINE:
         from .profiles import parameters_of_all, profile_named
 
-        profiles = parameters_of_all(plan, profile_named(cluster))
+        profile = profile or profile_named(cluster)
+        profiles = parameters_of_all(plan, profile)
         wanted = what_is_missing(plan, states, records)
-        _show_scripts(plan, cluster, groups(plan, wanted.submit, done), console)
+        _show_scripts(plan, profile, groups(plan, wanted.submit, done), console)
     runs = next(iter(plan.runs.values())).folder.parent
     left = [job for job in plan.jobs.values() if states[job.name].word != "done"]
     costs = stage_costs(plan, configs, left, profiles, measure(runs))
@@ -74,23 +85,22 @@ def _said(varied: Mapping[str, object]) -> str:
     return f"  {text}" if text else ""
 
 
-def _show_scripts(plan: Plan, cluster: str, wanted: list[Group], console: Console) -> None:
+def _show_scripts(plan: Plan, profile: Profile, wanted: list[Group], console: Console) -> None:
     """The batch script of each stage; others of it differ in what they wait for."""
     shown: dict[str, int] = {}
     for group in wanted:
         shown[group.stage] = shown.get(group.stage, 0) + 1
         if shown[group.stage] == 1:
             console.rule(f"sbatch: {group.stage}, {_counted(len(group.jobs), 'job')}")
-            console.print(script(plan, group, cluster), markup=False)
+            console.print(script(plan, group, profile), markup=False)
     for stage, number in shown.items():
         if number > 1:
             console.print(f"{stage}: {number - 1} submissions more like this one, each for another run", markup=False)
 
 
-def script(plan: Plan, group: Group, cluster: str) -> str:
+def script(plan: Plan, group: Group, profile: Profile) -> str:
     """The text that `sbatch` will get for a group; numbers that only SLURM can give are named instead."""
     from .batch_scripts import group_executor
-    from .profiles import profile_named
 
     names = {parent: f"<{parent}>" for parent in group.parents}
     if group.takes_what_there_is:
@@ -100,7 +110,7 @@ def script(plan: Plan, group: Group, cluster: str) -> str:
     executor = group_executor(
         plan,
         group,
-        profile_named(cluster),
+        profile,
         plan.folder / "slurm" / "<id>",
         Path("<code>"),
         "<id>",

@@ -34,7 +34,14 @@ LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
 pause = time.sleep
 
 
-def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False, wait: bool = False) -> int:
+def submit_sweep(
+    plan: Plan,
+    cluster: str,
+    console: Console,
+    prune: bool = False,
+    wait: bool = False,
+    profile: Profile | None = None,
+) -> int:
     """Submit what is missing of a sweep; returns the exit code.
 
     Args:
@@ -43,13 +50,14 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
         console: for the person.
         prune: cancel jobs that an earlier version of the sweep submitted and this one does not ask for.
         wait: stay until all is done or nothing more can be, and submit successors meanwhile.
+        profile: what jobs request; None takes it from `cluster`.
 
     Raises:
         InputError: no SLURM here, a wrong profile or resource, or sbatch refuses.
     """
     if not has_slurm():
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
-    profile = profile_named(cluster)
+    profile = profile or profile_named(cluster)
     parameters_of_all(plan, profile)
     submitter = Submitter(plan, cluster, profile, console)
     submitter.take_back_lost()

@@ -21,6 +21,7 @@ from simdist.errors import EXIT_OK, InputError
 from simdist.stopping import Stop
 
 from .cancel import OWNER, write_owner
+from .cluster_options import add_cluster_options, choose_cluster, write_choice
 from .debug import run_here
 from .dry_run import show
 from .graph import blocked_by
@@ -39,10 +40,14 @@ Examples:
   python launch/sweep.py --cluster local configs/sweeps/smoke.yaml
   python launch/sweep.py --cluster local --jobs 4 configs/sweeps/smoke.yaml seeds=[0,1,2,3] train.max_steps=100
   python launch/sweep.py --cluster gpu configs/sweeps/beta_librispeech.yaml --dry-run
+  python launch/sweep.py --cluster slurm --partition gpu --gpus-per-node a100:4 configs/sweeps/beta_librispeech.yaml
   python launch/sweep.py --cluster slurm/profiles/mine.yaml configs/sweeps/beta_librispeech.yaml --wait
 
---cluster is `local` (processes on this machine), `debug` (in this process), `slurm` (its default partition), a profile
-of slurm/profiles/, or a profile's file. Then: launch/status.py, launch/logs.py, launch/cancel.py.
+--cluster is `local` (processes on this machine), `debug` (in this process), `slurm`, a profile of slurm/profiles/, or a
+profile's file. `slurm` takes the profile in SIMDIST_CLUSTER (a name or file), else ~/.config/simdist/cluster.yaml, else
+what SLURM says of its partitions, GPUs and limits. Options such as --partition win over all of them.
+
+Then: launch/status.py, launch/logs.py, launch/cancel.py.
 
 Exit codes: 0 submitted, or finished; 1 jobs failed; 2 wrong input; 75 and 130 stopped, the same command continues.
 """
@@ -62,16 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(text if text.startswith(parsed.SWEEP) else f"{parsed.SWEEP}: {text}") from error
     require_commands(plan)
     console = Console(soft_wrap=True, highlight=False)
+    choice = choose_cluster(parsed, parsed.cluster)
+    for line in choice.lines() if choice else ():
+        console.print(line, markup=False)
     if parsed.dry_run:
-        show(plan, configs, parsed.cluster, console)
+        show(plan, configs, parsed.cluster, console, choice.profile if choice else None)
         return EXIT_OK
     with sole_owner(plan.folder):
         write_plan(plan, configs)
-        if parsed.cluster in ("local", "debug"):
+        if choice is None:
             return _run_on_this_machine(plan, parsed.cluster, parsed.jobs, console)
         from .slurm import submit_sweep  # needs submitit, which takes a while to import
 
-        return submit_sweep(plan, parsed.cluster, console, prune=parsed.prune, wait=parsed.wait)
+        write_choice(plan, choice)
+        return submit_sweep(plan, parsed.cluster, console, prune=parsed.prune, wait=parsed.wait, profile=choice.profile)
 
 
 def _parser() -> Parser:
@@ -98,6 +107,7 @@ def _parser() -> Parser:
     add("--wait", action="store_true", help="SLURM: stay, and submit successors for jobs that could not requeue.")
     add("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     add("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps' logs and reports.")
+    add_cluster_options(parser)
     return parser
 
 

@@ -5,7 +5,7 @@ What is unusual, and why:
   claim cores and memory that are not there. Their names do not resolve, as on some real clusters.
 - `cred_expire` is also how long a requeued job waits before it may start again; its default is two minutes.
 - `preempt_send_user_signal` sends the job's own `--signal` when it is preempted, and GraceTime is the time it then has.
-- `high` preempts the others: `low` has that grace, `abrupt` has none, `cancel` has none and cancels instead of requeueing.
+- `high` preempts the others: `low` has that grace, `abrupt` has none, `cancel` has none and does not requeue.
 - With `cpu_nodes`, the last nodes have no GPU and are alone in a partition `cpu`, the default one, as on many clusters.
 - A cluster may share the slurmdbd of another one (`accounting_of`), and so its munge; `squeue -M` then reaches both.
 - A node that is silent for ten seconds is taken for dead, so that tests of node failure end soon.

@@ -19,7 +19,7 @@ from launch.batch_scripts import requeue_lines, task_of
 from launch.dry_run import script
 from launch.graph import done_jobs
 from launch.plan import Job
-from launch.profiles import Profile, job_profile
+from launch.profiles import Profile, job_profile, load_profile
 from launch.records import Records
 from launch.slurm import submit_sweep
 from launch.submission import groups
@@ -134,7 +134,7 @@ def test_the_text_of_a_batch_script(tmp_path: Path) -> None:
     plan = small_plan(grid={}, seeds=[0, 1], stages=stages)
     group = next(group for group in groups(plan, plan.jobs, ()) if group.stage == "train")
     folder = plan.folder.absolute() / "slurm" / "<id>"
-    assert script(plan, group, str(profile)) == GOLDEN.format(folder=folder, python=sys.executable)
+    assert script(plan, group, load_profile(profile)) == GOLDEN.format(folder=folder, python=sys.executable)
 
 
 def test_resources_follow_the_kind_of_work_and_the_sweep_file() -> None:
