@@ -44,11 +44,19 @@ class Choice:
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why a field has its value, by field."""
     limits: Limits = field(default_factory=Limits)
+    cluster: Cluster | None = None
+    """What was found; None where SLURM does not answer."""
 
-    def lines(self) -> list[str]:
+    def lines(self, how_else: bool = True) -> list[str]:
         """What to print: what was found, what was chosen, and how to choose otherwise."""
         warnings = [f"warning: {text}" for text in self.warnings]
-        return [*self.found, f"{self.source}:", *describe_profile(self.profile), *warnings, HOW_ELSE]
+        return [
+            *self.found,
+            f"{self.source}:",
+            *describe_profile(self.profile),
+            *warnings,
+            *([HOW_ELSE] if how_else else []),
+        ]
 
     def text(self) -> str:
         """The profile as YAML, a comment on each line; `load_profile` reads it back."""
@@ -88,9 +96,9 @@ def chosen_profile(
     reasons = {**suggestion.reasons, **dict.fromkeys(options, "given on the command line")}
     if found is None:
         return Choice(profile, source, (), suggestion.warnings, reasons)
-    warnings = (*suggestion.warnings, *_misfits(found, profile))
+    warnings = (*suggestion.warnings, *misfits(found, profile))
     limits = found.limits(profile)
-    return Choice(profile, source, tuple(describe_cluster(found, profile, limits)), warnings, reasons, limits)
+    return Choice(profile, source, tuple(describe_cluster(found, profile, limits)), warnings, reasons, limits, found)
 
 
 def default_profile(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -162,7 +170,9 @@ def _describe_job(profile: Profile) -> str:
 
 def describe_cluster(cluster: Cluster, profile: Profile, limits: Limits) -> Iterator[str]:
     """What was found, in a few lines."""
-    parts = [f"{part.name}{'*' * part.is_default} ({_nodes_of(cluster, part.name)})" for part in cluster.partitions]
+    parts = [
+        f"{part.name}{'*' * part.is_default} ({describe_nodes(cluster, part.name)})" for part in cluster.partitions
+    ]
     more = f" and {len(parts) - SHOWN_PARTITIONS} more" if len(parts) > SHOWN_PARTITIONS else ""
     yield f"cluster {cluster.name}: partitions {', '.join(parts[:SHOWN_PARTITIONS])}{more}"
     association = cluster.association(profile.account)
@@ -173,17 +183,18 @@ def describe_cluster(cluster: Cluster, profile: Profile, limits: Limits) -> Iter
     )
     array = f", array indices below {limits.max_array_size}" if limits.max_array_size is not None else ""
     yield f"account {account}, QOS {qos}, {queue}{array}"
-    yield from (_describe_reservation(entry, cluster) for entry in reservations_due(cluster, profile))
+    yield from (describe_reservation(entry, cluster) for entry in reservations_due(cluster, profile))
 
 
 def reservations_due(cluster: Cluster, profile: Profile) -> list[Reservation]:
     """Reservations on nodes that the profile's jobs may get; all that SLURM lists are due, ended ones it forgets."""
-    names = {name for kind in ("train", "probe", "pack") for name in _partitions(cluster, profile_for(kind, profile))}
+    names = {name for kind in ("train", "probe", "pack") for name in partitions_of(cluster, profile_for(kind, profile))}
     nodes = {node for part in cluster.partitions if part.name in names for node in _expanded(part.nodes)}
     return [entry for entry in cluster.reservations if nodes & set(_expanded(entry.nodes))]
 
 
-def _describe_reservation(entry: Reservation, cluster: Cluster) -> str:
+def describe_reservation(entry: Reservation, cluster: Cluster) -> str:
+    """When a reservation is due, on which nodes, and what it means for jobs."""
     accounts = {association.account for association in cluster.associations}
     span = f"{entry.nodes} from {entry.start.replace('T', ' ')} to {entry.end.replace('T', ' ')}"
     if "MAINT" not in entry.flags and (cluster.user in entry.users or accounts & set(entry.accounts)):
@@ -191,7 +202,8 @@ def _describe_reservation(entry: Reservation, cluster: Cluster) -> str:
     return f"reservation {entry.name}, {span}: jobs that would run into it wait until it ends"
 
 
-def _nodes_of(cluster: Cluster, partition: str) -> str:
+def describe_nodes(cluster: Cluster, partition: str) -> str:
+    """Number of nodes of a partition, and the GPUs of each."""
     kinds = cluster.kinds(partition)
     count = sum(kind.count for kind in kinds)
     gpus = sorted(
@@ -200,11 +212,11 @@ def _nodes_of(cluster: Cluster, partition: str) -> str:
     return f"{count} node{'s' * (count != 1)}{', ' if gpus else ''}{' or '.join(gpus)}"
 
 
-def _misfits(cluster: Cluster, profile: Profile) -> Iterator[str]:
+def misfits(cluster: Cluster, profile: Profile) -> Iterator[str]:
     """Where the profile asks for what its partition does not give, or leaves GPUs unused."""
     train = profile_for("train", profile)
     known = {part.name: part for part in cluster.partitions}
-    for name in _partitions(cluster, train):
+    for name in partitions_of(cluster, train):
         if name not in known:
             yield f"cluster {cluster.name} has no partition {name}; it has {', '.join(known)}"
             continue
@@ -217,7 +229,8 @@ def _misfits(cluster: Cluster, profile: Profile) -> Iterator[str]:
             yield f"nodes of partition {name} have {gpus} GPUs; trainings ask for none and use CPU cores"
 
 
-def _partitions(cluster: Cluster, profile: Profile) -> list[str]:
+def partitions_of(cluster: Cluster, profile: Profile) -> list[str]:
+    """Partitions that jobs of a profile may run in: those that it names, else the default one."""
     if profile.partition:
         return profile.partition.split(",")
     return [part.name for part in cluster.partitions if part.is_default]
