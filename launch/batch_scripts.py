@@ -61,7 +61,8 @@ def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> 
     environment = [f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1 SIMDIST_JOB_FOLDER={shlex.quote(str(logs))}']
     if profile.gpus_per_node:
         environment.append(f"export SIMDIST_GPUS_EXPECTED={profile.gpus_per_node}")
-    extra = {**made["additional_parameters"], "comment": tag}
+    extra = dict(made["additional_parameters"])
+    extra["comment"] = " ".join([extra["comment"], tag] if "comment" in extra else [tag])
     waits_for = dependency(array)
     if waits_for:
         extra |= {"dependency": waits_for, "kill-on-invalid-dep": "yes"}
@@ -90,10 +91,11 @@ def end_lines(context: BatchContext, profile: Profile) -> list[str]:
     """Shell that ends the batch script: `launch.endings` looks at what failed, and at jobs that wait for room."""
     folder = context.folder.absolute()
     limit = profile.max_requeues if profile.requeue else 0
+    python = profile.python or shlex.quote(sys.executable)
     return [
         "code=$?",
         f"if [ $code -ne 0 ] || [ -e {shlex.quote(str(folder / HELD))} ]; then",
-        f"    {shlex.quote(sys.executable)} -m {PACKAGE}.endings $code {limit} {shlex.quote(str(folder))}",
+        f"    {python} -m {PACKAGE}.endings $code {limit} {shlex.quote(str(folder))}",
         "fi",
         "exit $code",
     ]
@@ -108,7 +110,8 @@ def batch_executor(context: BatchContext, array: JobArray, tag: str, code: Path 
         tag: names the folder of their logs, and is found in the queue as the job's comment.
         code: the copy of the code that they import; None makes one.
     """
-    executor = BatchExecutor(context.folder / "slurm" / tag, array)
+    python = job_profile(array.jobs[0], context.profile).python
+    executor = BatchExecutor(context.folder / "slurm" / tag, array, python)
     executor.update_parameters(**parameters(context, array, tag, code or context.code()))
     return executor
 
@@ -120,8 +123,8 @@ class BatchExecutor(SlurmExecutor):
     that this process may belong to, which it would take for options.
     """
 
-    def __init__(self, folder: Path, array: JobArray) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, array: JobArray, python: str | None) -> None:
+        super().__init__(folder, python=python)
         self._array = array
         self.cluster = ""
         """Name of the cluster, where sbatch says it: of several."""

@@ -24,8 +24,17 @@ SHOWN_RUNS = 3
 ON_THIS_MACHINE = ("local", "debug")
 
 
-def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console) -> None:
+def show(
+    plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console, profile: Profile | None = None
+) -> None:
     """Print everything that can be known before anything is done.
+
+    Args:
+        plan: the graph.
+        configs: of its runs.
+        cluster: `local`, `debug`, `slurm`, a profile's name or file.
+        console: for the user.
+        profile: what jobs request; None takes it from `cluster`.
 
     Raises:
         InputError: the cluster's profile or a stage's resources cannot be.
@@ -35,7 +44,7 @@ def show(plan: Plan, configs: Mapping[str, Config], cluster: str, console: Conso
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
-        profile = profile_named(cluster)
+        profile = profile or profile_named(cluster)
         profiles = parameters_of_all(plan, profile)
         wanted = what_is_missing(plan, states, records)
         _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle), console)

@@ -50,11 +50,13 @@ class SlurmScheduler:
 
     Args:
         context: what batch scripts are made of; None where nothing is submitted.
+        given_limits: how much may be submitted.
         run: runs a command.
         clock: seconds that only grow.
     """
 
     context: BatchContext | None = None
+    given_limits: Limits = field(default_factory=Limits)
     run: Command = field(default_factory=lambda: call)
     clock: Callable[[], float] = time.monotonic
     _ended: dict[JobId, JobStatus] = field(default_factory=dict)
@@ -106,10 +108,8 @@ class SlurmScheduler:
                     raise SchedulerError(f"scancel failed ({said(error)}); try `scancel {numbers[0]}`") from error
 
     def limits(self) -> Limits:
-        """MaxArraySize, and the smallest MaxSubmitJobs of the user's associations and their QOS."""
-        size = self._settings().get("MaxArraySize", "")
-        usual = Limits()
-        return Limits(int(size) if size.isdigit() and int(size) > 0 else usual.max_array_size, self._max_submitted())
+        """What was found out about the cluster (`simdist.cluster`)."""
+        return self.given_limits
 
     def num_submitted(self) -> int:
         """Tasks of this user in the default cluster's queue."""
@@ -137,19 +137,6 @@ class SlurmScheduler:
         if self._config is None:
             self._config = dict(re.findall(r"^(\w+) *= *(\S+)", self._try("scontrol", "show", "config"), re.MULTILINE))
         return self._config
-
-    def _max_submitted(self) -> int | None:
-        user = self._try("id", "--user", "--name").strip()
-        words = ["sacctmgr", "--noheader", "--parsable2", "show"]
-        own = self._try(*words, "assoc", f"user={user}", "format=MaxSubmit,GrpSubmit,DefaultQOS,QOS")
-        rows = [line.split("|") for line in own.splitlines() if line.count("|") == 3]
-        limits = [cell for row in rows for cell in row[:2]]
-        profile = self.context.profile if self.context else None
-        names = {profile.qos} if profile and profile.qos else {row[2] or row[3].split(",")[0] for row in rows}
-        of_qos = self._try(*words, "qos", "format=Name,MaxSubmitPU,GrpSubmit")
-        for row in (line.split("|") for line in of_qos.splitlines()):
-            limits += row[1:] if row[0] in names else []
-        return min((int(cell) for cell in limits if cell.isdigit()), default=None)
 
     def _try(self, *words: str) -> str:
         """What a command prints; nothing where it fails, for clusters without accounting."""

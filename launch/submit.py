@@ -25,12 +25,13 @@ from rich.console import Console
 from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 
 from .batch_scripts import BatchContext
+from .cluster_options import CLUSTER_FILE
 from .endings import progress_of
 from .graph import done_jobs
 from .listing import read_plan
 from .naming import CODE, command
 from .plan import SWEEPS, Job, Plan
-from .profiles import Profile, parameters_of_all, profile_named
+from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import HELD, Record, Records, last_lines
 from .scheduler import JobArray, JobId, LimitReachedError, Limits, Scheduler, SchedulerError
 from .slurm import SlurmScheduler, has_slurm
@@ -45,7 +46,15 @@ SAME_FAILURES = 2  # in a row, without progress between them, after which --wait
 pause = time.sleep
 
 
-def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False, wait: bool = False) -> int:
+def submit_sweep(
+    plan: Plan,
+    cluster: str,
+    console: Console,
+    prune: bool = False,
+    wait: bool = False,
+    choice: Choice | None = None,
+    every: float = LOOK_SECONDS,
+) -> int:
     """Submit what is missing of a sweep; returns the exit code.
 
     Args:
@@ -54,18 +63,19 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
         console: for the person.
         prune: cancel jobs that an earlier version of the sweep submitted and this one does not ask for.
         wait: stay until all is done or nothing more can be, and submit successors meanwhile.
+        choice: what jobs request, and the limits of the cluster; None finds it by `cluster`.
+        every: seconds between two looks at the queue while waiting.
 
     Raises:
         InputError: no SLURM here, a wrong profile or resource, or sbatch refuses.
     """
-    profile = profile_named(cluster)
-    submitter = connect(plan, cluster, profile, console)
+    submitter = connect(plan, cluster, choice, console)
     submitter.take_back_lost()
     if prune:
         submitter.prune()
     states = submitter.submit(retry=True)
     if wait:
-        states = submitter.wait(states)
+        states = submitter.wait(states, every)
     explain(plan, states, submitter.records.latest(), console)
     if not wait:
         sweeps = [] if plan.folder.parent == SWEEPS else ["--sweeps", plan.folder.parent]
@@ -73,18 +83,29 @@ def submit_sweep(plan: Plan, cluster: str, console: Console, prune: bool = False
     return EXIT_FAILED if wait and any(state.word != "done" for state in states.values()) else EXIT_OK
 
 
-def connect(plan: Plan, cluster: str, profile: Profile, console: Console) -> Submitter:
+def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -> Submitter:
     """What submits a sweep to the scheduler of a cluster.
+
+    Args:
+        plan: the graph.
+        cluster: `slurm`, a profile's name or file.
+        choice: what that is; None finds out.
+        console: for the person.
 
     Raises:
         InputError: no SLURM here, or the sweep's resources do not fit the profile.
     """
     if not has_slurm():
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
-    parameters_of_all(plan, profile)
+    choice = choice or chosen_profile(cluster)
+    parameters_of_all(plan, choice.profile)
+    found = choice.limits
+    limits = replace(Limits(), max_submitted=found.max_submit)
+    if found.max_array_size is not None:
+        limits = replace(limits, max_array_size=found.max_array_size)
     code = functools.cache(lambda: take_snapshot(CODE, plan.folder / "code"))
-    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, profile, code))
-    return Submitter(plan, cluster, profile, scheduler, console)
+    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), limits)
+    return Submitter(plan, cluster, choice.profile, scheduler, console)
 
 
 def feed(folder: Path, lock_seconds: float) -> None:
@@ -102,7 +123,7 @@ def feed(folder: Path, lock_seconds: float) -> None:
     cluster = (folder / HELD).read_text().strip()
     with suppress(filelock.Timeout), filelock.FileLock(folder / LOCK, timeout=lock_seconds):
         plan = read_plan(folder)
-        connect(plan, cluster, profile_named(cluster), Console()).submit(retry=False)
+        connect(plan, cluster, chosen_profile(str(folder / CLUSTER_FILE)), Console()).submit(retry=False)
 
 
 @dataclass
@@ -127,17 +148,17 @@ class Submitter:
     def _limits(self) -> Limits:
         return self.scheduler.limits()
 
-    def wait(self, states: Mapping[str, State]) -> Mapping[str, State]:
+    def wait(self, states: Mapping[str, State], every: float) -> Mapping[str, State]:
         """Look until nothing is on its way or held back, and submit what can go on; returns the last states.
 
         A scheduler that does not answer is asked again, less and less often.
         """
-        seconds = LOOK_SECONDS
+        seconds = every
         while any(state.word in ALIVE for state in states.values()) or self._held.exists():
             pause(seconds)
             try:
                 states = self.submit(retry=False)
-                seconds = LOOK_SECONDS
+                seconds = every
             except SchedulerError as error:
                 seconds = min(2 * seconds, LONGEST_PAUSE)
                 self.console.print(f"{error}; trying again in {seconds:.0f} s", markup=False)

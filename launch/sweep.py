@@ -23,6 +23,7 @@ from simdist.errors import EXIT_OK, InputError
 from simdist.stopping import Stop
 
 from .cancel import OWNER, write_owner
+from .cluster_options import add_cluster_options, choose_cluster, write_choice
 from .debug import run_here
 from .defaults import default_cluster, default_sweep
 from .dry_run import show
@@ -45,6 +46,7 @@ Examples:
   python launch/sweep.py                              # the default sweep, on SLURM where there is one, else here
   python launch/sweep.py --cluster slurm              # the default sweep on SLURM
   python launch/sweep.py --cluster slurm --dry-run    # show the jobs, their batch scripts and the GPU-hours
+  python launch/sweep.py --cluster slurm --partition gpu --gpus-per-node a100:4 beta_librispeech
   python launch/sweep.py seeds=[0,1,2]                # override keys of the sweep or of the configuration
   python launch/sweep.py --cluster local --jobs 4 configs/sweeps/smoke.yaml train.max_steps=100
   python launch/sweep.py --cluster slurm/profiles/mine.yaml configs/sweeps/beta_librispeech.yaml --wait
@@ -55,6 +57,8 @@ Without SWEEP: `default` on synthetic speech, or `default_librispeech` where dat
 
 --cluster is `local` (processes on this machine), `debug` (in this process), `slurm`, or the name or file of a profile:
   {profiles}
+`slurm` takes the profile that SIMDIST_CLUSTER names, else ~/.config/simdist/cluster.yaml, else what SLURM says of its
+partitions, GPUs and limits; options such as --partition win over all of them.
 Without --cluster: `slurm` where SLURM is configured, else `local`.
 
 Then: python launch/status.py, python launch/logs.py, python launch/cancel.py.
@@ -86,16 +90,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(text if file in text else f"{file}: {text}") from error
     require_commands(plan)
     _check_requirements(plan, cluster in ON_THIS_MACHINE and not parsed.dry_run, console)
+    choice = choose_cluster(parsed, cluster)
+    for line in choice.lines() if choice else ():
+        console.print(line, markup=False)
     if parsed.dry_run:
-        show(plan, configs, cluster, console)
+        show(plan, configs, cluster, console, choice.profile if choice else None)
         return EXIT_OK
     with sole_owner(plan.folder):
         write_plan(plan, configs)
-        if cluster in ON_THIS_MACHINE:
+        if choice is None:
             return _run_on_this_machine(plan, cluster, parsed.jobs, console)
         from .submit import submit_sweep  # needs submitit, which takes a while to import
 
-        return submit_sweep(plan, cluster, console, prune=parsed.prune, wait=parsed.wait)
+        write_choice(plan, choice)
+        return submit_sweep(
+            plan, cluster, console, prune=parsed.prune, wait=parsed.wait, choice=choice, every=parsed.every
+        )
 
 
 def _parser() -> Parser:
@@ -122,8 +132,10 @@ def _parser() -> Parser:
     )
     add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer asks for.")
     add("--wait", action="store_true", help="SLURM: stay, and submit successors for jobs that could not requeue.")
+    add("--every", type=float, default=30.0, help="--wait: seconds between two looks at the queue.")
     add("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     add("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps' logs and reports.")
+    add_cluster_options(parser)
     return parser
 
 

@@ -10,27 +10,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 
 from simdist.cli import Parser, run
+from simdist.cluster.choice import DISCOVERED, Choice, chosen_profile
+from simdist.cluster.profile_text import write_profile
 from simdist.doctoring import machine
 from simdist.doctoring.cluster import check_cluster
 from simdist.doctoring.corpus import check_corpus
 from simdist.doctoring.findings import Finding
 from simdist.doctoring.visit import check_node
-from simdist.errors import EXIT_FAILED, EXIT_OK
-from simdist.profiles import Profile, load_profile
+from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
+from simdist.profiles import Profile
 from simdist.redaction import redacted
 
 DESCRIPTION = """\
 Is this machine, this corpus and this cluster ready to train? Each finding comes with its remedy.
 
 Without options it looks at this machine. With --cluster it asks SLURM, and starts a job of a few seconds on one node.
+`--cluster slurm` takes your default profile (SIMDIST_CLUSTER, or ~/.config/simdist/cluster.yaml), else the one that
+follows from what SLURM says; --write keeps it as a file to edit.
 
 Examples:
   python -m simdist.doctor
   python -m simdist.doctor --data-root data/librispeech
+  python -m simdist.doctor --cluster slurm --write mine.yaml
   python -m simdist.doctor --cluster gpu --data-root /shared/librispeech --runs /shared/runs
   python -m simdist.doctor --cluster slurm/profiles/mine.yaml --json
 
@@ -45,8 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(argv)
     if parsed.wait < 0:
         parser.error(f"--wait is {parsed.wait}; it must be 0 (ask no node) or a number of seconds")
-    profile = load_profile(parsed.cluster) if parsed.cluster else None
+    choice = _choice(parsed, parser)
+    profile = choice.profile if choice else None
     console = Console(soft_wrap=True, highlight=False)
+    if choice and not parsed.json:
+        for line in choice.lines(how_else=False):
+            console.print(line, markup=False)
+    if parsed.write and not parsed.json:
+        console.print(f"wrote this profile to {parsed.write}", markup=False)
     findings = []
     with console.status("looking") if not parsed.json else Console(stderr=True).status("looking") as status:
         for finding in map(without_secrets, examine(profile, parsed.data_root, parsed.runs, parsed.wait)):
@@ -59,6 +71,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         summarize(findings, console)
     return EXIT_FAILED if any(finding.level == "error" for finding in findings) else EXIT_OK
+
+
+def _choice(parsed: Namespace, parser: Parser) -> Choice | None:
+    """The profile to look at, written to a file if asked for.
+
+    Raises:
+        InputError: there is no such profile, or the file exists.
+    """
+    if parsed.cluster is None:
+        if parsed.write is not None:
+            parser.error("--write needs --cluster; give --cluster slurm for the profile that fits this cluster")
+        return None
+    if parsed.write is not None and parsed.write.exists():
+        raise InputError(f"{parsed.write} exists and is kept; name another file, or remove it")
+    choice = chosen_profile(parsed.cluster)
+    if parsed.write is not None:
+        if parsed.cluster == DISCOVERED and choice.cluster is None:
+            raise InputError("SLURM does not answer, so nothing is written; run the doctor on a login node")
+        write_profile(parsed.write, choice.text())
+    return choice
 
 
 def examine(profile: Profile | None, data: Path | None, runs: Path, wait: int) -> Iterator[Finding]:
@@ -111,7 +143,8 @@ def summarize(findings: list[Finding], console: Console) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m simdist.doctor", description=DESCRIPTION)
     add = parser.add_argument
-    add("--cluster", type=str | None, default=None, help="Profile in slurm/profiles/, or a YAML file of your own.")
+    add("--cluster", type=str | None, default=None, help="`slurm`, a profile in slurm/profiles/, or a YAML file.")
+    add("--write", type=Path | None, default=None, help="New file that gets the cluster's profile, a comment per line.")
     add("--data-root", type=Path | None, default=None, help="Folder of a packed corpus.")
     add("--runs", type=Path, default=Path("runs"), help="Folder of the runs; must be shared with the nodes.")
     add("--wait", type=int, default=120, help="Seconds to wait for a free node; 0 starts no job.")

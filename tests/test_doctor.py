@@ -13,6 +13,7 @@ from simdist import doctor
 from simdist.doctoring import machine
 from simdist.doctoring.corpus import check_corpus
 from simdist.errors import InputError
+from simdist.profiles import load_profile
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,31 @@ def test_unknown_profiles_and_impossible_options(capsys: pytest.CaptureFixture[s
         doctor.main(["--wait", "-1"])
     assert ended.value.code == 2
     assert "--wait is -1; it must be 0" in capsys.readouterr().err
+
+
+def test_a_profile_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.yaml"
+    doctor.main(["--cluster", "gpu", "--write", str(mine), "--runs", str(tmp_path), "--wait", "0"])
+    assert f"wrote this profile to {mine}" in capsys.readouterr().out
+    assert load_profile(mine) == load_profile("gpu")
+    before = mine.read_text()
+    with pytest.raises(InputError, match=r"mine\.yaml exists and is kept"):
+        doctor.main(["--cluster", "gpu", "--write", str(mine)])
+    assert mine.read_text() == before
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["--write", str(tmp_path / "other.yaml")])
+    assert ended.value.code == 2
+    assert "--write needs --cluster" in capsys.readouterr().err
+
+
+def test_nothing_is_written_where_slurm_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_CONF", "SIMDIST_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="SLURM does not answer, so nothing is written"):
+        doctor.main(["--cluster", "slurm", "--write", str(tmp_path / "mine.yaml")])
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_shards_that_are_missing_or_cut(speech: Path, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from simdist.cluster.choice import describe_nodes, describe_reservation, misfits, partitions_of, reservations_due
+from simdist.cluster.discovery import Cluster, discover
+from simdist.cluster.parsing import Partition
 from simdist.doctoring.findings import Finding, error, ok, warning
-from simdist.profiles import Profile
+from simdist.profiles import SECTION_OF, Profile, profile_for
 
 SAVES = 2.0  # a save also hashes what it writes, and many jobs may be told at once
 COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "sacct")
@@ -21,20 +25,25 @@ def check_cluster(profile: Profile, save_seconds: float) -> Iterator[Finding]:
     if missing:
         yield error("slurm", f"{', '.join(missing)} not found", "run the doctor on a login node of the cluster")
         return
-    settings = _pairs(ask("scontrol", "show", "config"))
-    if not settings:
+    cluster = discover()
+    if cluster is None:
         yield error("slurm", "the controller does not answer", "look at `scontrol ping`; is SLURM_CONF set if needed?")
         return
-    yield ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {settings.get('ClusterName', '?')}")
-    partition = _partition(profile)
-    if partition is None:
-        yield _no_partition(profile)
+    train, settings = profile_for("train", profile), cluster.settings
+    yield ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {cluster.name}")
+    names = partitions_of(cluster, train)
+    partitions = [part for part in cluster.partitions if part.name in names]
+    if not partitions or len(partitions) < len(names):
+        yield _no_partition(cluster, names)
         return
-    yield from _check_partition(profile, partition)
-    yield _check_submission(profile)
-    yield _check_requeue(profile, settings)
-    yield _check_warning(profile, save_seconds)
-    yield _check_preemption(settings, partition, save_seconds)
+    for partition in partitions:
+        yield _check_partition(train, partition)
+    yield from _check_resources(cluster, profile)
+    yield from _check_submission(profile)
+    yield _check_requeue(train, settings)
+    yield _check_warning(train, save_seconds)
+    for partition in partitions:
+        yield _check_preemption(settings, partition, save_seconds)
     yield _check_accounting()
 
 
@@ -51,7 +60,7 @@ def slurm_options(profile: Profile, nodes: int | None = None, minutes: int | Non
         "time": minutes or profile.time_minutes,
         "ntasks-per-node": profile.num_tasks_per_node,
         "cpus-per-task": profile.cpus_per_task,
-        "gpus-per-node": profile.gpus_per_node or None,
+        "gpus-per-node": profile.gpu_request,
     }
     same = ("partition", "account", "qos", "constraint", "mem", "exclude", "reservation")
     values |= {name: getattr(profile, name) for name in same} | {"mem-per-gpu": profile.mem_per_gpu}
@@ -60,64 +69,68 @@ def slurm_options(profile: Profile, nodes: int | None = None, minutes: int | Non
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
-def ask(*words: str) -> str:
-    """What a command of SLURM prints, or nothing if it fails."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """`Key = value` and `Key=value`, as scontrol prints them."""
-    return {key: value.strip() for key, value in re.findall(r"(\w+) *= *(\S[^\s]*)", text)}
-
-
-def _partition(profile: Profile) -> dict[str, str] | None:
-    for line in ask("scontrol", "--oneliner", "show", "partition").splitlines():
-        found = _pairs(line)
-        if profile.partition in (found.get("PartitionName"), None) and (
-            profile.partition or found.get("Default") == "YES"
-        ):
-            return found
-    return None
-
-
-def _no_partition(profile: Profile) -> Finding:
-    names = re.findall(r"PartitionName=(\S+)", ask("scontrol", "--oneliner", "show", "partition"))
-    if profile.partition is None:
+def _no_partition(cluster: Cluster, wanted: list[str]) -> Finding:
+    names = ", ".join(part.name for part in cluster.partitions)
+    if not wanted:
         return error("partition", "the profile names none, and the cluster has no default", f"set one of {names}")
-    remedy = f"set partition to one of {', '.join(names)}"
-    return error("partition", f"there is no partition {profile.partition}", remedy)
+    unknown = ", ".join(name for name in wanted if name not in {part.name for part in cluster.partitions})
+    return error("partition", f"there is no partition {unknown}", f"set partition to one of {names}")
 
 
-def _check_partition(profile: Profile, partition: dict[str, str]) -> Iterator[Finding]:
-    name, state = partition["PartitionName"], partition.get("State", "?")
-    limit = _minutes(partition.get("MaxTime", "UNLIMITED"))
-    if state != "UP":
-        yield error("partition", f"{name} is {state}", "name another partition, or wait")
-    elif limit is not None and profile.time_minutes > limit:
+def _check_partition(profile: Profile, partition: Partition) -> Finding:
+    name, limit = partition.name, partition.max_minutes
+    if not partition.is_up:
+        return error("partition", f"{name} is {partition.state}", "name another partition, or wait")
+    if limit is not None and profile.time_minutes > limit:
         text = f"{name} lets jobs run for {limit} minutes; the profile asks for {profile.time_minutes}"
-        yield error("partition", text, f"set time_minutes to {limit} or less; runs take as many jobs as they need")
+        return error("partition", text, f"set time_minutes to {limit} or less; runs take as many jobs as they need")
+    nodes = partition.fields.get("TotalNodes", "?")
+    return ok("partition", f"{name} is up, {nodes} nodes, jobs of {_spelled(limit)}")
+
+
+def _check_resources(cluster: Cluster, profile: Profile) -> Iterator[Finding]:
+    """GPUs, limits and reservations."""
+    names = [part.name for part in cluster.partitions if any(kind.gpus for kind in cluster.kinds(part.name))]
+    listed = "; ".join(f"{name}: {describe_nodes(cluster, name)}" for name in names)
+    wrong = list(misfits(cluster, profile))
+    if wrong:
+        yield warning("GPU nodes", "; ".join(wrong), "`--cluster slurm --write FILE` writes a profile that fits")
     else:
-        yield ok("partition", f"{name} is up, {partition.get('TotalNodes', '?')} nodes, jobs of {_spelled(limit)}")
+        yield ok("GPU nodes", listed or "SLURM shows no GPUs")
+    limits = cluster.limits(profile)
+    tasks = "unknown" if limits.max_array_size is None else f"at most {limits.max_array_size - 1}"
+    jobs = "no limit known" if limits.max_submit is None else f"at most {limits.max_submit}"
+    yield ok("limits", f"jobs in the queue: {jobs}; largest index of an array: {tasks}")
+    for entry in reservations_due(cluster, profile):
+        text = describe_reservation(entry, cluster)
+        if "you may use it" in text:
+            yield ok("reservation", text)
+        else:
+            yield warning("reservation", text, "shorter jobs (time_minutes) may still end before it begins")
 
 
-def _check_submission(profile: Profile) -> Finding:
-    """Let SLURM itself judge account, qos, constraint, memory and GPUs; `--test-only` submits nothing."""
-    command = ["sbatch", "--test-only", *slurm_options(profile), "--wrap=true"]
+def _check_submission(profile: Profile) -> Iterator[Finding]:
+    """Let SLURM itself judge account, QOS, constraint, memory and GPUs; `--test-only` submits nothing."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for kind in SECTION_OF:
+        kinds.setdefault(tuple(slurm_options(profile_for(kind, profile))), []).append(kind)
+    for options, named in kinds.items():
+        yield _test_only(options, "all jobs" if len(kinds) == 1 else f"{', '.join(named)} jobs")
+
+
+def _test_only(options: tuple[str, ...], jobs: str) -> Finding:
+    command = ["sbatch", "--test-only", *options, "--wrap=true"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         return warning("job", "`sbatch --test-only` did not answer within 60 s", "the controller is busy; try again")
     said = re.sub(r"^sbatch: (error: )?", "", done.stderr.strip().splitlines()[-1]) if done.stderr.strip() else ""
     if done.returncode:
-        return error("job", f"SLURM refuses the profile's jobs: {said}", f"try it: {' '.join(command)}")
-    return ok("job", re.sub(r"^Job \d+", "SLURM accepts the profile's jobs; one", said))
+        return error("job", f"SLURM refuses the profile's {jobs}: {said}", f"try it: {shlex.join(command)}")
+    return ok("job", re.sub(r"^Job \d+", f"SLURM accepts {jobs}; one", said))
 
 
-def _check_requeue(profile: Profile, settings: dict[str, str]) -> Finding:
+def _check_requeue(profile: Profile, settings: Mapping[str, str]) -> Finding:
     if not profile.requeue:
         text = "the profile has requeue: false; a preempted or timed-out job stays away"
         return warning("requeue", text, "set requeue: true, or run the same command again by hand")
@@ -136,11 +149,11 @@ def _check_warning(profile: Profile, save_seconds: float) -> Finding:
     return ok("signal", text)
 
 
-def _check_preemption(settings: dict[str, str], partition: dict[str, str], save_seconds: float) -> Finding:
-    name, mode = partition["PartitionName"], partition.get("PreemptMode", settings.get("PreemptMode", "OFF"))
+def _check_preemption(settings: Mapping[str, str], partition: Partition, save_seconds: float) -> Finding:
+    name, mode = partition.name, partition.fields.get("PreemptMode", settings.get("PreemptMode", "OFF"))
     if settings.get("PreemptType", "preempt/none").endswith("none") or mode == "OFF":
         return ok("preemption", f"jobs in {name} are not preempted")
-    grace, needed = int(partition.get("GraceTime", "0")), SAVES * save_seconds + AIR
+    grace, needed = int(partition.fields.get("GraceTime", "0")), SAVES * save_seconds + AIR
     loss = "runs go on from their last periodic checkpoint; set --train.checkpoint_every to what you can lose"
     if mode not in ("REQUEUE", "CANCEL"):
         text = f"jobs in {name} are preempted with PreemptMode {mode}"
@@ -155,7 +168,7 @@ def _check_preemption(settings: dict[str, str], partition: dict[str, str], save_
 
 
 def _check_accounting() -> Finding:
-    if ask("sacct", "--noheader", "--parsable2", "--format=jobid", "--starttime=now-1hour") or _succeeds("sacct", "-n"):
+    if _succeeds("sacct", "--noheader", "--format=jobid", "--starttime=now-1hour"):
         return ok("accounting", "sacct answers")
     remedy = "the states of jobs that ended come from run folders alone; nothing to do"
     return warning("accounting", "sacct does not answer", remedy)
@@ -163,15 +176,6 @@ def _check_accounting() -> Finding:
 
 def _succeeds(*words: str) -> bool:
     return subprocess.run(words, capture_output=True, timeout=60).returncode == 0
-
-
-def _minutes(limit: str) -> int | None:
-    """SLURM's [DAYS-]HOURS:MINUTES:SECONDS in minutes; None for no limit."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
-    if found is None:
-        return None
-    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
-    return (days * 24 + hours) * 60 + minutes
 
 
 def _spelled(minutes: int | None) -> str:

@@ -15,11 +15,12 @@ from simdist.doctoring.cluster import slurm_options
 from simdist.doctoring.findings import Finding, error, ok, warning
 from simdist.doctoring.machine import versions
 from simdist.doctoring.node import Sight
-from simdist.profiles import Profile
+from simdist.profiles import Profile, profile_for
 
 
 def check_node(profile: Profile, runs: Path, wait: int) -> Iterator[Finding]:
-    """Look around on one node; gives up after `wait` seconds in the queue."""
+    """Look around on one node as a training does; gives up after `wait` seconds in the queue."""
+    profile = profile_for("train", profile)
     created = not runs.exists()
     runs.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
@@ -108,10 +109,11 @@ def _compare_address(profile: Profile, sight: Sight) -> Finding:
 def _visit(profile: Profile, folder: Path, token: str, wait: int) -> Sight | Finding:
     """What a node sees, or why it could not be asked."""
     ask_gpus = "1" if profile.gpus_per_node else "0"
-    look = shlex.join([sys.executable, "-m", "simdist.doctoring.node", str(folder), token, ask_gpus])
+    python = profile.python or shlex.quote(sys.executable)
+    look = f"{python} -m simdist.doctoring.node {shlex.join([str(folder), token, ask_gpus])}"
     script = "\n".join([*profile.setup, f"exec {look}"])
     options = [*slurm_options(profile, nodes=1, minutes=5), "--ntasks-per-node=1", f"--immediate={wait}"]
-    command = ["srun", "--job-name=simdist-doctor", *options, "bash", "-c", script]
+    command = ["srun", "--job-name=simdist-doctor", *options, *profile.srun_args, "bash", "-c", script]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=wait + 180)
     except subprocess.TimeoutExpired:

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import stat
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from daemons import (
     NODE,
@@ -45,19 +47,45 @@ PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sacctmgr", "munged", "mariadbd",
 PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"
 INSTALLING = Path(tempfile.gettempdir(), "simdist-testbed-install.lock")
 LAYOUT = "testbed.json"  # makes a folder one of ours
+NAMES = ("gpu_type", "cluster_name")
+LIMITS = {
+    "nodes": (1, 16),
+    "cpus": (1, 1024),
+    "gpus": (0, 16),
+    "grace": (0, 3600),
+    "cpu_nodes": (0, 15),
+    "max_array_size": (2, 4_000_001),
+    "job_requeue": (0, 1),
+    "max_submit": (0, 1_000_000),
+}
+OPTIONS = {
+    "nodes": "nodes n1, n2, …, up to 16",
+    "cpus": "cores that each claims",
+    "gpus": "made-up GPUs of each",
+    "grace": "seconds of warning before preemption in partition low",
+    "cpu_nodes": "the last nodes, which have no GPU and make the default partition cpu",
+    "gpu_type": "type of the GPUs, such as a100",
+    "max_array_size": "MaxArraySize",
+    "job_requeue": "JobRequeue: 0 or 1",
+    "max_submit": "jobs that a user may have in the queue, by the QOS; given, limits are enforced",
+    "cluster_name": "ClusterName",
+    "accounting_of": "folder of a running testbed whose slurmdbd this one shares, so that `squeue -M` reaches both",
+}
 
 
-def up(root: Path, options: dict[str, int]) -> Layout:
+def up(root: Path, options: dict[str, Any]) -> Layout:
     """Start a cluster in `root`, or find the one that runs there.
 
     Raises:
-        TestbedError: not root, packages are missing, the folder is not ours, or a daemon did not start.
+        TestbedError: not root, packages are missing, an option cannot be, the folder is not ours, the cluster whose
+            accounting is asked for does not run, or a daemon did not start.
     """
     _check_machine(root)
     _check_options(options)
+    options = {**options, "accounting_port": _accounting_port(options.get("accounting_of"))}
     running = running_layout(root)
     if running is not None:
-        asked = dataclasses.replace(running, **options)
+        asked = dataclasses.replace(running, **options | {"accounting_port": running.accounting_port})
         if asked != running:
             raise TestbedError(f"the cluster in {root} was started with other options; take it down first")
         return running
@@ -97,21 +125,17 @@ def down(root: Path) -> None:
 def _start(at: Layout) -> None:
     for folder in ("etc", "state", "spool", "log", "pid", "gpu", "munge", "database"):
         (at.root / folder).mkdir()
-    fields = dataclasses.asdict(at)
-    (at.root / LAYOUT).write_text(json.dumps(fields | {"root": str(at.root)}, indent=1))
+    (at.root / LAYOUT).write_text(json.dumps(dataclasses.asdict(at), indent=1, default=str))
     at.conf.write_text(slurm_conf(at))
     at.conf.with_name("gres.conf").write_text(gres_conf(at))
     at.conf.with_name("cgroup.conf").write_text("CgroupAutomount=no\n")
-    accounting = at.conf.with_name("slurmdbd.conf")
-    accounting.write_text(slurmdbd_conf(at))
-    accounting.chmod(0o600)  # slurmdbd insists: it holds a password
     for device in at.gpu_files:
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    _start_munge(at)
-    _start_database(at)
-    start_daemon(at, "slurmdbd", "-D")
-    await_answer("slurmdbd", lambda: succeeds(at, "sacctmgr", "-n", "list", "cluster"))
-    ask(at, "sacctmgr", "-i", "add", "cluster", "testbed")
+    if at.accounting_of is None:
+        _start_accounting(at)
+    ask(at, "sacctmgr", "-i", "add", "cluster", at.cluster_name)
+    if at.max_submit is not None:
+        ask(at, "sacctmgr", "-i", "modify", "qos", "normal", "set", f"MaxSubmitJobsPerUser={at.max_submit}")
     start_daemon(at, "slurmctld", "-D", "-c")
     await_answer("slurmctld", lambda: "is UP" in ask(at, "scontrol", "ping"))
     for number in range(1, at.nodes + 1):
@@ -136,7 +160,29 @@ def kill_node(at: Layout, node: str, *, with_tasks: bool = True) -> None:
 
 def idle_nodes(at: Layout) -> list[str]:
     """Names of the nodes that could take a job."""
-    return ask(at, "sinfo", "--noheader", "--Node", "--partition=low", "--states=idle", "--format=%N").split()
+    return sorted(set(ask(at, "sinfo", "--noheader", "--Node", "--states=idle", "--format=%N").split()))
+
+
+def _start_accounting(at: Layout) -> None:
+    _start_munge(at)
+    _start_database(at)
+    conf = at.conf.with_name("slurmdbd.conf")
+    conf.write_text(slurmdbd_conf(at))
+    conf.chmod(0o600)  # slurmdbd insists: it holds a password
+    start_daemon(at, "slurmdbd", "-D")
+    await_answer("slurmdbd", lambda: succeeds(at, "sacctmgr", "-n", "list", "cluster"))
+
+
+def _accounting_port(folder: Path | None) -> int:
+    """Port of the slurmdbd that runs in another testbed; 0 where none is asked for."""
+    if folder is None:
+        return 0
+    other = running_layout(folder)
+    if other is None or other.accounting_of is not None:
+        raise TestbedError(
+            f"--accounting-of is {folder}, where no testbed with its own accounting runs; start it first"
+        )
+    return other.port + 1
 
 
 def _start_munge(at: Layout) -> None:
@@ -199,12 +245,20 @@ def _check_machine(root: Path) -> None:
         raise TestbedError(f"{root} is too long a name for a socket inside it; name a shorter folder")
 
 
-def _check_options(options: dict[str, int]) -> None:
-    allowed = {"nodes": (1, 16), "cpus": (1, 1024), "gpus": (0, 16), "grace": (0, 3600)}
+def _check_options(options: dict[str, Any]) -> None:
     for name, value in options.items():
-        low, high = allowed[name]
-        if not low <= value <= high:
-            raise TestbedError(f"--{name} is {value}; it must be from {low} to {high}")
+        option = "--" + name.replace("_", "-")
+        if name in LIMITS and not LIMITS[name][0] <= value <= LIMITS[name][1]:
+            raise TestbedError(f"{option} is {value}; it must be from {LIMITS[name][0]} to {LIMITS[name][1]}")
+        if name in NAMES and not re.fullmatch(r"[a-z][a-z0-9_]*", value):
+            raise TestbedError(f"{option} is {value!r}; use lower-case letters, digits and _, a letter first")
+    nodes, cpu_nodes = options.get("nodes", Layout.nodes), options.get("cpu_nodes", 0)
+    if cpu_nodes >= nodes:
+        raise TestbedError(f"--cpu-nodes is {cpu_nodes}; of {nodes} nodes at least one must have GPUs")
+    if options.get("accounting_of") and "cluster_name" not in options:
+        raise TestbedError("--accounting-of needs --cluster-name: two clusters of one slurmdbd cannot have one name")
+    if options.get("accounting_of") and "max_submit" in options:
+        raise TestbedError("--max-submit changes the QOS of both clusters; give it to the one that owns the accounting")
 
 
 def running_layout(root: Path) -> Layout | None:
@@ -212,7 +266,8 @@ def running_layout(root: Path) -> Layout | None:
     if not (root / LAYOUT).exists():
         return None
     fields = json.loads((root / LAYOUT).read_text())
-    layout = Layout(**fields | {"root": Path(fields["root"])})
+    paths = {name: Path(fields[name]) for name in ("root", "accounting_of") if fields[name] is not None}
+    layout = Layout(**fields | paths)
     return layout if "is UP" in ask(layout, "scontrol", "ping") else None
 
 
@@ -234,15 +289,17 @@ def _parser() -> argparse.ArgumentParser:
     for command in (start, stop):
         command.add_argument("root", metavar="DIR", type=Path, help="folder that holds all of the cluster")
     defaults = {item.name: item.default for item in dataclasses.fields(Layout)}
-    for name, text in {
-        "nodes": "nodes n1, n2, …, up to 16",
-        "cpus": "cores that each claims",
-        "gpus": "made-up GPUs of each",
-        "grace": "seconds of warning before preemption in partition low",
-    }.items():
+    kinds = {"gpu_type": str, "cluster_name": str, "accounting_of": _folder}
+    for name, text in OPTIONS.items():
         default = argparse.SUPPRESS  # what was not asked for is no difference to a cluster that runs
-        start.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {defaults[name]})")
+        shown = f" (default: {defaults[name]})" if defaults[name] is not None else ""
+        option = "--" + name.replace("_", "-")
+        start.add_argument(option, type=kinds.get(name, int), default=default, help=text + shown)
     return parser
+
+
+def _folder(text: str) -> Path:
+    return Path(text).absolute()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "up":
             layout = up(root, words)
             seconds = time.monotonic() - began
-            names = "partitions low, abrupt, high"
+            names = "partitions low, abrupt, cancel, high" + (", cpu" if layout.cpu_nodes else "")
             print(f"{layout.nodes} nodes up in {seconds:.1f} s, {names}; logs in {root}/log", file=sys.stderr)
             print(f"export SLURM_CONF={layout.conf}")
         else:

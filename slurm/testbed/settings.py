@@ -5,7 +5,9 @@ What is unusual, and why:
   claim cores and memory that are not there. Their names do not resolve, as on some real clusters.
 - `cred_expire` is also how long a requeued job waits before it may start again; its default is two minutes.
 - `preempt_send_user_signal` sends the job's own `--signal` when it is preempted, and GraceTime is the time it then has.
-- `low` has that grace, `abrupt` has none; both are preempted by `high`.
+- `high` preempts the others: `low` has that grace, `abrupt` has none, `cancel` has none and does not requeue.
+- With `cpu_nodes`, the last nodes have no GPU and are alone in a partition `cpu`, the default one, as on many clusters.
+- A cluster may share the slurmdbd of another one (`accounting_of`), and so its munge; `squeue -M` then reaches both.
 - A node that is silent for ten seconds is taken for dead, so that tests of node failure end soon.
 - Job ids begin at another number in each cluster: the port that ranks meet at follows from the job id.
 """
@@ -36,6 +38,22 @@ class Layout:
     """Made-up GPUs of each node."""
     grace: int = 20
     """Seconds between the warning and the end of a preempted job in partition low."""
+    gpu_type: str | None = None
+    """Type of the GPUs, such as a100; None for GPUs without a type."""
+    cpu_nodes: int = 0
+    """The last of the nodes that have no GPU, and make the default partition `cpu`; 0 makes none."""
+    max_array_size: int = 1001
+    """MaxArraySize: task numbers of an array are below it."""
+    job_requeue: int = 1
+    """JobRequeue: whether jobs that did not say so may be requeued, 0 or 1."""
+    max_submit: int | None = None
+    """Jobs that a user may have in the queue (MaxSubmitJobsPerUser of the QOS); None sets and enforces no limits."""
+    cluster_name: str = "testbed"
+    """ClusterName."""
+    accounting_of: Path | None = None
+    """Folder of a running testbed whose munge, database and slurmdbd this one uses; None starts its own."""
+    accounting_port: int = 0
+    """Port of the slurmdbd; 0 is this cluster's own."""
 
     @property
     def conf(self) -> Path:
@@ -44,11 +62,21 @@ class Layout:
 
     @property
     def munge_socket(self) -> Path:
-        return self.root / "munge" / "socket"
+        return (self.accounting_of or self.root) / "munge" / "socket"
 
     @property
     def gpu_files(self) -> list[Path]:
         return [self.root / "gpu" / f"gpu{number}" for number in range(self.gpus)]
+
+    @property
+    def gpu_nodes(self) -> str:
+        """Nodes with GPUs, as SLURM abbreviates them."""
+        return f"n[1-{self.nodes - self.cpu_nodes}]"
+
+    @property
+    def gres(self) -> str:
+        """The GPUs of a node as slurm.conf names them."""
+        return f"gpu:{self.gpu_type}:{self.gpus}" if self.gpu_type else f"gpu:{self.gpus}"
 
     @property
     def first_job_id(self) -> int:
@@ -59,9 +87,11 @@ class Layout:
 
 
 def slurm_conf(at: Layout) -> str:
-    """slurm.conf: the controller, its scheduler, four nodes, three partitions."""
+    """slurm.conf: the controller, its scheduler, its nodes, four partitions."""
+    enforced = "AccountingStorageEnforce=associations,limits,qos\n" if at.max_submit is not None else ""
+    default = "NO" if at.cpu_nodes else "YES"
     return f"""\
-ClusterName=testbed
+ClusterName={at.cluster_name}
 SlurmctldHost={at.host}(127.0.0.1)
 SlurmctldPort={at.port}
 SlurmUser=root
@@ -73,24 +103,24 @@ SlurmdPidFile={at.root}/pid/slurmd-%n
 SlurmctldLogFile={at.log("slurmctld")}
 SlurmdLogFile={at.root}/log/slurmd-%n.log
 FirstJobId={at.first_job_id}
-MaxArraySize=1001
+MaxArraySize={at.max_array_size}
 MinJobAge=600
 
 AuthType=auth/munge
 AuthInfo=socket={at.munge_socket},cred_expire=5
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
-AccountingStoragePort={at.port + 1}
+AccountingStoragePort={at.accounting_port or at.port + 1}
 AccountingStoragePass={at.munge_socket}
 AccountingStorageTRES=gres/gpu
-JobCompType=jobcomp/none
+{enforced}JobCompType=jobcomp/none
 JobAcctGatherType=jobacct_gather/none
 
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0,sched_min_interval=100000
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-JobRequeue=1
+JobRequeue={at.job_requeue}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -110,12 +140,24 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=n[1-{at.nodes}] NodeHostname={at.host} NodeAddr=127.0.0.1 Port=[{at.port + 3}-{at.port + 2 + at.nodes}] \
-CPUs={at.cpus} RealMemory=4000 Gres=gpu:{at.gpus} State=UNKNOWN
-PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime={at.grace}
-PartitionName=abrupt Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
-PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+{_node_lines(at)}
+PartitionName=low Nodes={at.gpu_nodes} Default={default} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE \
+GraceTime={at.grace}
+PartitionName=abrupt Nodes={at.gpu_nodes} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=cancel Nodes={at.gpu_nodes} MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL GraceTime=0
+PartitionName=high Nodes={at.gpu_nodes} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
+
+
+def _node_lines(at: Layout) -> str:
+    common = f"NodeHostname={at.host} NodeAddr=127.0.0.1 CPUs={at.cpus} RealMemory=4000 State=UNKNOWN"
+    first, last, with_gpus = at.port + 3, at.port + 2 + at.nodes, at.nodes - at.cpu_nodes
+    lines = [f"NodeName={at.gpu_nodes} Port=[{first}-{first + with_gpus - 1}] Gres={at.gres} {common}"]
+    if at.cpu_nodes:
+        names = f"n[{with_gpus + 1}-{at.nodes}]"
+        lines += [f"NodeName={names} Port=[{first + with_gpus}-{last}] {common}"]
+        lines += [f"PartitionName=cpu Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1"]
+    return "\n".join(lines)
 
 
 def slurmdbd_conf(at: Layout) -> str:
@@ -141,7 +183,8 @@ StorageLoc=accounting
 def gres_conf(at: Layout) -> str:
     """gres.conf: GPUs that are copies of /dev/null."""
     files = ",".join(map(str, at.gpu_files))
-    return f"Name=gpu Flags=nvidia_gpu_env File={files}\n" if at.gpus else ""
+    kind = f" Type={at.gpu_type}" if at.gpu_type else ""
+    return f"NodeName={at.gpu_nodes} Name=gpu{kind} Flags=nvidia_gpu_env File={files}\n" if at.gpus else ""
 
 
 def database_sql() -> str:

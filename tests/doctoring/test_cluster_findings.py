@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,20 @@ PROFILE = Profile(partition="gpu", time_minutes=60, signal_lead_s=120)
 def cluster_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Commands of SLURM that print what a test gives them."""
 
-    def make(config: dict[str, str] | None = None, sbatch: str = TEST_ONLY, **partition: str) -> None:
+    def make(
+        config: dict[str, str] | None = None,
+        sbatch: str = TEST_ONLY,
+        sinfo: str = "",
+        reservation: str = "",
+        **partition: str,
+    ) -> None:
         lines = "\n".join(f"{key:22} = {value}" for key, value in (CONFIG | (config or {})).items())
         described = " ".join(f"{key}={value}" for key, value in (PARTITION | partition).items())
         scripts = {
-            "scontrol": f'case "$*" in *config*) cat <<E\n{lines}\nE\n;; *) echo "{described}";; esac',
+            "scontrol": f'case "$*" in *config*) cat <<E\n{lines}\nE\n;; *reservation*) echo "{reservation}";; '
+            f'*) echo "{described}";; esac',
+            "sinfo": f"echo '{sinfo}'",
+            "sacctmgr": "exit 1",
             "sbatch": sbatch,
             "srun": "exit 0",
             "squeue": "exit 0",
@@ -61,7 +71,8 @@ def test_a_cluster_that_is_ready(cluster_of) -> None:
     cluster_of()
     found = find()
     assert [finding.level for finding in found.values()] == ["ok"] * len(found)
-    assert set(found) == {"slurm", "partition", "job", "requeue", "signal", "preemption", "accounting"}
+    subjects = {"slurm", "partition", "GPU nodes", "limits", "job", "requeue", "signal", "preemption", "accounting"}
+    assert set(found) == subjects
     assert found["partition"].message == "gpu is up, 4 nodes, jobs of up to 1440 minutes"
 
 
@@ -74,6 +85,51 @@ def test_a_partition_that_is_not_there_or_down(cluster_of) -> None:
     assert find(Profile())["partition"].message == "the profile names none, and the cluster has no default"
     cluster_of(State="DRAIN")
     assert find()["partition"].level == "error"
+
+
+def test_several_partitions_with_commas_as_sbatch_takes_them(cluster_of, tmp_path: Path) -> None:
+    cluster_of()
+    (tmp_path / "scontrol").write_text(
+        (tmp_path / "scontrol")
+        .read_text()
+        .replace('*) echo "', '*) echo "PartitionName=abrupt State=UP GraceTime=0"; echo "')
+    )
+    found = list(cluster.check_cluster(Profile(partition="gpu,abrupt", time_minutes=60, signal_lead_s=120), 1.0))
+    partitions = [finding.message for finding in found if finding.subject == "partition"]
+    assert [message.split()[0] for message in partitions] == ["abrupt", "gpu"]
+    assert len([finding for finding in found if finding.subject == "preemption"]) == 2
+    missing = find(Profile(partition="gpu,gone"))["partition"]
+    assert (missing.level, missing.message) == ("error", "there is no partition gone")
+
+
+def test_gpus_limits_and_reservations(cluster_of) -> None:
+    span = "StartTime=2026-11-26T08:00:00 EndTime=2026-11-26T12:00:00"
+    due = f"ReservationName=maint {span} Nodes=n2 Flags=MAINT Users=root"
+    cluster_of({"MaxArraySize": "1001"}, sinfo="gpu|gpu:a100:4|64|500000|4|idle", reservation=due, Nodes="n[1-4]")
+    idle = find()
+    assert idle["GPU nodes"].message == "nodes of partition gpu have 4 GPUs; trainings ask for none and use CPU cores"
+    assert idle["limits"].message == "jobs in the queue: no limit known; largest index of an array: at most 1000"
+    assert idle["reservation"].level == "warning"
+    assert "maint, n2 from 2026-11-26 08:00:00 to 2026-11-26 12:00:00" in idle["reservation"].message
+    used = find(replace(PROFILE, gpus_per_node=4))["GPU nodes"]
+    assert (used.level, used.message) == ("ok", "gpu: 4 nodes, 4 a100 GPUs each")
+    assert find(replace(PROFILE, gpus_per_node=8))["GPU nodes"].level == "warning"
+
+
+def test_every_kind_of_job_is_tried(cluster_of, tmp_path: Path) -> None:
+    cluster_of(sbatch=f'echo "$*" >> {tmp_path}/asked; {TEST_ONLY}')
+    profile = replace(PROFILE, gpus_per_node=4, gpu_type="a100", cpu={"partition": "cpu"})
+    found = [finding for finding in cluster.check_cluster(profile, 1.0) if finding.subject == "job"]
+    assert [finding.message.split(";")[0] for finding in found] == [
+        "SLURM accepts train jobs",
+        "SLURM accepts probe, decode, analyze jobs",
+        "SLURM accepts pack, report jobs",
+    ]
+    train, probe, pack = (tmp_path / "asked").read_text().splitlines()
+    assert "--gpus-per-node=a100:4" in train
+    assert "--gpus-per-node=a100:1" in probe
+    assert "--partition=cpu" in pack
+    assert "gpus" not in pack
 
 
 def test_the_default_partition_stands_for_none(cluster_of) -> None:

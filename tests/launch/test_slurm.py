@@ -67,7 +67,7 @@ def _little_code(root: Path) -> Path:
     return code
 
 
-def submit(plan: Any, **options: bool) -> str:
+def submit(plan: Any, **options: Any) -> str:
     """Submit to the cluster of the defaults; what was said."""
     console = Console(record=True, width=200, quiet=True)
     with console.capture() as said:

@@ -366,18 +366,6 @@ def test_jobs_of_another_cluster_are_asked_of_that_cluster() -> None:
     ]
 
 
-def test_limits_are_the_smallest_of_all_that_count() -> None:
-    def answer(words: Any) -> str:
-        if words[0] == "scontrol":
-            return "MaxArraySize            = 5\n"
-        if "assoc" in words:
-            return "|200|normal|normal,long\n"
-        return "normal|10|\nlong|3|\n" if "qos" in words else "me\n"
-
-    assert SlurmScheduler(run=answer).limits() == Limits(5, 10)
-    assert SlurmScheduler(run=lambda words: "").limits() == Limits(1000, None)
-
-
 def test_records_know_the_latest_start_and_submissions_that_were_cut_off(tmp_path: Path) -> None:
     records = Records(tmp_path)
     records.announce("first", ["a"])

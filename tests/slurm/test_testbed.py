@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import cluster
 import daemons
 import pytest
-from jobs import ROOT, Slurm, await_
+from jobs import ROOT, Slurm, await_, user_environment
 from settings import Layout
 
 UP, DOWN = ROOT / "slurm/testbed/up", ROOT / "slurm/testbed/down"
@@ -71,6 +72,45 @@ def test_a_job_is_accounted_for(testbed: Slurm) -> None:
     )
 
 
+def test_gpu_types_limits_and_a_second_cluster_of_the_same_accounting(slurm_installed: None, tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    try:
+        options = ["--gpu-type=a100", "--max-array-size=4", "--job-requeue=0", "--max-submit=3", "--cpu-nodes=1"]
+        subprocess.run([UP, first, "--nodes=3", *options], check=True, capture_output=True)
+        subprocess.run(
+            [UP, second, "--nodes=1", "--cluster-name=other", f"--accounting-of={first}"],
+            check=True,
+            capture_output=True,
+        )
+        layout = cluster.running_layout(first)
+        assert layout is not None
+        slurm = Slurm(layout, user_environment(str(layout.conf)))
+        config = slurm.ask("scontrol", "show", "config")
+        settings = {"MaxArraySize": "4", "JobRequeue": "0", "ClusterName": "testbed"}
+        for key, value in {**settings, "AccountingStorageEnforce": "associations,limits,qos"}.items():
+            assert re.search(rf"^{key} += {value}$", config, re.MULTILINE), key
+        kinds = set(slurm.ask("sinfo", "--noheader", "--format=%P|%G|%D").splitlines())
+        assert kinds == {"cpu*|(null)|1", *(f"{name}|gpu:a100:2|2" for name in ("low", "abrupt", "cancel", "high"))}
+        assert slurm.ask("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitjobsperuser") == "normal|3"
+        slurm.submit(
+            "--array=0-2", "--partition=low", "--gpus-per-node=a100:2", "--output=/dev/null", "--wrap=sleep 99"
+        )
+        refused = subprocess.run(["sbatch", "--wrap=true"], env=slurm.environment, capture_output=True, text=True)
+        assert "QOSMaxSubmitJobPerUserLimit" in refused.stderr
+        number = slurm.submit("-M", "other", "--output=/dev/null", "--wrap=sleep 99").partition(";")[0]
+        assert number in slurm.ask("squeue", "-M", "other", "--noheader", "--format=%i")
+    finally:
+        for folder in (second, first):
+            subprocess.run([DOWN, folder], check=True)
+
+
+def test_a_job_in_partition_cancel_does_not_come_back(testbed: Slurm) -> None:
+    job = testbed.submit("--partition=cancel", "--nodelist=n1", "--output=/dev/null", "--requeue", "--wrap=sleep 99")
+    testbed.await_state(job, "RUNNING")
+    testbed.preempt("n1")
+    assert testbed.job(job)["JobState"] == "PREEMPTED"
+
+
 def test_another_folder_is_left_alone(slurm_installed: None, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for command in (UP, DOWN):
@@ -80,7 +120,16 @@ def test_another_folder_is_left_alone(slurm_installed: None, tmp_path: Path) -> 
     assert (tmp_path / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize(("option", "message"), [("--nodes=17", "from 1 to 16"), ("--grace=-1", "from 0 to 3600")])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--nodes=17", "from 1 to 16"),
+        ("--grace=-1", "from 0 to 3600"),
+        ("--cpu-nodes=4", "of 4 nodes at least one must have GPUs"),
+        ("--gpu-type=A 100", "use lower-case letters"),
+        ("--accounting-of=/tmp", "needs --cluster-name"),
+    ],
+)
 def test_impossible_options_are_named(slurm_installed: None, tmp_path: Path, option: str, message: str) -> None:
     done = subprocess.run([UP, tmp_path / "testbed", option], capture_output=True, text=True)
     assert done.returncode == 2

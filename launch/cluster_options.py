@@ -1,0 +1,97 @@
+"""Options of `launch/sweep.py` that change what its jobs request from SLURM."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jsonargparse import Namespace
+
+from simdist.cli import Parser
+from simdist.cluster.choice import Choice, chosen_profile
+from simdist.durable import write_text
+from simdist.errors import InputError
+
+from .plan import Plan
+
+FIELDS = {  # of a profile, by option
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "nodes": "nodes",
+    "gpus_per_node": "gpus_per_node",
+    "time": "time_minutes",
+    "mem": "mem",
+    "constraint": "constraint",
+    "setup": "setup",
+}
+ON_THIS_MACHINE = ("local", "debug")
+CLUSTER_FILE = "cluster.yaml"  # in a sweep's folder: the profile that its jobs are submitted with
+
+
+def add_cluster_options(parser: Parser) -> None:
+    """Add `--partition`, `--account`, … to the parser."""
+    group = parser.add_argument_group("what jobs request from SLURM, in place of what the cluster or the profile says")
+    add = group.add_argument
+    add("--partition", type=str | None, default=None, help="Partition, or several as a,b.")
+    add("--account", type=str | None, default=None, help="Account that pays.")
+    add("--qos", type=str | None, default=None, help="Quality of service.")
+    add("--nodes", type=int | None, default=None, help="Nodes of one training.")
+    add("--gpus-per-node", type=str | None, default=None, help="GPUs of a training per node, as 4 or a100:4; 0: none.")
+    add("--time", type=str | None, default=None, help="Time limit of a job: minutes, HH:MM:SS or D-HH:MM:SS.")
+    add("--mem", type=str | None, default=None, help="Memory per node of trainings, probes, decoders and analyses.")
+    add("--constraint", type=str | None, default=None, help="Features that nodes must have, such as a100.")
+    add("--setup", type=str | None, default=None, help="Shell before the program, such as 'module load cuda'.")
+
+
+def cluster_options(parsed: Namespace, cluster: str) -> dict[str, Any]:
+    """Fields of a profile that the command line sets.
+
+    Raises:
+        InputError: there are some although nothing is submitted, or a time cannot be read.
+    """
+    given = {option: parsed[option] for option in FIELDS if parsed[option] is not None}
+    if given and cluster in ON_THIS_MACHINE:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise InputError(
+            f"{options}: for jobs on SLURM, but --cluster is {cluster}. Leave it out, or use --cluster slurm"
+        )
+    fields = {FIELDS[option]: value for option, value in given.items()}
+    if "time_minutes" in fields:
+        fields["time_minutes"] = read_time(fields["time_minutes"])
+    if "setup" in fields:
+        fields["setup"] = tuple(fields["setup"].splitlines())
+    return fields
+
+
+def read_time(text: str) -> int:
+    """A time limit as SLURM takes it, in whole minutes.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = re.fullmatch(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+)(?::(?P<s>\d\d))?", text)
+    if found is None:
+        raise InputError(f"--time is {text!r}; give minutes, HH:MM:SS, or D-HH:MM:SS, such as 240 or 04:00:00")
+    days, first, second, third = (int(part or 0) for part in found.group("d", "h", "m", "s"))
+    hours, minutes, seconds = first, second, third
+    if found["d"] and found["h"] is None:  # D-HH
+        hours, minutes = second, 0
+    elif not found["d"] and found["s"] is None and found["h"] is not None:  # MM:SS
+        hours, minutes, seconds = 0, first, second
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def choose_cluster(parsed: Namespace, cluster: str) -> Choice | None:
+    """What the sweep's jobs are submitted with; None on this machine.
+
+    Raises:
+        InputError: an option cannot be, or there is no such profile or partition.
+    """
+    options = cluster_options(parsed, cluster)
+    return None if cluster in ON_THIS_MACHINE else chosen_profile(cluster, options)
+
+
+def write_choice(plan: Plan, choice: Choice) -> None:
+    """Write the profile to the sweep's folder, where its jobs find it when they submit others."""
+    write_text(plan.folder / CLUSTER_FILE, choice.text())
