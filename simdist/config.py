@@ -19,10 +19,7 @@ from simdist.redaction import is_secret
 PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
-RUN_DIR = (
-    "--run-dir",
-    "--run",
-)  # the alias is for old commands: torchrun refuses it, ambiguous with its own --run-path
+RUN_DIR = ("--run-dir", "--run")  # the alias is for old commands; torchrun refuses it, for its own --run-path
 PLACE = {
     "place": True
 }  # part of a run's name, but a run may go on elsewhere: the data's fingerprint is checked instead

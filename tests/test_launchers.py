@@ -1,12 +1,18 @@
-"""Each launcher passes our commands on as they were typed: none of its own options takes one of ours."""
+"""Each launcher passes our commands on as they were typed, and starts one training of all its ranks.
+
+`srun` is tested on a real SLURM, in tests/slurm/test_launchers_on_slurm.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from launching import STEPS, Trained, probed, probing, run, trained, training
 
 from simdist import cli
 from simdist.__main__ import COMMANDS
@@ -97,3 +103,50 @@ def test_errors_and_help_name_the_new_option(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         simdist.probe.main(["--help"])
     assert "--run-dir RUN" in capsys.readouterr().out
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that `python -m` trained."""
+    folder = tmp_path_factory.mktemp("python") / "run"
+    run("python", 1, *training(speech, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What two ranks of torchrun came to."""
+    folder = tmp_path_factory.mktemp("torchrun") / "run"
+    run("torchrun", 2, *training(speech, folder))
+    return trained(folder)
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_one_process_trains_as_python_alone_does(launcher: str, alone: Path, speech: Path, tmp_path: Path) -> None:
+    run(launcher, 1, *training(speech, tmp_path / "run"))
+    assert trained(tmp_path / "run") == trained(alone)
+    assert trained(alone).world_size == 1
+    assert len(trained(alone).losses) == STEPS
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "mpiexec"])
+def test_two_processes_are_one_training_whoever_starts_them(
+    launcher: str, pair: Trained, alone: Path, speech: Path, tmp_path: Path
+) -> None:
+    run(launcher, 2, *training(speech, tmp_path / "run"))
+    assert trained(tmp_path / "run") == pair
+    assert pair.world_size == 2
+    assert pair.losses[0] != trained(alone).losses[0]  # each rank draws its negatives from its own share
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_probes_are_the_same_whoever_starts_them(launcher: str, alone: Path, tmp_path: Path) -> None:
+    if not probed(alone):
+        assert "world size 1 on cpu" in run("python", 1, *probing(alone))
+    shutil.copytree(alone, tmp_path / "run", ignore=shutil.ignore_patterns("probes"))
+    assert "world size 2 on cpu" in run(launcher, 2, *probing(tmp_path / "run"))
+    assert len(probed(alone)) == 2
+    assert probed(tmp_path / "run") == probed(alone)

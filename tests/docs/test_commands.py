@@ -98,6 +98,8 @@ def understand(words: Sequence[str]) -> str:
         return NOT_TRIED[program]
     if program == "accelerate":
         return launched(rest)
+    if program == "torchrun":
+        return run_by_torch(rest)
     if program == "srun":
         return understand(rest[rest.index("python") :])
     if program == "sbatch":
@@ -133,6 +135,14 @@ def launched(words: list[str]) -> str:
     assert parsed.module, f"accelerate launch starts {parsed.training_script} as a file, not with -m"
     for file in (parsed.config_file, parsed.deepspeed_config_file):
         assert file is None or (ROOT / file).is_file(), file
+    return module(parsed.training_script, parsed.training_script_args)
+
+
+def run_by_torch(words: list[str]) -> str:
+    from torch.distributed.run import get_args_parser
+
+    parsed = get_args_parser().parse_args(words)
+    assert parsed.module, f"torchrun starts {parsed.training_script} as a file, not with -m"
     return module(parsed.training_script, parsed.training_script_args)
 
 
@@ -241,9 +251,20 @@ def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.Captur
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("launcher", ["python -m", "accelerate launch -m", "torchrun -m", "srun --ntasks 2 python -m"])
+def test_every_command_of_ours_in_readme_is_understood_under_each_launcher(launcher: str) -> None:
+    commands = [[STAND_INS.get(w, w) for w in c.words] for c in commands_of(ROOT / "README.md")]
+    ours = [words[i:] for words in commands for i, word in enumerate(words) if word.startswith("simdist.")]
+    assert {words[0] for words in ours} >= {"simdist.train", "simdist.probe", "simdist.decode", "simdist.analyze"}
+    for words in ours:
+        assert understand([*launcher.split(), *words]).removesuffix(" --help") == words[0]
+
+
 @pytest.mark.parametrize(
     "command",
     [
+        "torchrun --gone 2 -m simdist.train",
+        "torchrun -m simdist.train --gone",
         "python -m simdist.train --config configs/sim_librispeech.yaml --data.rot x",
         "python -m simdist.train --config configs/gone.yaml",
         "python -m simdist.train --optim.lr -1",

@@ -12,13 +12,15 @@ import torch
 import simdist.train
 from launch.plan import Length
 from launch.progress import read_progress
+from simdist.config import Config
 from simdist.doctoring import machine
 from simdist.durable import read_json_lines
-from simdist.engine import hardware
+from simdist.engine import hardware, running
 from simdist.engine.accelerator import resolve_precision, slow_precision
 from simdist.engine.hardware import GPUS_EXPECTED, TorchBuild, emulates_bf16, no_gpu
-from simdist.engine.run import EVENTS
+from simdist.engine.run import EVENTS, Run
 from simdist.errors import InputError
+from simdist.stopping import Stop
 
 CPU_BUILD, CUDA_BUILD = TorchBuild("2.13.0+cpu", None), TorchBuild("2.13.0+cu126", "CUDA 12.6")
 CPUINFO = {
@@ -137,6 +139,35 @@ def test_a_run_says_it_and_goes_on_as_it_was_begun_on_another_cpu(
     assert "warning: " not in printed
     with pytest.raises(InputError, match=r"train.precision: 'no' -> 'bf16'"):
         simdist.train.main([*argv, "--train.max_steps=4", "--train.precision=bf16"])
+
+
+def test_ranks_on_different_cpus_must_agree(
+    tiny: Config, tmp_path: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.HostGroup, "gather", lambda self, value: ["no", "bf16"])
+    with pytest.raises(InputError, match=r"became bf16 and no on different nodes.* Set --train.precision no or bf16"):
+        running.build_process(Run(tmp_path, tiny), Stop())
+
+
+def test_benchmarks_skip_bf16_and_say_why(
+    cpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import outcomes, step
+
+    monkeypatch.setattr(step, "step_of", lambda name, config: lambda: None)
+    monkeypatch.setattr(
+        step, "info_nce_of", lambda config: dict.fromkeys(["stand-in", "batched", "ours"], lambda: None)
+    )
+    monkeypatch.setattr(step, "peak_bytes", lambda name, config: 2**20)
+    cpu("zen3")
+    rows = step.outcomes(Config(), 1)
+    assert [row.what for row in rows if "bf16" in row.what] == ["step, bf16"]
+    outcomes.show("", rows)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "skipped" in printed
+    assert "AVX-512-BF16" in printed
+    cpu("zen4")
+    assert len([row for row in step.outcomes(Config(), 1) if "bf16" in row.what]) == 2
 
 
 # --- no GPU -----------------------------------------------------------------------------------------------------------
