@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from simdist.cluster.discovery import Cluster, Limits, default_qos, discover
+from simdist.cluster.parsing import Reservation
+from simdist.cluster.profile_text import profile_text
+from simdist.cluster.suggestion import Suggestion, suggest
 from simdist.engine.hosts import parse_nodes
 from simdist.errors import InputError
 from simdist.profiles import SECTIONS, Profile, load_profile, profile_for, replaced
-
-from .discovery import Cluster, Limits, default_qos, discover
-from .parsing import Reservation
-from .profile_text import profile_text
-from .suggestion import Suggestion, suggest
 
 DISCOVERED = "slurm"
 VARIABLE = "SIMDIST_CLUSTER"
