@@ -159,6 +159,11 @@ class _Value:
 
 def _value(key: str, given: _Value) -> Any:
     """A configuration key's value with the right type; the parser takes 10 ms, so it is asked when it must."""
+    choices = _choices().get(key, ())
+    if given.value is False and "no" in choices:  # YAML's reading of a bare `no`
+        return "no"
+    if isinstance(given.value, str) and given.value in choices:
+        return given.value
     kind = _plain_types().get(key)
     if kind is not None and type(given.value) in (kind, int) and (kind is float or type(given.value) is kind):
         return kind(given.value)
@@ -174,6 +179,21 @@ def _plain_types() -> dict[str, type]:
             hints = typing.get_type_hints(kind).items()
             found |= {f"{section}.{name}": hint for name, hint in hints if hint in PLAIN_TYPES}
     return found
+
+
+@functools.cache
+def _choices() -> dict[str, tuple[Any, ...]]:
+    """Keys that take one of a few values, with these."""
+    found = {}
+    for section, kind in typing.get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind).items()
+            found |= {f"{section}.{name}": typing.get_args(hint) for name, hint in hints if _is_literal(hint)}
+    return found
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Literal
 
 
 @functools.cache

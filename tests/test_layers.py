@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "simdist"
 LAUNCH = Path(__file__).parent.parent / "launch"
 TORCHLESS = {  # what the launcher may use; none of it imports torch
     "simdist.cli",
+    "simdist.cluster",
     "simdist.config",
     "simdist.durable",
     "simdist.engine.run",
@@ -66,7 +67,8 @@ ALLOWED = {
         "simdist.loading",
     },
     "engine": {*LOW, "simdist.engine", "simdist.models", "simdist.data", "simdist.cli", "simdist.requeue"},
-    "doctoring": {*LOW, "simdist.doctoring", "simdist.profiles", "simdist.data", "simdist.engine"},
+    "cluster": {*LOW, "simdist.cluster", "simdist.profiles", "simdist.engine.hosts"},
+    "doctoring": {*LOW, "simdist.doctoring", "simdist.cluster", "simdist.profiles", "simdist.data", "simdist.engine"},
     "reporting": {
         *LOW,
         "simdist.reporting",

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from simdist.cluster.discovery import Cluster, Limits, default_qos, discover
+from simdist.cluster.parsing import Reservation
+from simdist.cluster.profile_text import profile_text
+from simdist.cluster.suggestion import Suggestion, suggest
 from simdist.engine.hosts import parse_nodes
 from simdist.errors import InputError
 from simdist.profiles import SECTIONS, Profile, load_profile, profile_for, replaced
-
-from .discovery import Cluster, Limits, default_qos, discover
-from .parsing import Reservation
-from .profile_text import profile_text
-from .suggestion import Suggestion, suggest
 
 DISCOVERED = "slurm"
 VARIABLE = "SIMDIST_CLUSTER"
@@ -91,7 +90,7 @@ def chosen_profile(
         source = "SLURM's defaults, for it does not answer here"
         suggestion = Suggestion(Profile(), warnings=("SLURM does not answer here: GPUs and limits are unknown",))
     else:
-        suggestion, source = suggest(found, options.get("partition")), "chosen for this cluster"
+        suggestion, source = suggest(_with_account(found, options), options.get("partition")), "chosen for this cluster"
     profile = with_options(suggestion.profile, options)
     reasons = {**suggestion.reasons, **dict.fromkeys(options, "given on the command line")}
     if found is None:
@@ -99,6 +98,12 @@ def chosen_profile(
     warnings = (*suggestion.warnings, *misfits(found, profile))
     limits = found.limits(profile)
     return Choice(profile, source, tuple(describe_cluster(found, profile, limits)), warnings, reasons, limits, found)
+
+
+def _with_account(cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
+    """The cluster as it is for the account that the command line names: partitions and QOS depend on it."""
+    own = tuple(found for found in cluster.associations if found.account == options.get("account"))
+    return replace(cluster, associations=own) if own else cluster
 
 
 def default_profile(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -164,8 +169,8 @@ def _describe_job(profile: Profile) -> str:
     cores = f"{tasks} processes of {profile.cpus_per_task} cores" if tasks > 1 else f"{profile.cpus_per_task} cores"
     memory = [profile.mem] if profile.mem else [f"{profile.mem_per_gpu} per GPU"] if profile.mem_per_gpu else []
     where = f"partition {profile.partition}" if profile.partition else "the default partition"
-    nodes = "1 node" if profile.nodes == 1 else f"{profile.nodes} nodes, on each"
-    return ", ".join([where, nodes, gpus, cores, *memory, f"{profile.time_minutes} minutes"])
+    nodes, each = ("1 node", "") if profile.nodes == 1 else (f"{profile.nodes} nodes", " per node")
+    return ", ".join([where, nodes, gpus + each, cores, *memory, f"{profile.time_minutes} minutes"])
 
 
 def describe_cluster(cluster: Cluster, profile: Profile, limits: Limits) -> Iterator[str]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from simdist.cluster import parsing
+from simdist.cluster.parsing import Association, NodeKind, Partition, Reservation
 from simdist.profiles import Profile
-
-from . import parsing
-from .parsing import Association, NodeKind, Partition, Reservation
 
 Command = Callable[[Sequence[str]], str]
 """Runs a command and returns what it printed, or nothing if it failed."""
@@ -98,11 +98,11 @@ def discover(run: Command = ask, user: str | None = None) -> Cluster | None:
 
     Args:
         run: runs a command; for tests.
-        user: the user's name; None takes the login name.
+        user: the user's name; None takes that of this process, for SLURM judges by it and not by $USER.
     """
     if run is ask and shutil.which("scontrol") is None:
         return None
-    user = user or getpass.getuser()
+    user = user or _user()
     commands = {
         "config": ("scontrol", "show", "config"),
         "partitions": ("scontrol", "--oneliner", "show", "partition"),
@@ -133,6 +133,13 @@ def discover(run: Command = ask, user: str | None = None) -> Cluster | None:
         qos_limits=parsing.parse_qos_limits(said["qos"]),
         reservations=tuple(parsing.parse_reservations(said["reservations"])),
     )
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container that does not know the user
+        return getpass.getuser()
 
 
 def _associations(text: str, cluster: str, default_account: str) -> tuple[Association, ...]:

@@ -32,7 +32,7 @@ def profile_text(profile: Profile, reasons: Mapping[str, str], head: list[str]) 
     for section in (name for name in SECTIONS if values[name]):
         lines.append(_commented(f"{section}:", _explained()[section]))
         for name, value in _values(values[section]).items():
-            lines.append("  " + _line(name, value, reasons.get(f"{section}.{name}") or _explained()[name]))
+            lines.append(_line(f"  {name}", value, reasons.get(f"{section}.{name}") or _explained()[name]))
     lines += ["", "# At their defaults:"]
     lines += [
         "# " + _line(name, defaults[name], _explained()[name]) for name in plain if values[name] == defaults[name]

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from simdist.cluster.discovery import Cluster, default_qos
+from simdist.cluster.parsing import Association, NodeKind, Partition
 from simdist.errors import InputError
 from simdist.profiles import Profile
-
-from .discovery import Cluster, default_qos
-from .parsing import Association, NodeKind, Partition
 
 MINUTES = Profile.time_minutes  # a job asks for no more: short jobs find gaps in the queue
 SHORT_MINUTES = 60  # packing and reports need no more than a partition that allows this

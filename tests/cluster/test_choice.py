@@ -102,6 +102,14 @@ def test_options_win_over_what_was_found(choose) -> None:
     assert train.setup == pack.setup == ("module load cuda",)
 
 
+def test_the_partition_depends_on_the_account(choose) -> None:
+    profile = choose(name="university", account="default").profile
+    assert (profile.partition, profile.account, profile.qos) == ("short", "default", None)  # gpu is not for it
+    profile = choose(name="university", account="speech").profile
+    assert (profile.partition, profile.account, profile.qos) == ("gpu", "speech", "gpu")
+    assert profile_for("pack", profile).account == "speech"
+
+
 def test_options_on_top_of_a_named_profile_and_its_sections(choose, tmp_path: Path) -> None:
     text = (
         "{partition: a, gpus_per_node: 'a100:4', mem_per_gpu: 60G, setup: [one], train: {partition: b, nodes: 4}, "

@@ -32,7 +32,6 @@ NOT_TRIED = {
     "sinfo": "a program of SLURM",
     "squeue": "a program of SLURM",
     "sacct": "a program of SLURM",
-    "sacctmgr": "a program of SLURM",
     "cat": "shows a file",
     "export": "sets a variable",
     "eval": "tests/slurm/ starts the testbed",
@@ -48,6 +47,7 @@ STAND_INS = {  # files that an earlier command of the page makes, words for any 
     "averaged.yaml": "configs/debug.yaml",
     "runs/imported/config.yaml": "configs/sim_librispeech.yaml",
     "slurm/profiles/mine.yaml": "slurm/profiles/gpu.yaml",
+    "mine.yaml": "slurm/profiles/gpu.yaml",
     "configs/sweeps/mine.yaml": "configs/sweeps/smoke.yaml",
 }
 
@@ -193,7 +193,7 @@ def checked(name: str, parser: Any, parsed: Any, words: list[str]) -> None:
 
         kind = analyze.asked.CompareSettings if parsed.which == "compare" else analyze.ENTRIES[parsed.which].settings
         kind(**{key: value for key, value in parsed[parsed.which].items() if key not in ("RUN_A", "RUN_B", "config")})
-    elif name == "simdist.doctor" and parsed.cluster:
+    elif name == "simdist.doctor" and parsed.cluster and parsed.cluster != "slurm":
         from simdist.profiles import load_profile
 
         load_profile(parsed.cluster)
@@ -307,7 +307,7 @@ def test_the_profile_of_the_docs_is_one(tmp_path: Path) -> None:
 
     (text,) = (block.text for block in blocks(ROOT / "docs" / "slurm.md", "yaml"))
     (tmp_path / "mine.yaml").write_text(text)
-    assert load_profile(tmp_path / "mine.yaml").signal_lead_s == 45
+    assert load_profile(tmp_path / "mine.yaml").gpu_request == "a100:4"
 
 
 def test_every_reason_is_still_needed() -> None:

@@ -37,7 +37,7 @@ def test_options_of_slurm_are_refused_on_this_machine(arguments: list[str], clus
 def test_a_dry_run_shows_the_choice(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main([*arguments, "--cluster=slurm", "--dry-run", *OPTIONS]) == 0
     said = capsys.readouterr().out
-    assert "  training: partition a, 2 nodes, on each, 2 a100 GPUs, 2 processes of 4 cores, 120 minutes" in said
+    assert "  training: partition a, 2 nodes, 2 a100 GPUs per node, 2 processes of 4 cores, 120 minutes" in said
     assert "warning: SLURM does not answer here" in said
     assert "to change this: --partition" in said
     for line in ("#SBATCH --gpus-per-node=a100:2", "#SBATCH --nodes=2", "#SBATCH --time=120", "module load cuda"):

@@ -64,3 +64,10 @@ def test_a_run_is_called_as_the_training_would_call_it() -> None:
 
     resolved = replace(by_hand, train=replace(by_hand.train, precision="no"))
     assert variant.run == f"gim_librispeech-{identity(resolved)[:8]}"
+
+
+@pytest.mark.parametrize("value", ["no", False])
+def test_a_precision_of_no_is_no_truth_value(value: object) -> None:
+    """YAML reads a bare `no` as false."""
+    (variant,) = expand(sweep_file(grid={}, seeds=[0], config={"name": "small", "train.precision": value}))
+    assert variant.config.train.precision == "no"

@@ -190,7 +190,7 @@ def _events(sweep: Sweep, name: str) -> list[list[dict[str, Any]]]:
 def test_a_partition_that_cancels_without_grace_gives_jobs_back_to_the_queue(
     sweep: Sweep, undisturbed: dict[str, str]
 ) -> None:
-    """A step that is longer than KillWait: SIGKILL comes before anything can be saved, but the requeue was asked for."""
+    """A step is longer than KillWait: SIGKILL comes before anything can be saved, and the requeue was asked for."""
     sweep.submit(seconds=3600, partition="cancel")
     sweep.await_steps(12)
     preempt_all(sweep.slurm)
@@ -276,7 +276,7 @@ def test_jobs_are_submitted_from_inside_a_job(sweep: Sweep) -> None:
 
 @pytest.fixture(scope="module")
 def limited(slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A cluster that takes four jobs of a user and arrays of two tasks, and requeues nothing that does not ask for it."""
+    """Takes four jobs of a user, arrays of two tasks, and requeues nothing that does not ask for it."""
     folder = tmp_path_factory.mktemp("limited") / "tb"
     options = ["--max-submit=4", "--max-array-size=2", "--job-requeue=0", "--gpu-type=a100", "--nodes=2"]
     try:
