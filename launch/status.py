@@ -140,6 +140,10 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     parts: list[RenderableType] = [_table(found.name, rows)]
     if len(rows) < len(found.rows):
         parts.append(Text(f"… and {len(found.rows) - len(rows)} runs more (--rows {len(found.rows)} shows all)"))
+    warned = [row for row in rows if row.progress.warning]
+    parts += [Text(f"{row.run}: {row.progress.warning}", "yellow") for row in warned[:SHOWN_FAILURES]]
+    if len(warned) > SHOWN_FAILURES:
+        parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} runs more with a warning (--json lists all)"))
     failed = [name for name, state in found.states.items() if state.word == "failed"]
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))

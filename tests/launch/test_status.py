@@ -110,6 +110,17 @@ def test_the_table_names_failures_their_logs_and_what_never_runs(
     assert listed["runs"][1]["seconds_left"] == 150.0
 
 
+def test_a_run_that_has_no_gpu_says_so_in_the_table(sweep: Plan) -> None:
+    going = of_kind(sweep, "train")[1]
+    events = sweep.jobs[going].folder / "events.jsonl"
+    append_json(events, {"event": "no_gpu", "text": "running on the CPU although the profile asked for 4", "time": 0})
+    console = Console(file=io.StringIO(), width=240)
+    console.print(as_renderable(overview(sweep, SLURM.scheduler, now=1004.0)))
+    assert f"{sweep.jobs[going].run}: running on the CPU although" in console.file.getvalue()  # type: ignore[attr-defined]
+    append_json(events, {"event": "resumed", "host": "n2", "time": 1})
+    assert overview(sweep, SLURM.scheduler, now=1004.0).rows[1].progress.warning == ""
+
+
 def test_runs_of_no_sweep_are_shown_too(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "by_hand"
     trains(folder, 50, heartbeat=995.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from sweeps import sweep_file
 
 from launch.variants import differing, expand
