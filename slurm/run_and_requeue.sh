@@ -15,17 +15,19 @@ run_and_requeue() {
         75 | $((128 + 10)) | $((128 + 12)) | $((128 + 15))) ;;
         *) return "$code" ;;
     esac
+    local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    job=${job:-$SLURM_JOB_ID} # SLURM_JOB_ID of an array's last task would name the whole array
     # Not RUNNING: the command has asked already, or somebody cancelled; SLURM is about to end this script.
-    if [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]]; then
+    if [[ "$(squeue --noheader --jobs="$job" --format=%T)" != RUNNING ]]; then
         return "$code"
     fi
     local requeues=$((${SIMDIST_REQUEUES:-0} + ${SLURM_RESTART_COUNT:-0}))
     if ((requeues >= ${SIMDIST_MAX_REQUEUES:-100})); then
-        echo "job $SLURM_JOB_ID was requeued $requeues times (SIMDIST_MAX_REQUEUES); submit it again by hand" >&2
+        echo "job $job was requeued $requeues times (SIMDIST_MAX_REQUEUES); submit it again by hand" >&2
         return "$code"
     fi
-    if scontrol requeue "$SLURM_JOB_ID"; then
-        echo "job $SLURM_JOB_ID is requeued"
+    if scontrol requeue "$job"; then
+        echo "job $job is requeued"
         sleep 60 # until SLURM ends this script
         return "$code"
     fi
@@ -34,10 +36,10 @@ run_and_requeue() {
 }
 
 submit_successor() {
-    local requeues=$1 options=(--dependency="afterany:$SLURM_JOB_ID" --job-name="$SLURM_JOB_NAME" --requeue)
+    local requeues=$1 options=(--dependency="afterany:$job" --job-name="$SLURM_JOB_NAME" --requeue)
     options+=(--partition="$SLURM_JOB_PARTITION" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_NTASKS")
-    options+=(--time="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l)")
-    options+=(--output="$(squeue --noheader --jobs="$SLURM_JOB_ID" --Format=STDOUT:1000 | sed 's/ *$//')") # the same log
+    options+=(--time="$(squeue --noheader --jobs="$job" --format=%l)")
+    options+=(--output="$(squeue --noheader --jobs="$job" --Format=STDOUT:1000 | sed 's/ *$//')") # the same log
     options+=(${SLURM_NTASKS_PER_NODE:+--ntasks-per-node="$SLURM_NTASKS_PER_NODE"})
     options+=(${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
     options+=(${SLURM_GPUS_PER_NODE:+--gpus-per-node="$SLURM_GPUS_PER_NODE"})
@@ -45,5 +47,5 @@ submit_successor() {
     options+=(${SLURM_ARRAY_TASK_ID:+--array="$SLURM_ARRAY_TASK_ID"})
     # $0 is SLURM's copy of the script, which is copied again
     env --unset=SLURM_RESTART_COUNT SIMDIST_REQUEUES="$requeues" sbatch "${options[@]}" "$0" "${JOB_ARGUMENTS[@]}" ||
-        echo "no successor of job $SLURM_JOB_ID could be submitted; submit it again by hand" >&2
+        echo "no successor of job $job could be submitted; submit it again by hand" >&2
 }

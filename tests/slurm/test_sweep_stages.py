@@ -44,7 +44,7 @@ CONFIG = {
 }
 STAGES: dict[str, Any] = {
     "probe": {"labels": ["speaker"], "modules": [0], "options": {"epochs": 2}},
-    "decode": {"modules": [0], "losses": ["mse"], "options": {"train.max_steps": 10, "model.width": 16}},
+    "decode": {"modules": [0], "losses": ["mse"], "options": {"train.max_steps": 10}},
     "analyze": {"after": ["decode"], "which": ["traversal"], "options": {"module": 0}},
     "report": None,
 }
