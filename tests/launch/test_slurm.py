@@ -19,10 +19,11 @@ from launch.dry_run import planned_arrays, script
 from launch.graph import done_jobs
 from launch.listing import write_plan
 from launch.plan import Job
-from launch.profiles import Profile, job_profile, load_profile
+from launch.profiles import Choice, Profile, job_profile, load_profile
 from launch.records import Records
 from launch.slurm import SlurmScheduler
 from launch.submit import feed, submit_sweep
+from simdist.cluster.discovery import Limits
 from simdist.errors import InputError
 
 SBATCH = """#!/bin/bash
@@ -165,7 +166,9 @@ def test_a_training_may_come_back_as_often_as_the_profile_says() -> None:
 
 def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
-    assert "submitting 22" in submit(plan)
+    said = submit(plan)
+    assert "submitting 22" in said
+    assert f"small --watch --sweeps {tmp_path / 'sweeps'}" in said
     texts = scripts(slurm)
     assert [text.split("--job-name=small.")[1].split()[0] for text in texts] == [
         "pack",
@@ -319,19 +322,9 @@ def test_waiting_outlives_a_queue_that_does_not_answer(
     assert "trying again in 60 s" in said
 
 
-LIMITED = """#!/bin/sh
-case "$*" in
-*assoc*) echo "{limit}||normal|normal" ;;
-*) echo "normal||" ;;
-esac
-"""
-
-
 def limit_to(slurm: Path, limit: int) -> None:
-    """A limit that sacctmgr tells of, and that sbatch enforces."""
+    """A limit that sbatch enforces."""
     programs = slurm.parent / "bin"
-    (programs / "sacctmgr").write_text(LIMITED.format(limit=limit))
-    (programs / "sacctmgr").chmod(0o755)
     refuse = f"""
 wanted=1
 [[ $script =~ --array=([0-9,-]+) ]] && wanted=$(eval echo "{{${{BASH_REMATCH[1]//-/..}}}}" | wc -w)
@@ -347,12 +340,14 @@ fi
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_what_the_queue_has_no_room_for_is_held_back_and_fed_later(slurm: Path, tmp_path: Path, told: bool) -> None:
+def test_what_the_queue_has_no_room_for_is_held_back_and_fed_later(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
     plan = small_plan(tmp_path, grid={}, seeds=[0, 1, 2, 3])
     write_plan(plan, {})
     limit_to(slurm, 3)
-    if not told:
-        (tmp_path / "bin" / "sacctmgr").unlink()
+    choice = Choice(Profile(), "a test's", limits=Limits(1000, 3 if told else None))
+    monkeypatch.setattr(launch.submit, "chosen_profile", lambda name: choice)
     assert "jobs wait for room in the queue" in submit(plan)
     submitted = [job for job in Records(plan.folder).latest() if job in plan.jobs]
     assert submitted == ["pack/" + plan.jobs[submitted[0]].name.partition("/")[2], *of_kind(plan, "train")[:2]]

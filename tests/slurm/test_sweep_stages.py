@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,13 @@ STAGES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep of two seeds whose trainings rest from step 12 on until `let_go`."""
+    """A sweep of two seeds whose trainings rest from some step on until `let_go`."""
 
     slurm: Slurm
     root: Path
     data: Path
     stages: dict[str, Any]
+    rest_from: int = 12
 
     @property
     def plan(self) -> Plan:
@@ -88,7 +89,7 @@ class Sweep:
 
     def _rest(self, seconds: float) -> dict[str, str]:
         return {
-            "SIMDIST_REST_FROM": "12",
+            "SIMDIST_REST_FROM": str(self.rest_from),
             "SIMDIST_REST_UNTIL": str(self.root / "go"),
             "SIMDIST_REST_SECONDS": str(seconds),
             "PYTHONPATH": f"{ROOT}:{PACE}",
@@ -126,14 +127,15 @@ class Sweep:
     def results(self) -> dict[str, str]:
         """What a run is worth comparing by: weights of encoders and decoders, results of probes."""
         found = {}
+        patterns = ("checkpoints/step_00000040", "decoders/*/checkpoints/step_00000010", "probes/*")
         for run in self.plan.runs.values():
             assert json.loads((run.folder / "DONE").read_text())["step"] == 40
-            for file in sorted(run.folder.rglob("*.safetensors")):
-                if "step_00000040" in file.parts or "decoders" in file.parts:
-                    found[f"{run.folder.name}/{file.relative_to(run.folder)}"] = sha256_of(file)
-            for file in sorted(run.folder.glob("probes/**/result.json")):
-                result = json.loads(file.read_text())
-                found[f"{run.folder.name}/{file.relative_to(run.folder)}"] = str(result["accuracy"])
+            for pattern in patterns:
+                for file in sorted(run.folder.glob(f"{pattern}/*.safetensors")):
+                    found[str(file.relative_to(run.folder.parent))] = sha256_of(file)
+            for file in sorted(run.folder.glob("probes/*/result.json")):
+                found[str(file.relative_to(run.folder.parent))] = json.dumps(json.loads(file.read_text())["test"])
+        assert len(found) == 2 * (1 + 1 + 2)
         return found
 
     def describe(self) -> str:
@@ -191,8 +193,9 @@ def test_a_partition_that_cancels_without_grace_gives_jobs_back_to_the_queue(
     sweep: Sweep, undisturbed: dict[str, str]
 ) -> None:
     """A step is longer than KillWait: SIGKILL comes before anything can be saved, and the requeue was asked for."""
+    sweep = replace(sweep, rest_from=15)
     sweep.submit(seconds=3600, partition="cancel")
-    sweep.await_steps(12)
+    sweep.await_steps(15)
     preempt_all(sweep.slurm)
     sweep.let_go()
     sweep.await_end()
