@@ -35,6 +35,8 @@ def take_snapshot(root: Path, folder: Path) -> Path:
     Raises:
         InputError: the files are so many bytes that they cannot all be code.
     """
+    if (root / SNAPSHOT).is_file():  # a job that submits others runs from one
+        return root.absolute()
     files = _files(root, folder)
     _refuse_data(root, files)
     target = folder.absolute() / _hash(root, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from launch.plan import Job
 from launch.profiles import Choice, Profile, job_profile, load_profile
 from launch.records import Records
 from launch.slurm import SlurmScheduler
+from launch.snapshot import take_snapshot
 from launch.submit import feed, submit_sweep
 from simdist.cluster.discovery import Limits
 from simdist.errors import InputError
@@ -191,6 +193,14 @@ def test_a_snapshot_is_what_the_job_imports(slurm: Path, tmp_path: Path) -> None
     assert (snapshot / "launch" / "one.py").read_text() == "1"
     assert all(f'export PYTHONPATH="{snapshot.absolute()}${{' in text for text in scripts(slurm))
     assert json.loads((snapshot / "snapshot.json").read_text())["root"] == str(tmp_path / "code")
+
+
+def test_a_job_that_submits_others_gives_them_its_own_snapshot(slurm: Path, tmp_path: Path) -> None:
+    """In a clone, sweeps/ is ignored by git: a snapshot of a snapshot would be empty."""
+    first = take_snapshot(launch.submit.CODE, tmp_path / "sweeps" / "small" / "code")
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text("/sweeps/\n")
+    assert take_snapshot(first, tmp_path / "sweeps" / "small" / "code") == first
 
 
 def test_only_what_is_missing_is_submitted_after_a_loss(slurm: Path, tmp_path: Path) -> None:
