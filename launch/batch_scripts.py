@@ -17,6 +17,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 
 from simdist.requeue import without_job
 
+from .endings import ENDED
 from .job import Task
 from .naming import PACKAGE
 from .plan import Job
@@ -53,14 +54,19 @@ def task_of(job: Job, profile: Profile) -> Task:
 
 
 def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> dict[str, Any]:
-    """Everything that submitit writes into the batch script of an array."""
+    """Everything that submitit writes into the batch script of an array.
+
+    The set-up lines and the job are a shell of their own: what they export, or `set -e`, does not reach the end of the
+    script, which may submit other jobs.
+    """
     profile = job_profile(array.jobs[0], context.profile)
     made = sbatch_parameters(profile)
     path = f"{code}${{PYTHONPATH:+:$PYTHONPATH}}"
     logs = context.folder.absolute() / "slurm" / tag
     environment = [f'export PYTHONPATH="{path}" PYTHONSAFEPATH=1 SIMDIST_JOB_FOLDER={shlex.quote(str(logs))}']
-    if profile.gpus_per_node:
-        environment.append(f"export SIMDIST_GPUS_EXPECTED={profile.gpus_per_node}")
+    environment.append(f"export SIMDIST_GPUS_EXPECTED={profile.gpus_per_node}")
+    number = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+    environment.append(f'rm -f "$SIMDIST_JOB_FOLDER/{number}{ENDED}"  # how it ended the last time')
     extra = dict(made["additional_parameters"])
     extra["comment"] = " ".join([extra["comment"], tag] if "comment" in extra else [tag])
     waits_for = dependency(array)
@@ -70,8 +76,8 @@ def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> 
         "job_name": f"{context.name}.{array.stage}",
         "additional_parameters": extra,
         "array_parallelism": array.throttle,
-        "setup": [*made["setup"], *environment],
-        "teardown": end_lines(context, profile),
+        "setup": [*environment, "(", *made["setup"]],
+        "teardown": [")", *end_lines(context, profile)],
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own would be refused where keys must be known
     }
@@ -92,9 +98,11 @@ def end_lines(context: BatchContext, profile: Profile) -> list[str]:
     folder = context.folder.absolute()
     limit = profile.max_requeues if profile.requeue else 0
     python = profile.python or shlex.quote(sys.executable)
+    setup = profile.setup if profile.python else ()  # a container's command may need a module
     return [
         "code=$?",
         f"if [ $code -ne 0 ] || [ -e {shlex.quote(str(folder / HELD))} ]; then",
+        *(f"    {line}" for line in setup),
         f"    {python} -m {PACKAGE}.endings $code {limit} {shlex.quote(str(folder))}",
         "fi",
         "exit $code",

@@ -21,7 +21,7 @@ from .graph import done_jobs
 from .listing import find_sweeps, read_plan
 from .naming import as_typed, command
 from .plan import SWEEPS, Plan
-from .records import HELD, Record, Records
+from .records import Held, Record, Records
 from .scheduler import JobId
 from .slurm import SlurmScheduler
 from .states import find_states, process_runs
@@ -99,8 +99,9 @@ def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
     alive = {name: state for name, state in states.items() if state.in_queue}
     ids = children_first(wanted, records, alive)
     names = [name for name in reversed(wanted) if name in alive]
-    log.cancelled(names)
-    (plan.folder / HELD).unlink(missing_ok=True)  # a job that ends submits no more
+    held = Held.read(plan.folder)
+    log.cancelled([*names, *(name for name in wanted if name in held.jobs)])
+    Held(held.cluster, tuple(name for name in held.jobs if name not in wanted)).write(plan.folder)
     if ids:
         scheduler.cancel(ids)
     return names

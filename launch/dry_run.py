@@ -14,18 +14,20 @@ from simdist.config import Config
 from .estimate import StageCost, measure, stage_costs
 from .graph import done_jobs
 from .plan import Job, Plan
-from .profiles import Profile, parameters_of_all, profile_named
+from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import Records
 from .scheduler import JobArray, JobId, Limits
+from .slurm import limits_of
 from .states import ALIVE, State, find_states
-from .submission import arrays, parts, throttles, what_is_missing
+from .submission import arrays, parts, shares, what_is_missing
 
 SHOWN_RUNS = 3
+USUAL = Limits()
 ON_THIS_MACHINE = ("local", "debug")
 
 
 def show(
-    plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console, profile: Profile | None = None
+    plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console, choice: Choice | None = None
 ) -> None:
     """Print everything that can be known before anything is done.
 
@@ -34,7 +36,7 @@ def show(
         configs: of its runs.
         cluster: `local`, `debug`, `slurm`, a profile's name or file.
         console: for the user.
-        profile: what jobs request; None takes it from `cluster`.
+        choice: what jobs request, and the limits of the cluster; None finds it by `cluster`.
 
     Raises:
         InputError: the cluster's profile or a stage's resources cannot be.
@@ -44,10 +46,11 @@ def show(
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
-        profile = profile or profile_named(cluster)
+        choice = choice or chosen_profile(cluster)
+        profile, limits = choice.profile, limits_of(choice.limits)
         profiles = parameters_of_all(plan, profile)
         wanted = what_is_missing(plan, states, records)
-        _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle), console)
+        _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle, limits), console)
     runs = next(iter(plan.runs.values())).folder.parent
     left = [job for job in plan.jobs.values() if states[job.name].word != "done"]
     costs = stage_costs(plan, configs, left, profiles, measure(runs))
@@ -84,14 +87,13 @@ def _said(varied: Mapping[str, object]) -> str:
     return f"  {text}" if text else ""
 
 
-def planned_arrays(plan: Plan, names: Iterable[str], throttle: int) -> list[JobArray]:
+def planned_arrays(plan: Plan, names: Iterable[str], throttle: int, limits: Limits = USUAL) -> list[JobArray]:
     """The arrays of a sweep, if none of these jobs is on its way; ids that only SLURM can give are named instead."""
     found: list[JobArray] = []
     ids: dict[str, JobId] = {}
     missing = parts(plan, names)
-    for jobs in missing:
-        shares = throttles(throttle, sum(other[0].stage == jobs[0].stage for other in missing))
-        made = arrays(jobs, ids, Limits(), shares[0])
+    for jobs, share in zip(missing, shares(missing, throttle), strict=True):
+        made = arrays(jobs, ids, limits, share)
         for array in made:
             name = f"<{array.jobs[0].name if len(array.jobs) == 1 else _part_name(array.jobs[0])}>"
             numbers = [f"{name}_{index}" for index in array.indices] or [name]

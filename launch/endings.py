@@ -30,6 +30,7 @@ PROGRESS = (
     "analysis/*/result.json",
 )
 """What a job leaves in its folder as it gets on: runs, decoders, probes, packing, analyses."""
+ENDED = "_ended.json"  # how the name of the file ends, after the job's number
 WARNED = (128 + 10, 128 + 12, 128 + 15)  # killed by a warning before the command could listen: nothing was to be saved
 KILLED = (128 + 6, 128 + 7, 128 + 9, 128 + 11)  # abort, bus error, kill, segmentation fault
 UNTIL_KILLED = 60.0  # seconds that SLURM may take to end a script that has been requeued
@@ -45,7 +46,7 @@ class Ending:
     @classmethod
     def of(cls, folder: Path, number: str) -> Ending:
         """Of the job with this number, whose logs are in `folder`."""
-        return cls(folder / f"{number}_ended.json")
+        return cls(folder / f"{number}{ENDED}")
 
     @classmethod
     def of_this_job(cls, folder: Path) -> Ending:
@@ -118,7 +119,8 @@ def main(argv: Sequence[str]) -> int:
             ending.end(code)
         if conclude(ending, code, limit):
             time.sleep(UNTIL_KILLED)
-            return EXIT_OK
+        if code in (EXIT_PREEMPTED, *WARNED, *KILLED):
+            return EXIT_OK  # SLURM may be ending this script: nothing is begun that it could cut off
     from .submit import feed  # needs submitit
 
     try:

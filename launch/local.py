@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from simdist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 from simdist.stopping import Stop, exit_code
 
 from .graph import done_jobs
@@ -103,7 +103,9 @@ class LocalScheduler:
             if entry.process is not None:
                 code = self._end(entry, entry.process.wait())
                 self._log(f"{entry.job.name} ended with exit code {code}")
-            if entry.status.is_alive:
+                if code == EXIT_OK and all(path.exists() for path in entry.job.done):  # it was about to end anyway
+                    entry.status = JobStatus("completed", code=code)
+            elif entry.status.is_alive:
                 entry.status = JobStatus("cancelled", code=entry.status.code)
 
     def limits(self) -> Limits:
@@ -186,7 +188,8 @@ class LocalScheduler:
         if entry.device is not None:
             self._devices.append(entry.device)
         self._records.ended(entry.job.name, code)
-        entry.status = JobStatus("interrupted" if code == EXIT_PREEMPTED else "failed", code=code)
+        saved = code in (EXIT_PREEMPTED, EXIT_INTERRUPTED)
+        entry.status = JobStatus("interrupted" if saved else "failed", code=code)
         return code
 
     def _conclude(self, entry: _Entry, code: int) -> None:

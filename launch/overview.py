@@ -14,7 +14,7 @@ from .estimate import LOADER
 from .graph import done_jobs
 from .plan import Length, Plan, PlannedRun
 from .progress import Progress, read_progress
-from .records import Record, Records
+from .records import Held, Record, Records
 from .scheduler import Scheduler
 from .states import FRESH, State, Word, find_states, heartbeat_age
 
@@ -45,6 +45,8 @@ class Overview:
     states: dict[str, State]
     """Of every job."""
     records: dict[str, Record]
+    num_held: int = 0
+    """Jobs that the queue had no room for."""
 
     def count(self, word: Word) -> int:
         """Jobs in a state."""
@@ -67,7 +69,7 @@ def overview(plan: Plan, scheduler: Scheduler | None = None, now: float | None =
         if job.run is not None:
             stages[job.run].setdefault(job.stage, []).append(job.name)
     rows = [_row(name, planned, stages[name], states, moment) for name, planned in plan.runs.items()]
-    return Overview(plan.name, rows, states, records)
+    return Overview(plan.name, rows, states, records, len(Held.read(plan.folder).jobs))
 
 
 def _row(

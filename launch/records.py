@@ -7,6 +7,7 @@ again by its comment in the queue.
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from simdist.durable import append_json, read_json_lines
+from simdist.durable import append_json, read_json_lines, write_json
 
 from .endings import Ending
 from .scheduler import JobId
@@ -62,6 +63,31 @@ class Record:
         return Ending.of(self.log.parent, self.id)
 
 
+@dataclass(frozen=True)
+class Held:
+    """Jobs that the queue had no room for."""
+
+    cluster: str = ""
+    """What `--cluster` was."""
+    jobs: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Held:
+        """Of the sweep in `folder`; nothing if none is held back."""
+        try:
+            content = json.loads((folder / HELD).read_text())
+        except (OSError, ValueError):
+            return cls()
+        return cls(content["cluster"], tuple(content["jobs"]))
+
+    def write(self, folder: Path) -> None:
+        """For those who submit the jobs later; an empty one is no file."""
+        if self.jobs:
+            write_json(folder / HELD, {"cluster": self.cluster, "jobs": list(self.jobs)})
+        else:
+            (folder / HELD).unlink(missing_ok=True)
+
+
 class Records:
     """A sweep's `jobs.jsonl`."""
 
@@ -90,6 +116,16 @@ class Records:
         """These jobs were taken out of the queue by a person."""
         for job in jobs:
             self._append("cancelled", job=job)
+
+    def cancelled_jobs(self) -> set[str]:
+        """Jobs that a person cancelled and nobody has started since, those that were never submitted included."""
+        found: set[str] = set()
+        for line in read_json_lines(self._path):
+            if line["event"] == "cancelled":
+                found.add(line["job"])
+            elif line["event"] == "started":
+                found.discard(line["job"])
+        return found
 
     def announce(self, group: str, jobs: Iterable[str]) -> None:
         """These jobs are about to be submitted together, under this comment."""

@@ -104,6 +104,10 @@ class SchedulerError(InputError):
     """The scheduler did not answer, or refuses; the message says what it said and what to do."""
 
 
+class NoAnswerError(SchedulerError):
+    """The scheduler did not answer; it may later."""
+
+
 class LimitReachedError(SchedulerError):
     """No more jobs may be submitted now; some may when others have ended."""
 
@@ -128,7 +132,7 @@ class Scheduler(Protocol):
         """Where each of these jobs stands, with as few questions as possible.
 
         Raises:
-            SchedulerError: the system does not answer.
+            NoAnswerError: the system does not answer.
         """
         ...
 

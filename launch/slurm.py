@@ -16,10 +16,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from simdist.cluster import discovery
 from simdist.engine.hosts import expand_nodes
 from simdist.requeue import requeue
 
-from .scheduler import JobArray, JobId, JobStatus, LimitReachedError, Limits, Phase, SchedulerError
+from .scheduler import JobArray, JobId, JobStatus, LimitReachedError, Limits, NoAnswerError, Phase, SchedulerError
 
 if TYPE_CHECKING:  # submitit takes half a second to import
     from .batch_scripts import BatchContext
@@ -31,8 +32,9 @@ JOBS_PER_CALL = 2000  # numbers of arrays and jobs in one question: Linux takes 
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING", "SUSPENDED", "STOPPED")
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 INTERRUPTED = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "DEADLINE", "REVOKED")
+FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_")
 NEVER = "DependencyNeverSatisfied"
-LIMIT = re.compile(r"MaxSubmit|GrpSubmit|job submit limit|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
+LIMIT = re.compile(r"(QOS|Assoc)\w*Submit\w*|MaxJobCount|temporarily unable to accept", re.IGNORECASE)
 FIRST_RETRY, LAST_RETRY = 15.0, 1800.0  # seconds until the accounting is asked again for what it does not know
 
 
@@ -92,8 +94,10 @@ class SlurmScheduler:
             self._unknown.pop(id, None)
             if status.is_alive:
                 self._ended.pop(id, None)  # requeued: what was final is not
+            else:
+                self._ended[id] = status  # squeue forgets it after MinJobAge
         missing = [id for id in wanted if id not in found and id not in self._ended]
-        self._ask_accounting([id for id in missing if id not in self._unknown or self._is_due(id)])
+        found |= self._ask_accounting([id for id in missing if id not in self._unknown or self._is_due(id)])
         gone = JobStatus("gone", "it left the queue, and the accounting does not know it")
         return {id: found.get(id) or self._ended.get(id, gone) for id in wanted}
 
@@ -112,14 +116,16 @@ class SlurmScheduler:
         return self.given_limits
 
     def num_submitted(self) -> int:
-        """Tasks of this user in the default cluster's queue."""
-        return sum(status.is_alive for status in self._queue("").values())
+        """Tasks of this user in the queue of the cluster that jobs go to."""
+        return sum(status.is_alive for status in self._queue(self._target).values())
 
     def tagged(self, tags: Collection[str]) -> list[JobId]:
         """By the comment, in which the tag is a word of its own."""
         words = set(tags)
-        rows = self._rows("")
-        return [JobId(row[0]) for row in rows if row[1] in (*RUNNING, *QUEUED) and words & set(row[4].split())]
+        rows = self._rows(self._target)
+        return [
+            JobId(row[0], self._target) for row in rows if row[1] in (*RUNNING, *QUEUED) and words & set(row[4].split())
+        ]
 
     def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
         """`simdist.requeue`, which a training asks by itself, too."""
@@ -132,6 +138,11 @@ class SlurmScheduler:
     def cluster_name(self) -> str:
         """ClusterName of the cluster that this machine submits to; empty if it does not say."""
         return self._settings().get("ClusterName", "")
+
+    @property
+    def _target(self) -> str:
+        """The cluster that the profile names for its jobs; empty for the default one."""
+        return str(self.context.profile.extra.get("clusters", "")) if self.context else ""
 
     def _settings(self) -> dict[str, str]:
         if self._config is None:
@@ -154,12 +165,21 @@ class SlurmScheduler:
         return found
 
     def _rows(self, cluster: str) -> list[list[str]]:
-        words = ["squeue", *_on(cluster), "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N|%k"]
+        words = [
+            "squeue",
+            *_on(cluster),
+            "--me",
+            "--all",
+            "--noheader",
+            "--array",
+            "--states=all",
+            "--format=%i|%T|%r|%N|%k",
+        ]
         try:
             text = self.run(words)
         except (OSError, subprocess.SubprocessError) as error:
             where = f" on cluster {cluster}" if cluster else "; is this a login node, and is SLURM up?"
-            raise SchedulerError(f"squeue cannot be asked{where} ({said(error)})") from error
+            raise NoAnswerError(f"squeue cannot be asked{where} ({said(error)})") from error
         return [line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
 
     def _queue(self, cluster: str) -> dict[str, JobStatus]:
@@ -168,8 +188,9 @@ class SlurmScheduler:
     def _is_due(self, id: JobId) -> bool:
         return self.clock() >= self._unknown[id].again
 
-    def _ask_accounting(self, ids: list[JobId]) -> None:
-        """Keep what is final; ask again later for what is not there. Clusters without accounting know nothing."""
+    def _ask_accounting(self, ids: list[JobId]) -> dict[JobId, JobStatus]:
+        """Those that are alive; keeps what is final, and asks again later for what is not there."""
+        alive: dict[JobId, JobStatus] = {}
         for cluster, part in self._by_cluster(ids).items():
             numbers = list(dict.fromkeys(id.array.number for id in part))[:JOBS_PER_CALL]  # the rest at the next look
             words = ["sacct", *_on(cluster), "--noheader", "--parsable2", "--allocations"]
@@ -177,17 +198,27 @@ class SlurmScheduler:
             rows = {row[0]: row[1:] for row in (line.split("|") for line in text.splitlines()) if len(row) == 4}
             for id in part:
                 status = _accounted(*rows[id.number]) if id.number in rows else None
-                if status is not None and not status.is_alive:  # the accounting lags: RUNNING may be over
+                if status is not None and status.is_alive:  # it lags behind: look again soon
+                    alive[id] = status
+                elif status is not None:
                     self._ended[id] = status
                     self._unknown.pop(id, None)
                 elif id.array.number in numbers:
                     wait = min(2 * self._unknown[id].wait, LAST_RETRY) if id in self._unknown else FIRST_RETRY
                     self._unknown[id] = _Unknown(wait, self.clock() + wait)
+        return alive
+
+
+def limits_of(found: discovery.Limits) -> Limits:
+    """What was found out about a cluster, as the launcher uses it."""
+    usual = Limits(max_submitted=found.max_submit)
+    return usual if found.max_array_size is None else replace(usual, max_array_size=found.max_array_size)
 
 
 def call(words: Sequence[str]) -> str:
-    """Run a command of SLURM's; what it printed."""
-    return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+    """Run a command of SLURM's; what it printed. Variables of the user's that filter answers do not count."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(FILTERS)}
+    return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=True, env=clean).stdout
 
 
 def has_slurm() -> bool:

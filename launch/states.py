@@ -21,7 +21,7 @@ from .naming import JOB_MODULE
 from .plan import Plan
 from .records import Record
 from .scheduler import JobStatus, Scheduler
-from .slurm import SlurmScheduler, has_slurm
+from .slurm import NEVER, SlurmScheduler, has_slurm
 
 Word = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
 """`stopped` goes on when it is started again; `never`: a parent failed."""
@@ -110,8 +110,8 @@ def process_runs(pid: int, word: str) -> bool:
 
 
 def _on_cluster(record: Record, status: JobStatus) -> State:
-    if status.phase == "blocked":
-        return State("never", "what it depends on failed", in_queue=True)
+    if status.phase == "blocked" or status.reason == NEVER:
+        return State("never", "what it depends on failed", in_queue=status.is_alive)
     if status.phase in ("running", "queued"):
         return State(status.phase, status.reason, status.nodes, in_queue=True)
     if record.cancelled:

@@ -155,6 +155,10 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     parts += [Text(f"{name} will never run: {reason}") for name, reason in never[:SHOWN_FAILURES]]
     if len(never) > SHOWN_FAILURES:
         parts.append(Text(f"… and {len(never) - SHOWN_FAILURES} jobs more that will never run"))
+    if found.num_held:
+        fed = any(state.in_queue for state in found.states.values())
+        again = "each job that ends submits some" if fed else "run the sweep's command again"
+        parts.append(Text(f"{found.num_held} jobs wait for room in the queue: {again}", "yellow"))
     counts = ", ".join(f"{found.count(word)} {word}" for word in reversed(WORST_FIRST) if found.count(word))
     parts.append(Text(f"{found.name}: {len(found.states)} jobs: {counts}"))
     return Group(*parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .plan import Job, Plan
@@ -23,7 +23,12 @@ class Submission:
 
 
 def what_is_missing(
-    plan: Plan, states: Mapping[str, State], records: Mapping[str, Record], retry: bool = True
+    plan: Plan,
+    states: Mapping[str, State],
+    records: Mapping[str, Record],
+    retry: bool = True,
+    held: Collection[str] = (),
+    cancelled: Collection[str] = (),
 ) -> Submission:
     """Jobs to submit so that the sweep becomes complete.
 
@@ -33,6 +38,8 @@ def what_is_missing(
         records: where each was submitted last.
         retry: submit jobs again that failed or were cancelled; otherwise only those that can go on by themselves, and
             what depends on them.
+        held: jobs that somebody asked to be submitted, and the queue had no room for: as if `retry` were true of them.
+        cancelled: jobs that a person cancelled, some of them before they were submitted at all.
     """
     submit: dict[str, None] = {}
     cancel: dict[str, None] = {}
@@ -45,9 +52,11 @@ def what_is_missing(
         moved = moved or (job.name in records and records[job.name].identity != job.identity)
         if word in ALIVE and (not moved or _has_begun(word, job)):
             continue
-        by_hand = job.name in records and records[job.name].cancelled
-        if word in ("failed", "cancelled") and not retry and (by_hand or not moved):
-            continue  # moved: SLURM cancels what waits for a job that ended
+        if not retry and job.name not in held:
+            if job.name in cancelled or (job.name in records and records[job.name].cancelled):
+                continue
+            if word in ("failed", "cancelled") and not moved:
+                continue  # moved: SLURM cancels what waits for a job that ended
         hopeless = [p for p in open_parents if p not in submit and states[p].word not in ALIVE]
         if hopeless and not (job.takes_what_there_is and word not in ALIVE):
             continue
@@ -95,7 +104,7 @@ def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, thrott
         jobs: of one part.
         ids: jobs that are on their way, by name; parents that are not there are not waited for.
         limits: of the scheduler.
-        throttle: tasks of each array that run at the same time.
+        throttle: tasks of this part that run at the same time; divided among its arrays.
     """
     waits = {job.name: tuple(dict.fromkeys(ids[parent] for parent in job.parents if parent in ids)) for job in jobs}
     matches = {job.name: _matched(job, waits[job.name]) for job in jobs}
@@ -108,12 +117,14 @@ def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, thrott
         else:
             own = found.setdefault((False, waits[job.name]), [])
             own.append((job, len(own) % limits.max_array_size))
-    made = []
-    for (matched, parents), entries in found.items():
-        for begin in range(0, len(entries), limits.max_array_size):
-            part = entries[begin : begin + limits.max_array_size]
-            made.append(_array(part, matched, parents, throttle))
-    return made
+    size = limits.max_array_size
+    pieces = [
+        (entries[begin : begin + size], matched, parents)
+        for (matched, parents), entries in found.items()
+        for begin in range(0, len(entries), size)
+    ]
+    own = throttles(throttle, max(1, len(pieces)))
+    return [_array(*piece, share) for piece, share in zip(pieces, own, strict=False)]
 
 
 def _matched(job: Job, waits: tuple[JobId, ...]) -> tuple[tuple[JobId, ...], int] | None:
@@ -135,6 +146,13 @@ def _array(entries: Sequence[tuple[Job, int]], matched: bool, waits: tuple[JobId
     return JobArray(jobs, indices, after_success=waits, throttle=throttle)
 
 
+def shares(made: Sequence[Sequence[Job]], throttle: int) -> list[int]:
+    """For each part its share of its stage's throttle."""
+    of_stage = Counter(part[0].stage for part in made)
+    left = {stage: throttles(throttle, number) for stage, number in of_stage.items()}
+    return [left[part[0].stage].pop(0) for part in made]
+
+
 def throttles(throttle: int, number: int) -> list[int]:
-    """A stage's throttle divided among so many arrays; each has one task at least."""
+    """A throttle divided among so many, each of which has one task at least."""
     return [max(1, throttle // number + (index < throttle % number)) for index in range(number)]

@@ -13,10 +13,9 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import filelock
@@ -32,12 +31,12 @@ from .listing import read_plan
 from .naming import CODE, command
 from .plan import SWEEPS, Job, Plan
 from .profiles import Choice, Profile, chosen_profile, parameters_of_all
-from .records import HELD, Record, Records, last_lines
-from .scheduler import JobArray, JobId, LimitReachedError, Limits, Scheduler, SchedulerError
-from .slurm import SlurmScheduler, has_slurm
+from .records import HELD, Held, Record, Records, last_lines
+from .scheduler import JobArray, JobId, LimitReachedError, Limits, NoAnswerError, Scheduler, SchedulerError
+from .slurm import SlurmScheduler, has_slurm, limits_of
 from .snapshot import take_snapshot
 from .states import ALIVE, State, find_states
-from .submission import Submission, arrays, parts, throttles, what_is_missing
+from .submission import Submission, arrays, parts, shares, what_is_missing
 
 LOCK = ".sweep.lock"
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
@@ -70,12 +69,9 @@ def submit_sweep(
         InputError: no SLURM here, a wrong profile or resource, or sbatch refuses.
     """
     submitter = connect(plan, cluster, choice, console)
-    submitter.take_back_lost()
     if prune:
         submitter.prune()
-    states = submitter.submit(retry=True)
-    if wait:
-        states = submitter.wait(states, every)
+    states = submitter.wait(every) if wait else submitter.submit(retry=True)
     explain(plan, states, submitter.records.latest(), console)
     if not wait:
         sweeps = [] if plan.folder.parent == SWEEPS else ["--sweeps", plan.folder.parent]
@@ -99,12 +95,8 @@ def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
     choice = choice or chosen_profile(cluster)
     parameters_of_all(plan, choice.profile)
-    found = choice.limits
-    limits = replace(Limits(), max_submitted=found.max_submit)
-    if found.max_array_size is not None:
-        limits = replace(limits, max_array_size=found.max_array_size)
     code = functools.cache(lambda: take_snapshot(CODE, plan.folder / "code"))
-    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), limits)
+    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), limits_of(choice.limits))
     return Submitter(plan, cluster, choice.profile, scheduler, console)
 
 
@@ -120,7 +112,7 @@ def feed(folder: Path, lock_seconds: float) -> None:
     """
     if not (folder / HELD).exists():
         return
-    cluster = (folder / HELD).read_text().strip()
+    cluster = Held.read(folder).cluster
     with suppress(filelock.Timeout), filelock.FileLock(folder / LOCK, timeout=lock_seconds):
         plan = read_plan(folder)
         connect(plan, cluster, chosen_profile(str(folder / CLUSTER_FILE)), Console()).submit(retry=False)
@@ -148,18 +140,24 @@ class Submitter:
     def _limits(self) -> Limits:
         return self.scheduler.limits()
 
-    def wait(self, states: Mapping[str, State], every: float) -> Mapping[str, State]:
-        """Look until nothing is on its way or held back, and submit what can go on; returns the last states.
+    def wait(self, every: float) -> Mapping[str, State]:
+        """Submit, and look until nothing is on its way or held back; returns the last states.
 
-        A scheduler that does not answer is asked again, less and less often.
+        A scheduler that does not answer is asked again, less and less often; one that refuses twice in a row ends it.
         """
+        states: Mapping[str, State] | None = None
+        refusal = ""
         seconds = every
-        while any(state.word in ALIVE for state in states.values()) or self._held.exists():
-            pause(seconds)
+        while states is None or any(s.word in ALIVE for s in states.values()) or self._held_file.exists():
+            if states is not None or seconds > every:
+                pause(seconds)
             try:
-                states = self.submit(retry=False)
-                seconds = every
+                states = self.submit(retry=states is None)
+                seconds, refusal = every, ""
             except SchedulerError as error:
+                if str(error).partition("; see ")[0] == refusal:  # the folder of the batch script differs
+                    raise
+                refusal = "" if isinstance(error, NoAnswerError) else str(error).partition("; see ")[0]
                 seconds = min(2 * seconds, LONGEST_PAUSE)
                 self.console.print(f"{error}; trying again in {seconds:.0f} s", markup=False)
         return states
@@ -170,35 +168,38 @@ class Submitter:
         Args:
             retry: those that failed or were cancelled, too.
         """
+        self._take_back_lost()
         done, records = done_jobs(self.plan), self.records.latest()
         states = find_states(self.plan, done, records, self.scheduler)
         if not retry:
             states = self._without_endless(states, records)
-        wanted = what_is_missing(self.plan, states, records, retry)
+        held = Held.read(self.plan.folder).jobs
+        wanted = what_is_missing(self.plan, states, records, retry, held, self._cancelled(states, records))
         self._say_what(states, wanted, retry)
         if wanted.cancel:
             self.scheduler.cancel([records[name].job_id for name in wanted.cancel])
         ids = {name: record.job_id for name, record in records.items() if _is_submitted(states, name, record)}
         for name in wanted.submit:
             ids.pop(name, None)
-        held = self._submit_all(wanted.submit, states, ids)
-        self._hold(held)
+        if self._limits.max_submitted is not None and wanted.submit:
+            Held(self.cluster, wanted.submit).write(self.plan.folder)  # jobs may end before all are submitted
+        self._hold(self._submit_all(wanted.submit, states, ids))
         return states
+
+    def _cancelled(self, states: Mapping[str, State], records: Mapping[str, Record]) -> set[str]:
+        """Jobs that a person cancelled, by our command or by SLURM's, which only remembers it for a while."""
+        by_hand = [name for name, s in states.items() if s.reason == "cancelled" and not records[name].cancelled]
+        self.records.cancelled(by_hand)
+        return self.records.cancelled_jobs()
 
     def _submit_all(self, names: Iterable[str], states: dict[str, State], ids: dict[str, JobId]) -> list[Job]:
         """Submit jobs, parents first; returns those that the queue has no room for, and those that wait for them."""
         held: dict[str, Job] = {}
         missing = parts(self.plan, names)
-        of_stage, begun = Counter(jobs[0].stage for jobs in missing), Counter[str]()
         room = self._room() if missing else None
-        for jobs in missing:
+        for jobs, share in zip(missing, shares(missing, self.profile.array_throttle), strict=True):
             ready = [job for job in jobs if held.keys().isdisjoint(job.parents)]
-            made = arrays(ready, ids, self._limits, self.profile.array_throttle)
-            stage = jobs[0].stage
-            shares = throttles(self.profile.array_throttle, max(1, of_stage[stage] * len(made)))
-            for array in made:
-                array = replace(array, throttle=shares[begun[stage]])
-                begun[stage] += 1
+            for array in arrays(ready, ids, self._limits, share):
                 submitted, room = self._submit_what_fits(array, ids, room)
                 ids |= submitted
                 states |= {name: State("queued", "submitted") for name in submitted}
@@ -215,6 +216,8 @@ class Submitter:
             try:
                 submitted = self._submit_array(array, ids)
             except LimitReachedError:  # one that nobody told of, or others were faster
+                if len(array.jobs) == 1 and self.scheduler.num_submitted() == 0:
+                    raise
                 refused, array = True, array.first(len(array.jobs) // 2)
             else:
                 return submitted, 0 if refused else None if room is None else room - len(submitted)
@@ -253,15 +256,15 @@ class Submitter:
         return None if most is None else most - self.scheduler.num_submitted()
 
     @property
-    def _held(self) -> Path:
+    def _held_file(self) -> Path:
         return self.plan.folder / HELD
 
     def _hold(self, held: list[Job]) -> None:
         """Leave word for the jobs that end, which then submit what fits."""
         if not held:
-            self._held.unlink(missing_ok=True)
+            self._held_file.unlink(missing_ok=True)
             return
-        self._held.write_text(f"{self.cluster}\n")
+        Held(self.cluster, tuple(job.name for job in held)).write(self.plan.folder)
         self.console.print(
             f"{len(held)} jobs wait for room in the queue (limit: {self._limits.max_submitted or 'reached'}); each job "
             "that ends submits what fits, and so does the same command",
@@ -294,7 +297,7 @@ class Submitter:
                 markup=False,
             )
 
-    def take_back_lost(self) -> None:
+    def _take_back_lost(self) -> None:
         """Cancel jobs whose submission was killed before their numbers were written down."""
         lost = self.records.lost_groups()
         if lost:
@@ -304,7 +307,8 @@ class Submitter:
 
     def prune(self) -> None:
         """Cancel jobs that are no longer asked for; what they have done stays."""
-        others = [r.job_id for name, r in self.records.latest().items() if name not in self.plan.jobs]
+        latest = self.records.latest().items()
+        others = [r.job_id for name, r in latest if name not in self.plan.jobs and r.cluster != "local"]
         alive = [id for id, status in self.scheduler.look(others).items() if status.is_alive]
         self.scheduler.cancel(alive)
         self.console.print(f"cancelled {len(alive)} jobs that {self.plan.name} no longer asks for", markup=False)

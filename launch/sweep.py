@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in choice.lines() if choice else ():
         console.print(line, markup=False)
     if parsed.dry_run:
-        show(plan, configs, cluster, console, choice.profile if choice else None)
+        show(plan, configs, cluster, console, choice)
         return EXIT_OK
     with sole_owner(plan.folder):
         write_plan(plan, configs)

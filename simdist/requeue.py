@@ -12,6 +12,7 @@ was preempted with `PreemptMode=CANCEL`; the reason `TimeLimit` and a `PreemptTi
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -27,6 +28,11 @@ OF_A_RANK = (
     "MASTER_ADDR",
     "MASTER_PORT",
     "SIMDIST_LAUNCHER",
+    "SIMDIST_GPUS_EXPECTED",
+    "SIMDIST_JOB_FOLDER",
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
 )
 OF_A_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 """Settings of SLURM's commands, which are not those of one job."""
@@ -101,9 +107,11 @@ def requeue_if_dying(environment: Mapping[str, str], requeues: int, limit: int) 
 
 
 def is_preempted(shown: str) -> bool:
-    """Whether a job is being preempted, as `scontrol show job` says it."""
-    found = re.search(r"\bPreemptTime=(\S+)", shown)
-    return found is not None and found[1] not in ("None", "Unknown", "N/A")
+    """Whether a job is being preempted, as `scontrol show job` says it; a preemption before this start is over."""
+    found, start = re.search(r"\bPreemptTime=(\S+)", shown), re.search(r"\bStartTime=(\S+)", shown)
+    if found is None or found[1] in ("None", "Unknown", "N/A"):
+        return False
+    return start is None or start[1] == "Unknown" or found[1] >= start[1]
 
 
 def _is_out_of_time(shown: str) -> bool:
@@ -111,5 +119,6 @@ def _is_out_of_time(shown: str) -> bool:
 
 
 def _scontrol(*words: str) -> str:
+    plain = {name: value for name, value in os.environ.items() if name != "SLURM_TIME_FORMAT"}  # times that sort
     command = ["scontrol", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=plain).stdout

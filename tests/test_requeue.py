@@ -64,6 +64,9 @@ def test_a_job_that_is_preempted_for_good_comes_back_and_a_cancelled_one_does_no
     (asked.parent / "state").write_text(f"{state}   PreemptEligibleTime=1 PreemptTime=None\n")
     assert not requeue(JOB, 0, 10)[0]
     assert not requeue_if_dying(JOB, 0, 10)
+    times = "StartTime=2026-11-26T02:00:00 PreemptTime=2026-11-26T01:18:35"  # it was requeued, and is cancelled now
+    (asked.parent / "state").write_text(f"{state}   {times}\n")
+    assert not requeue(JOB, 0, 10)[0]
 
 
 def test_a_job_that_has_grace_saves_before_it_asks(asked: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from sweeps import finish, of_kind, small_plan
 
+import launch.cancel
 import launch.submit
 from launch.batch_scripts import task_of
 from launch.dry_run import planned_arrays, script
@@ -22,6 +23,7 @@ from launch.listing import write_plan
 from launch.plan import Job
 from launch.profiles import Choice, Profile, job_profile, load_profile
 from launch.records import Records
+from launch.scheduler import JobId
 from launch.slurm import SlurmScheduler
 from launch.snapshot import take_snapshot
 from launch.submit import feed, submit_sweep
@@ -107,10 +109,12 @@ GOLDEN = """\
 #SBATCH --time=600
 
 # setup
-export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-module load cuda
 export PYTHONPATH="<code>${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1 SIMDIST_JOB_FOLDER='{folder}'
 export SIMDIST_GPUS_EXPECTED=4
+rm -f "$SIMDIST_JOB_FOLDER/{number}_ended.json"  # how it ended the last time
+(
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -118,6 +122,7 @@ srun --unbuffered --output '{folder}/%A_%a_%t_log.out' {python} -u -m submitit.c
 
 
 # teardown
+)
 code=$?
 if [ $code -ne 0 ] || [ -e {sweep}/held ]; then
     {python} -m launch.endings $code 7 {sweep}
@@ -139,7 +144,9 @@ def test_the_text_of_a_batch_script(tmp_path: Path) -> None:
     array = next(array for array in planned_arrays(plan, plan.jobs, 2) if array.stage == "train")
     sweep = plan.folder.absolute()
     text = script(plan, array, load_profile(profile))
-    assert text == GOLDEN.format(folder=sweep / "slurm" / "<id>", sweep=sweep, python=sys.executable)
+    number = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+    folder = sweep / "slurm" / "<id>"
+    assert text == GOLDEN.format(folder=folder, sweep=sweep, python=sys.executable, number=number)
 
 
 def test_resources_follow_the_kind_of_work_and_the_sweep_file() -> None:
@@ -372,6 +379,79 @@ def test_what_the_queue_has_no_room_for_is_held_back_and_fed_later(
         queued = (slurm / "queue").read_text().splitlines()
         assert 0 < len(queued) <= 3
     assert set(Records(plan.folder).latest()) == set(plan.jobs)
+
+
+def test_jobs_that_failed_before_are_not_forgotten_when_they_had_no_room(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person repeats the command, two of four fit; a feed, which retries nothing by itself, submits the others."""
+    plan = small_plan(tmp_path, grid={}, seeds=[0, 1, 2, 3], stages={})
+    write_plan(plan, {})
+    submit(plan)
+    (slurm / "queue").write_text("")
+    (slurm / "accounts").write_text("".join(f"100_{task}|FAILED|1:0|n1\n" for task in range(4)))
+    choice = Choice(Profile(), "a test's", limits=Limits(1000, 2))
+    monkeypatch.setattr(launch.submit, "chosen_profile", lambda name: choice)
+    assert "2 jobs wait for room in the queue" in submit(plan)
+    (slurm / "queue").write_text("")
+    finish(plan, *of_kind(plan, "train")[:2])
+    feed(plan.folder, 1.0)
+    assert [record.starts for record in Records(plan.folder).latest().values()] == [2, 2, 2, 2]
+    assert not (plan.folder / "held").exists()
+
+
+def test_a_job_that_was_cancelled_before_it_had_room_stays_away(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(tmp_path, grid={}, seeds=[0, 1, 2], stages={})
+    write_plan(plan, {})
+    choice = Choice(Profile(), "a test's", limits=Limits(1000, 1))
+    monkeypatch.setattr(launch.submit, "chosen_profile", lambda name: choice)
+    submit(plan)
+    first, second, third = of_kind(plan, "train")
+    run = plan.jobs[second].run
+    assert run is not None
+    launch.cancel.main(["small", run, "--sweeps", str(tmp_path / "sweeps")])
+    (slurm / "queue").write_text("")
+    finish(plan, first)
+    feed(plan.folder, 1.0)
+    assert set(Records(plan.folder).latest()) == {first, third}
+    assert not (plan.folder / "held").exists()
+
+
+def test_a_repair_of_uneven_parts_goes_through(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(tmp_path, grid={}, seeds=[0, 1, 2, 3, 4])
+    choice = Choice(Profile(array_throttle=3), "a test's", limits=Limits(2, None))
+    monkeypatch.setattr(launch.submit, "chosen_profile", lambda name: choice)
+    finish(plan, *of_kind(plan, "pack"), *of_kind(plan, "train"))
+    finish(plan, *[name for name in of_kind(plan, "probe") if not name.endswith("speaker-module0")][:-1])
+    submit(plan)
+    probes = [text for text in scripts(slurm) if "--job-name=small.probe" in text]
+    assert [text.split("--array=")[1].split()[0] for text in probes if "--array=" in text] == ["0-1%1", "0-1%1"]
+    assert len(probes) == 4
+
+
+def test_a_refusal_that_is_no_limit_of_the_queue_is_an_error(slurm: Path, tmp_path: Path) -> None:
+    """SLURM's text for every policy names the submit limit among others."""
+    policy = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    (tmp_path / "bin" / "sbatch").write_text(
+        f'#!/bin/sh\necho "sbatch: error: QOSMaxWallDurationPerJobLimit" >&2\necho "{policy}" >&2\nexit 1\n'
+    )
+    with pytest.raises(InputError, match="QOSMaxWallDurationPerJobLimit"):
+        submit(small_plan(tmp_path))
+
+
+def test_waiting_ends_when_sbatch_refuses_twice(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.submit, "pause", lambda seconds: None)
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'Invalid account' >&2\nexit 1\n")
+    with pytest.raises(InputError, match="Invalid account"):
+        submit(small_plan(tmp_path), wait=True)
+
+
+def test_settings_of_the_user_do_not_hide_jobs(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin" / "squeue").write_text('#!/bin/sh\n[ -n "$SQUEUE_PARTITION" ] || echo "17|RUNNING|None|n1|"\n')
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    assert SlurmScheduler().look([JobId("17")])[JobId("17")].phase == "running"
 
 
 def test_a_hundred_runs_are_submitted_in_less_than_ten_seconds(slurm: Path, tmp_path: Path) -> None:

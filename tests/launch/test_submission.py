@@ -339,6 +339,15 @@ def test_watching_a_sweep_asks_the_accounting_less_and_less(plan: Plan) -> None:
     assert scheduler.look(IDS)[IDS[0]].phase == "running"
 
 
+def test_what_squeue_said_at_the_end_is_remembered() -> None:
+    """It forgets a job after MinJobAge; without accounting a cancelled job would then look preempted."""
+    slurm = FakeSlurm({"18": ("CANCELLED", "None")})
+    scheduler = SlurmScheduler(run=slurm)
+    assert scheduler.look(IDS)[IDS[1]].phase == "cancelled"
+    slurm.queue.clear()
+    assert scheduler.look(IDS)[IDS[1]].phase == "cancelled"
+
+
 def test_a_thousand_jobs_are_asked_about_in_one_call() -> None:
     slurm = FakeSlurm()
     SlurmScheduler(run=slurm).look([JobId(str(number)) for number in range(1000)])

@@ -31,7 +31,7 @@ PROFILE = {
     "cpus_per_task": 1,
     "time_minutes": 30,
     "signal_lead_s": 30,
-    "setup": ["export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1"],
+    "setup": ["set -euo pipefail", "export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1"],
 }
 CONFIG = {
     "data.crop": 5120,
