@@ -89,7 +89,7 @@ def choose_cluster(parsed: Namespace, cluster: str) -> Choice | None:
         InputError: an option cannot be, or there is no such profile or partition.
     """
     options = cluster_options(parsed, cluster)
-    return None if cluster in ON_THIS_MACHINE else chosen_profile(cluster, options)
+    return None if cluster in ON_THIS_MACHINE else chosen_profile(cluster, options, must_answer=not parsed.dry_run)
 
 
 def write_choice(plan: Plan, choice: Choice) -> None:

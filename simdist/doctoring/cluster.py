@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 
-from simdist.cluster.choice import describe_nodes, describe_reservation, misfits, partitions_of, reservations_due
+from simdist.cluster.description import describe_nodes, describe_reservation, misfits, partitions_of, reservations_due
 from simdist.cluster.discovery import Cluster, discover
 from simdist.cluster.parsing import Partition
 from simdist.doctoring.findings import Finding, error, ok, warning

@@ -45,6 +45,12 @@ def test_a_dry_run_shows_the_choice(arguments: list[str], tmp_path: Path, capsys
     assert not (tmp_path / "sweeps").exists()
 
 
+def test_a_silent_slurm_is_no_sweep_without_gpus(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="SLURM does not answer; try again, or name a profile"):
+        sweep.main([*arguments, "--cluster=slurm"])
+    assert not (tmp_path / "sweeps").exists()
+
+
 def test_options_on_top_of_a_named_profile(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main([*arguments, "--cluster=gpu", "--dry-run", "--account=speech", "--mem=100G"]) == 0
     said = capsys.readouterr().out
