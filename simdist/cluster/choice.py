@@ -88,10 +88,7 @@ def chosen_profile(
         _check_access(found, options)
     if name != DISCOVERED:
         origin = f" (default of --cluster {DISCOVERED})" if cluster == DISCOVERED else ""
-        suggestion, source = (
-            Suggestion(_load(name, by_default=bool(origin), environ=environ)),
-            f"profile {name}{origin}",
-        )
+        suggestion, source = Suggestion(_load(name, environ if origin else {})), f"profile {name}{origin}"
     elif found is None and must_answer:
         raise InputError("SLURM does not answer; try again, or name a profile (--cluster gpu, or a file of your own)")
     elif found is None:
@@ -110,11 +107,12 @@ def chosen_profile(
     return Choice(profile, source, tuple(describe_cluster(found, profile, limits)), warnings, reasons, limits, found)
 
 
-def _load(name: str, by_default: bool, environ: Mapping[str, str]) -> Profile:
+def _load(name: str, environ: Mapping[str, str]) -> Profile:
+    """The profile; an error names the variable that asks for it, if one does."""
     try:
         return load_profile(name)
     except InputError as error:
-        if by_default and environ.get(VARIABLE) == name:
+        if environ.get(VARIABLE) == name:
             raise InputError(f"{VARIABLE} is {name!r}: {error}") from error
         raise
 

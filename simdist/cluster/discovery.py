@@ -49,6 +49,7 @@ class Cluster:
     associations: tuple[Association, ...] = ()
     """The user's accounts, the default account first; empty without accounting."""
     default_account: str | None = None
+    """The account of jobs that name none; None if unknown, and jobs then name theirs."""
     qos_limits: Mapping[str, int | None] | None = None
     """MaxSubmitJobsPerUser by QOS."""
     reservations: tuple[Reservation, ...] = ()
@@ -130,15 +131,15 @@ def discover(run: Command = ask, user: str | None = None) -> Cluster | None:
     if "ClusterName" not in settings:
         return None
     name = settings["ClusterName"]
-    associations = _associations(said["associations"], name, said["user"].strip())
+    default_account = said["user"].strip()
     return Cluster(
         name=name,
         user=user,
         settings=settings,
         partitions=tuple(parsing.parse_partitions(said["partitions"])),
         nodes=tuple(parsing.parse_nodes(said["nodes"])),
-        associations=associations,
-        default_account=associations[0].account if associations else None,
+        associations=_associations(said["associations"], name, default_account),
+        default_account=default_account or None,
         qos_limits=parsing.parse_qos_limits(said["qos"]),
         reservations=tuple(parsing.parse_reservations(said["reservations"])),
     )

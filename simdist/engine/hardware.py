@@ -70,16 +70,15 @@ def gpus_of_node(environ: Mapping[str, str], dev: Path) -> str | None:
     devices = sorted(path.name for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     if devices:
         return f"/dev/{devices[0]}"
-    for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
+    return _gpus_of_job(environ) or ("nvidia-smi lists one" if _nvidia_smi_lists_a_gpu() else None)
+
+
+def _gpus_of_job(environ: Mapping[str, str]) -> str | None:
+    """The variable that says which GPUs this job has; None if none does."""
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
         if environ.get(name, "") not in (*HIDING, "0" if name == "SLURM_GPUS_ON_NODE" else ""):
             return f"{name}={environ[name]}"
-    return "nvidia-smi lists one" if _nvidia_smi_lists_a_gpu() else None
-
-
-def _has_gpus_of_slurm(environ: Mapping[str, str]) -> bool:
-    """Whether SLURM gave GPUs to this job."""
-    names = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
-    return any(environ.get(name, "") not in ("", "0" if name == "SLURM_GPUS_ON_NODE" else "") for name in names)
+    return None
 
 
 def _nvidia_smi_lists_a_gpu() -> bool:
@@ -137,7 +136,7 @@ def _reason(environ: Mapping[str, str], build: TorchBuild, dev: Path, chosen: bo
         return "--device is cpu. Leave it out"
     if uses_cpu(environ):
         return f"ACCELERATE_USE_CPU={environ['ACCELERATE_USE_CPU']} is set. Unset it, or take gpus_per_node: 0"
-    if not gpus_expected(environ) and "SLURM_JOB_ID" in environ and not _has_gpus_of_slurm(environ):
+    if not gpus_expected(environ) and "SLURM_JOB_ID" in environ and _gpus_of_job(environ) is None:
         return "this job asked for no GPU. Submit it with --gpus-per-node, or set ACCELERATE_USE_CPU=true"
     if build.gpus is None:
         return (
