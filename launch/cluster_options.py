@@ -25,6 +25,7 @@ FIELDS = {  # of a profile, by option
     "constraint": "constraint",
     "setup": "setup",
 }
+OPTIONS = {f"--{name.replace('_', '-')}" for name in FIELDS}
 ON_THIS_MACHINE = ("local", "debug")
 CLUSTER_FILE = "cluster.yaml"  # in a sweep's folder: the profile that its jobs are submitted with
 
@@ -41,7 +42,13 @@ def add_cluster_options(parser: Parser) -> None:
     add("--time", type=str | None, default=None, help="Time limit of a job: minutes, HH:MM:SS or D-HH:MM:SS.")
     add("--mem", type=str | None, default=None, help="Memory per node of trainings, probes, decoders and analyses.")
     add("--constraint", type=str | None, default=None, help="Features that nodes must have, such as a100.")
-    add("--setup", type=str | None, default=None, help="Shell before the program, such as 'module load cuda'.")
+    add(
+        "--setup",
+        type=str,
+        action="append",
+        default=None,
+        help="Shell before the program, such as 'module load cuda'; may be repeated.",
+    )
 
 
 def cluster_options(parsed: Namespace, cluster: str) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def cluster_options(parsed: Namespace, cluster: str) -> dict[str, Any]:
     if "time_minutes" in fields:
         fields["time_minutes"] = read_time(fields["time_minutes"])
     if "setup" in fields:
-        fields["setup"] = tuple(fields["setup"].splitlines())
+        fields["setup"] = tuple(line for text in fields["setup"] for line in text.splitlines())
     return fields
 
 
@@ -89,7 +96,7 @@ def choose_cluster(parsed: Namespace, cluster: str) -> Choice | None:
         InputError: an option cannot be, or there is no such profile or partition.
     """
     options = cluster_options(parsed, cluster)
-    return None if cluster in ON_THIS_MACHINE else chosen_profile(cluster, options)
+    return None if cluster in ON_THIS_MACHINE else chosen_profile(cluster, options, must_answer=not parsed.dry_run)
 
 
 def write_choice(plan: Plan, choice: Choice) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +13,6 @@ if __name__ == "__main__" and not __package__:  # run as a script: relative impo
     __package__ = "launch"
 
 import filelock
-from jsonargparse import Namespace
 from rich.console import Console
 
 from simdist.cli import Parser, run
@@ -23,7 +20,8 @@ from simdist.errors import EXIT_OK, InputError
 from simdist.stopping import Stop
 
 from .cancel import OWNER, write_owner
-from .cluster_options import add_cluster_options, choose_cluster, write_choice
+from .cluster_options import ON_THIS_MACHINE, add_cluster_options, choose_cluster, write_choice
+from .command_line import refuse, refuse_dashes, refuse_options_of_others, split_overrides
 from .debug import run_here
 from .defaults import default_cluster, default_sweep
 from .dry_run import show
@@ -35,7 +33,7 @@ from .plan import RUNS, SWEEPS, Plan, build
 from .profiles import profile_names
 from .records import Records, last_lines
 from .requirements import missing_corpus, missing_packages, require_commands
-from .sweep_file import CONFIG_KEYS, SHIPPED, SweepFile, read_sweep, sweep_path
+from .sweep_file import SHIPPED, read_sweep, sweep_path
 
 DESCRIPTION = """\
 Expand a sweep into jobs (pack, train, probe, decode, analyze, report) and run the ones that are not done.
@@ -66,23 +64,22 @@ Then: python launch/status.py, python launch/logs.py, python launch/cancel.py.
 Exit codes: 0 submitted or finished; 1 jobs failed; 2 wrong input; 75 or 130 stopped, run the same command to resume.
 """
 LOCK_SECONDS = 2.0
-OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
-ON_THIS_MACHINE = ("local", "debug")
 FILE_COLUMNS = 120  # of a table that goes to a file or a pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _refuse_dashes(words)
-    overrides = [word for word in words if OVERRIDE.match(word)]  # they may stand anywhere among the options
-    parsed = _parser().parse_args([word for word in words if word not in overrides])
-    _refuse(parsed)
+    refuse_dashes(words)
+    overrides, words = split_overrides(words)
+    parsed = _parser().parse_args(words)
+    refuse(parsed)
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = FILE_COLUMNS
     file, overrides = _sweep_named(parsed.SWEEP, overrides, console)
     cluster = _cluster_named(parsed.cluster, console)
+    refuse_options_of_others(parsed, cluster)
     try:
         plan, configs = build(read_sweep(file, overrides), parsed.runs, parsed.sweeps)
     except InputError as error:
@@ -137,26 +134,6 @@ def _parser() -> Parser:
     add("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps' logs and reports.")
     add_cluster_options(parser)
     return parser
-
-
-def _refuse_dashes(words: Sequence[str]) -> None:
-    """Raise `InputError` for a key of the sweep or of the configuration that is given as an option."""
-    keys = CONFIG_KEYS | {item.name for item in dataclasses.fields(SweepFile)}
-    for word in words:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and name.partition(".")[0] in keys:
-            raise InputError(f"{word.partition('=')[0]} is a key, not an option. Write {name}=VALUE, without dashes.")
-
-
-def _refuse(parsed: Namespace) -> None:
-    """Raise `InputError` for words that would silently do nothing."""
-    if parsed.overrides:
-        raise InputError(
-            f"{parsed.overrides[0]!r} is a second SWEEP after {parsed.SWEEP!r}. "
-            "Give one sweep, and overrides as key=value, such as train.max_steps=20."
-        )
-    if parsed.jobs is not None and parsed.jobs < 1:
-        raise InputError(f"--jobs is {parsed.jobs}; it must be at least 1")
 
 
 def _sweep_named(given: str | None, overrides: list[str], console: Console) -> tuple[str, list[str]]:

@@ -122,7 +122,7 @@ SECTIONS = ("train", "gpu", "cpu")
 SECTION_OF = {"train": "train", "probe": "gpu", "decode": "gpu", "analyze": "gpu", "pack": "cpu", "report": "cpu"}
 FIELDS = tuple(item.name for item in dataclasses.fields(Profile))
 SECTION_FIELDS = tuple(name for name in FIELDS if name not in SECTIONS)
-GPUS = re.compile(r"(?:gpu:)?(?:(?P<type>[\w.-]*[A-Za-z_][\w.-]*):)?(?P<number>\d+)")
+GPUS = re.compile(r"(?:gpu:)?(?:(?P<type>[\w.+-]+):)?(?P<number>\d+)")
 OWN_OPTIONS = {
     "partition",
     "account",
@@ -188,6 +188,8 @@ def split_gpus(fields: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the text is no number of GPUs.
     """
     gpus = fields.get("gpus_per_node")
+    if isinstance(gpus, int) and gpus >= 600:  # YAML reads 3090:8 as minutes and seconds
+        raise ValueError(f"gpus_per_node is {gpus}; put quotes around TYPE:NUMBER: '{gpus // 60}:{gpus % 60}'")
     if not isinstance(gpus, str):
         return dict(fields)
     found = GPUS.fullmatch(gpus)
@@ -206,7 +208,9 @@ def replaced(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
     overrides = split_gpus(overrides)
     _check_keys(overrides, SECTION_FIELDS, "a profile")
     values = vars(profile) | overrides
-    if overrides.get("gpus_per_node") == 0 and "tasks_per_node" not in overrides:
+    one_per_gpu = profile.tasks_per_node == profile.gpus_per_node  # and so with another number of GPUs
+    gpus = overrides.get("gpus_per_node")
+    if "tasks_per_node" not in overrides and (gpus == 0 or (gpus is not None and one_per_gpu)):
         values["tasks_per_node"] = None
     if "mem_per_gpu" not in overrides and ("mem" in overrides or overrides.get("gpus_per_node") == 0):
         values["mem_per_gpu"] = None

@@ -1,5 +1,6 @@
 """What a SLURM cluster says of itself, and the profile that follows from it. Imports no torch.
 
-`parsing` reads the output of SLURM's commands, `discovery` runs them, `suggestion` makes a profile of what they say,
-`choice` decides between that, a named profile and the user's default, and `profile_text` writes the result as YAML.
+`parsing` reads the output of SLURM's commands, `discovery` runs them, `offers` tells what each partition gives to
+the user, `suggestion` makes a profile of that, `choice` decides between that, a named profile and the user's default,
+`description` puts it into words, and `profile_text` writes the result as YAML.
 """

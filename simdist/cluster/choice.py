@@ -8,22 +8,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from simdist.cluster.discovery import Cluster, Limits, default_qos, discover
-from simdist.cluster.parsing import Reservation
+from simdist.cluster.description import describe_cluster, describe_profile, misfits
+from simdist.cluster.discovery import Cluster, Limits, discover
 from simdist.cluster.profile_text import profile_text
 from simdist.cluster.suggestion import Suggestion, suggest
-from simdist.engine.hosts import parse_nodes
 from simdist.errors import InputError
-from simdist.profiles import SECTIONS, Profile, load_profile, profile_for, replaced
+from simdist.profiles import SECTIONS, Profile, load_profile, profile_for, replaced, split_gpus
 
 DISCOVERED = "slurm"
 VARIABLE = "SIMDIST_CLUSTER"
-SHOWN_PARTITIONS = 6
 HOW_ELSE = (
     "to change this: --partition, --account, --qos, --nodes, --gpus-per-node, --time, --mem, --constraint, --setup; or "
     "write it to a file with `python -m simdist.doctor --cluster slurm --write mine.yaml`, and use --cluster mine.yaml"
@@ -68,6 +66,7 @@ def chosen_profile(
     options: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
     find: Callable[[], Cluster | None] = discover,
+    must_answer: bool = False,
 ) -> Choice:
     """The profile to use.
 
@@ -76,21 +75,29 @@ def chosen_profile(
         options: fields of a profile that the command line sets; lines of `setup` are appended.
         environ: the environment.
         find: asks the cluster; for tests.
+        must_answer: whether a profile without GPUs, which a silent cluster leads to, is an error.
 
     Raises:
-        InputError: there is no such profile or partition, or an option has a value that is not allowed.
+        InputError: there is no such profile or partition, an option has a value that is not allowed, or SLURM does not
+            answer although it must.
     """
     options = options or {}
     name = (default_profile(environ) or DISCOVERED) if cluster == DISCOVERED else cluster
     found = find()
+    if found is not None:
+        _check_access(found, options)
     if name != DISCOVERED:
         origin = f" (default of --cluster {DISCOVERED})" if cluster == DISCOVERED else ""
-        suggestion, source = Suggestion(load_profile(name)), f"profile {name}{origin}"
+        suggestion, source = Suggestion(_load(name, environ if origin else {})), f"profile {name}{origin}"
+    elif found is None and must_answer:
+        raise InputError("SLURM does not answer; try again, or name a profile (--cluster gpu, or a file of your own)")
     elif found is None:
         source = "SLURM's defaults, for it does not answer here"
         suggestion = Suggestion(Profile(), warnings=("SLURM does not answer here: GPUs and limits are unknown",))
     else:
-        suggestion, source = suggest(_with_account(found, options), options.get("partition")), "chosen for this cluster"
+        wanted = options.get("time_minutes", Profile.time_minutes)
+        suggestion = suggest(_with_access(found, options), options.get("partition"), wanted)
+        source = "chosen for this cluster"
     profile = with_options(suggestion.profile, options)
     reasons = {**suggestion.reasons, **dict.fromkeys(options, "given on the command line")}
     if found is None:
@@ -100,10 +107,39 @@ def chosen_profile(
     return Choice(profile, source, tuple(describe_cluster(found, profile, limits)), warnings, reasons, limits, found)
 
 
-def _with_account(cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
-    """The cluster as it is for the account that the command line names: partitions and QOS depend on it."""
-    own = tuple(found for found in cluster.associations if found.account == options.get("account"))
-    return replace(cluster, associations=own) if own else cluster
+def _load(name: str, environ: Mapping[str, str]) -> Profile:
+    """The profile; an error names the variable that asks for it, if one does."""
+    try:
+        return load_profile(name)
+    except InputError as error:
+        if environ.get(VARIABLE) == name:
+            raise InputError(f"{VARIABLE} is {name!r}: {error}") from error
+        raise
+
+
+def _check_access(cluster: Cluster, options: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an account or a QOS that is not among the user's; where none is known, SLURM judges."""
+    if not cluster.enforces_associations or not cluster.associations:
+        return
+    account, own = options.get("account"), _with_access(cluster, {"account": options.get("account")}).associations
+    accounts = dict.fromkeys(found.account for found in cluster.associations)
+    if account is not None and account.lower() not in {name.lower() for name in accounts}:
+        raise InputError(f"--account is {account!r}, which is not one of your accounts: {', '.join(accounts)}")
+    known = dict.fromkeys(name for found in own for name in (*found.qos, found.default_qos) if name)
+    unknown = [name for name in (options.get("qos") or "").split(",") if name and name not in known]
+    if known and unknown:
+        of = f"your account {account}" if account else "your accounts"
+        raise InputError(f"--qos is {options['qos']!r}, which is not one of the QOS of {of}: {', '.join(known)}")
+
+
+def _with_access(cluster: Cluster, options: Mapping[str, Any]) -> Cluster:
+    """The cluster as it is for the account and the QOS of the command line: which partitions are open follows."""
+    account, wanted = options.get("account"), (options.get("qos") or "").split(",")
+    own = tuple(found for found in cluster.associations if account and found.account.lower() == account.lower())
+    own = own or cluster.associations
+    with_qos = [(found, tuple(name for name in wanted if name in (*found.qos, found.default_qos))) for found in own]
+    narrowed = tuple(replace(found, qos=qos, default_qos=qos[0]) for found, qos in with_qos if qos and qos[0])
+    return replace(cluster, associations=narrowed or own)
 
 
 def default_profile(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -132,15 +168,17 @@ def with_options(profile: Profile, options: Mapping[str, Any]) -> Profile:
         InputError: an option has a value that is not allowed.
     """
     lines = tuple(options.get("setup", ()))
-    given = {name: value for name, value in options.items() if name != "setup"}
-    covered = {"mem", "mem_per_gpu"} if "mem" in given else set()
-    covered |= set(given) | ({"gpu_type"} if "gpus_per_node" in given else set())
-    dropped = {"train": covered, "gpu": covered - {"nodes", "gpus_per_node", "gpu_type"}, "cpu": set()}
-    sections = {}
-    for section in SECTIONS:
-        fields = {key: value for key, value in getattr(profile, section).items() if key not in dropped[section]}
-        sections[section] = fields | ({"setup": (*fields["setup"], *lines)} if "setup" in fields else {})
     try:
+        given = split_gpus({name: value for name, value in options.items() if name != "setup"})
+        covered = {*given, *(("mem", "mem_per_gpu") if "mem" in given else ())}
+        dropped = {"train": covered, "gpu": covered - {"nodes", "gpus_per_node", "gpu_type"}, "cpu": set()}
+        tasks, gpus = (profile.train.get(key, getattr(profile, key)) for key in ("tasks_per_node", "gpus_per_node"))
+        if "gpus_per_node" in given and tasks == gpus:  # one per GPU, and so with another number of GPUs
+            dropped["train"] = covered | {"tasks_per_node"}
+        sections = {}
+        for section in SECTIONS:
+            fields = {key: value for key, value in getattr(profile, section).items() if key not in dropped[section]}
+            sections[section] = fields | ({"setup": (*fields["setup"], *lines)} if "setup" in fields else {})
         made = replaced(replace(profile, **sections), given)
         made = replace(made, setup=(*made.setup, *lines))
         for kind in ("train", "probe", "pack"):
@@ -148,101 +186,3 @@ def with_options(profile: Profile, options: Mapping[str, Any]) -> Profile:
     except (ValueError, TypeError) as error:
         raise InputError(f"options of the cluster: {error}") from error
     return made
-
-
-# --- in words ---------------------------------------------------------------------------------------------------------
-
-
-def describe_profile(profile: Profile) -> list[str]:
-    """What jobs request, a line for each kind that differs."""
-    kinds = {"train": "training", "probe": "probes, decoders, analyses", "pack": "packing, report"}
-    names: dict[str, str] = {}
-    for kind, name in kinds.items():
-        text = _describe_job(profile_for(kind, profile))
-        names[text] = f"{names[text]}, {name}" if text in names else name
-    return [f"  {name}: {text}" for text, name in names.items()]
-
-
-def _describe_job(profile: Profile) -> str:
-    number, tasks = profile.gpus_per_node, profile.num_tasks_per_node
-    gpus = f"{number} {profile.gpu_type or ''} GPU{'s' * (number != 1)}".replace("  ", " ") if number else "no GPU"
-    cores = f"{tasks} processes of {profile.cpus_per_task} cores" if tasks > 1 else f"{profile.cpus_per_task} cores"
-    memory = [profile.mem] if profile.mem else [f"{profile.mem_per_gpu} per GPU"] if profile.mem_per_gpu else []
-    where = f"partition {profile.partition}" if profile.partition else "the default partition"
-    nodes, each = ("1 node", "") if profile.nodes == 1 else (f"{profile.nodes} nodes", " per node")
-    return ", ".join([where, nodes, gpus + each, cores, *memory, f"{profile.time_minutes} minutes"])
-
-
-def describe_cluster(cluster: Cluster, profile: Profile, limits: Limits) -> Iterator[str]:
-    """What was found, in a few lines."""
-    parts = [
-        f"{part.name}{'*' * part.is_default} ({describe_nodes(cluster, part.name)})" for part in cluster.partitions
-    ]
-    more = f" and {len(parts) - SHOWN_PARTITIONS} more" if len(parts) > SHOWN_PARTITIONS else ""
-    yield f"cluster {cluster.name}: partitions {', '.join(parts[:SHOWN_PARTITIONS])}{more}"
-    association = cluster.association(profile.account)
-    account = profile.account or (association.account if association else "unknown")
-    qos = profile.qos or default_qos(association) or "unknown"
-    queue = (
-        f"at most {limits.max_submit} jobs in the queue" if limits.max_submit is not None else "no limit of jobs known"
-    )
-    array = f", array indices below {limits.max_array_size}" if limits.max_array_size is not None else ""
-    yield f"account {account}, QOS {qos}, {queue}{array}"
-    yield from (describe_reservation(entry, cluster) for entry in reservations_due(cluster, profile))
-
-
-def reservations_due(cluster: Cluster, profile: Profile) -> list[Reservation]:
-    """Reservations on nodes that the profile's jobs may get; all that SLURM lists are due, ended ones it forgets."""
-    names = {name for kind in ("train", "probe", "pack") for name in partitions_of(cluster, profile_for(kind, profile))}
-    nodes = {node for part in cluster.partitions if part.name in names for node in _expanded(part.nodes)}
-    return [entry for entry in cluster.reservations if nodes & set(_expanded(entry.nodes))]
-
-
-def describe_reservation(entry: Reservation, cluster: Cluster) -> str:
-    """When a reservation is due, on which nodes, and what it means for jobs."""
-    accounts = {association.account for association in cluster.associations}
-    span = f"{entry.nodes} from {entry.start.replace('T', ' ')} to {entry.end.replace('T', ' ')}"
-    if "MAINT" not in entry.flags and (cluster.user in entry.users or accounts & set(entry.accounts)):
-        return f"reservation {entry.name}, {span}: you may use it with `reservation: {entry.name}` in a profile"
-    return f"reservation {entry.name}, {span}: jobs that would run into it wait until it ends"
-
-
-def describe_nodes(cluster: Cluster, partition: str) -> str:
-    """Number of nodes of a partition, and the GPUs of each."""
-    kinds = cluster.kinds(partition)
-    count = sum(kind.count for kind in kinds)
-    gpus = sorted(
-        {f"{kind.gpus} {kind.gpu_type + ' ' if kind.gpu_type else ''}GPUs each" for kind in kinds if kind.gpus}
-    )
-    return f"{count} node{'s' * (count != 1)}{', ' if gpus else ''}{' or '.join(gpus)}"
-
-
-def misfits(cluster: Cluster, profile: Profile) -> Iterator[str]:
-    """Where the profile asks for what its partition does not give, or leaves GPUs unused."""
-    train = profile_for("train", profile)
-    known = {part.name: part for part in cluster.partitions}
-    for name in partitions_of(cluster, train):
-        if name not in known:
-            yield f"cluster {cluster.name} has no partition {name}; it has {', '.join(known)}"
-            continue
-        limit, gpus = known[name].max_minutes, max((kind.gpus for kind in cluster.kinds(name)), default=0)
-        if limit is not None and train.time_minutes > limit:
-            yield f"jobs of {train.time_minutes} minutes never start in partition {name}, which allows {limit}"
-        if train.gpus_per_node > gpus:
-            yield f"nodes of partition {name} have {gpus} GPUs; the profile asks for {train.gpus_per_node}"
-        if gpus and not train.gpus_per_node:
-            yield f"nodes of partition {name} have {gpus} GPUs; trainings ask for none and use CPU cores"
-
-
-def partitions_of(cluster: Cluster, profile: Profile) -> list[str]:
-    """Partitions that jobs of a profile may run in: those that it names, else the default one."""
-    if profile.partition:
-        return profile.partition.split(",")
-    return [part.name for part in cluster.partitions if part.is_default]
-
-
-def _expanded(names: str) -> list[str]:
-    try:
-        return parse_nodes(names)
-    except InputError:
-        return []

@@ -48,9 +48,17 @@ class Cluster:
     nodes: tuple[NodeKind, ...]
     associations: tuple[Association, ...] = ()
     """The user's accounts, the default account first; empty without accounting."""
+    default_account: str | None = None
+    """The account of jobs that name none; None if unknown, and jobs then name theirs."""
     qos_limits: Mapping[str, int | None] | None = None
     """MaxSubmitJobsPerUser by QOS."""
     reservations: tuple[Reservation, ...] = ()
+
+    @property
+    def enforces_associations(self) -> bool:
+        """Whether SLURM refuses jobs with an account or a QOS that is not the user's."""
+        enforced = self.settings.get("AccountingStorageEnforce", "").lower().split(",")
+        return bool({"associations", *ENFORCED} & set(enforced))
 
     def kinds(self, partition: str) -> list[NodeKind]:
         """Nodes of a partition, those that can run jobs if there are any."""
@@ -123,13 +131,15 @@ def discover(run: Command = ask, user: str | None = None) -> Cluster | None:
     if "ClusterName" not in settings:
         return None
     name = settings["ClusterName"]
+    default_account = said["user"].strip()
     return Cluster(
         name=name,
         user=user,
         settings=settings,
         partitions=tuple(parsing.parse_partitions(said["partitions"])),
         nodes=tuple(parsing.parse_nodes(said["nodes"])),
-        associations=_associations(said["associations"], name, said["user"].strip()),
+        associations=_associations(said["associations"], name, default_account),
+        default_account=default_account or None,
         qos_limits=parsing.parse_qos_limits(said["qos"]),
         reservations=tuple(parsing.parse_reservations(said["reservations"])),
     )

@@ -44,10 +44,12 @@ class NodeKind:
     cpus: int
     memory_mb: int
     gpus: int
-    """GPUs of each node, of the type that it has most of."""
+    """GPUs of each node that one job can use, of the type that it has most of; whole ones before slices (MIG)."""
     gpu_type: str | None
     is_usable: bool
     """Whether they can run jobs, now or once others have ended."""
+    types: tuple[tuple[str | None, int], ...] = ()
+    """All types of its GPUs, with their numbers."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,16 @@ def parse_gpus(gres: str) -> list[tuple[str | None, int]]:
     return found
 
 
+def is_slice(gpu_type: str | None) -> bool:
+    """Whether it is a slice of a GPU (MIG), such as `a100_3g.20gb`."""
+    return re.search(r"\d+g\.\d+gb", gpu_type or "") is not None
+
+
+def usable_gpus(gpu_type: str | None, number: int) -> int:
+    """How many of a node's GPUs a process can use: CUDA shows it a single slice (MIG)."""
+    return min(1, number) if is_slice(gpu_type) else number
+
+
 def parse_partitions(text: str) -> list[Partition]:
     """`scontrol --oneliner show partition`, in the order of slurm.conf."""
     return [_partition(parse_pairs(line)) for line in text.splitlines() if line.startswith("PartitionName=")]
@@ -126,9 +138,10 @@ def parse_nodes(text: str) -> list[NodeKind]:
         if len(cells) != 6 or not all(number.isdigit() for number in numbers):
             continue
         cpus, memory, count = map(int, numbers)
-        kind, gpus = max(parse_gpus(cells[1]), key=lambda entry: entry[1], default=(None, 0))
+        types = tuple((kind, usable_gpus(kind, number)) for kind, number in parse_gpus(cells[1]))
+        kind, gpus = max(types, key=lambda entry: (not is_slice(entry[0]), entry[1]), default=(None, 0))
         usable = not cells[5].lower().startswith(UNUSABLE)
-        found.append(NodeKind(cells[0].rstrip("*"), count, cpus, memory, gpus, kind, usable))
+        found.append(NodeKind(cells[0].rstrip("*"), count, cpus, memory, gpus, kind, usable, types))
     return found
 
 

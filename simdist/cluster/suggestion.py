@@ -1,17 +1,18 @@
 """The profile that follows from what a cluster says: which partition, how many GPUs, cores, memory and time.
 
-GPUs first: the default partition if it has some, else the partition that the user may use with the most of them.
-Packing and reports go to a partition without GPUs where there is one.
+GPUs first: the default partition if it has some and allows the time that jobs ask for, else the partition that the user
+may use with the most of them. Packing and reports go to a partition without GPUs where there is one. Partitions without
+a working node, and those that may not admit the user, come last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from simdist.cluster.discovery import Cluster, default_qos
-from simdist.cluster.parsing import Association, NodeKind, Partition
+from simdist.cluster.discovery import Cluster
+from simdist.cluster.offers import Offer, offer_of, restrictions, smallest
 from simdist.errors import InputError
 from simdist.profiles import Profile
 
@@ -35,130 +36,68 @@ class Suggestion:
     """What the user should know before jobs are submitted."""
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """A partition as the user may use it, and the most of its nodes."""
-
-    partition: Partition
-    nodes: NodeKind
-    total_gpus: int
-    is_open: bool
-    """Whether it is up, has nodes, and takes the user's jobs."""
-    account: str | None
-    """The account to submit with, if the default one is refused."""
-    qos: str | None
-    """The QOS to submit with, if the default one is refused."""
-
-    def minutes(self, wanted: int) -> int:
-        return min(wanted, self.partition.max_minutes or wanted)
-
-
-def suggest(cluster: Cluster, partition: str | None = None) -> Suggestion:
+def suggest(cluster: Cluster, partition: str | None = None, wanted: int = MINUTES) -> Suggestion:
     """A profile for this cluster.
 
     Args:
         cluster: what it says.
         partition: the user's choice, or several with commas between them; None lets GPUs decide.
+        wanted: minutes that a job asks for; a partition that allows them comes first.
 
     Raises:
         InputError: there is no such partition, or none that the user may use.
     """
-    offers = [offer for offer in (_offer(cluster, part) for part in cluster.partitions) if offer.is_open]
-    chosen, reason = (_named(cluster, partition), "your choice") if partition else _best(cluster, offers)
+    offers = [offer for offer in (offer_of(cluster, part) for part in cluster.partitions) if offer.is_open]
+    named = _named(cluster, partition) if partition else []
+    chosen, reason = (smallest(named), "your choice") if named else _best(cluster, offers, wanted)
     fields, reasons = _of_training(chosen)
     fields["partition"], reasons["partition"] = partition or chosen.partition.name, reason
-    section = dict(_of_cpu_jobs(chosen, _without_gpus(offers) if chosen.total_gpus else None))
+    section = dict(_of_cpu_jobs(chosen, _without_gpus(offers) if chosen.total_gpus else None, wanted))
     fields["cpu"] = {key: value for key, (value, _) in section.items()}
     reasons |= {f"cpu.{key}": why for key, (_, why) in section.items()}
-    return Suggestion(Profile(**fields), reasons, tuple(_warnings(cluster, chosen)))
+    warnings = tuple(text for offer in named or [chosen] for text in _warnings(cluster, offer))
+    return Suggestion(Profile(**fields), reasons, warnings)
 
 
-def _named(cluster: Cluster, names: str) -> _Offer:
-    """The first of the partitions, with the shortest of their time limits."""
+def _named(cluster: Cluster, names: str) -> list[Offer]:
+    """The partitions that the user named."""
     known = {part.name: part for part in cluster.partitions}
-    asked = names.split(",")
-    for name in asked:
+    for name in names.split(","):
         if name not in known:
             raise InputError(f"cluster {cluster.name} has no partition {name!r}; name one of {', '.join(known)}")
-    limits = [limit for name in asked if (limit := known[name].max_minutes) is not None]
-    return _offer(cluster, replace(known[asked[0]], max_minutes=min(limits, default=None)))
+    return [offer_of(cluster, known[name]) for name in names.split(",")]
 
 
-def _best(cluster: Cluster, offers: list[_Offer]) -> tuple[_Offer, str]:
+def _best(cluster: Cluster, offers: list[Offer], wanted: int) -> tuple[Offer, str]:
     """The partition for training."""
-    default = next((offer for offer in offers if offer.partition.is_default), None)
+    if not offers:
+        closed = ", ".join(f"{part.name} ({part.state})" for part in cluster.partitions) or "none"
+        raise InputError(
+            f"cluster {cluster.name} has no partition that {cluster.user} may use; it has {closed}. "
+            "Give --partition and --account, or ask the cluster's administrators"
+        )
     with_gpus = [offer for offer in offers if offer.total_gpus]
-    if default is not None and (default.total_gpus or not with_gpus):
+    candidates = with_gpus or offers
+    best = max(candidates, key=lambda offer: (*offer.rank(wanted), offer.total_gpus, offer.nodes.count))
+    default = next((offer for offer in candidates if offer.partition.is_default), None)
+    if default is not None and default.rank(wanted) == best.rank(wanted):
         return default, "the default partition" + (", and it has GPUs" if default.total_gpus else "")
     if with_gpus:
-        best = max(with_gpus, key=lambda offer: (offer.minutes(MINUTES), offer.total_gpus))
         return best, f"the most GPUs of the partitions that you may use: {best.total_gpus}"
-    if offers:
-        return max(offers, key=lambda offer: offer.nodes.count), "the most nodes of the partitions that you may use"
-    closed = ", ".join(f"{part.name} ({part.state})" for part in cluster.partitions) or "none"
-    raise InputError(
-        f"cluster {cluster.name} has no partition that {cluster.user} may use; it has {closed}. "
-        "Give --partition and --account, or ask the cluster's administrators"
-    )
+    return best, "the most nodes of the partitions that you may use"
 
 
-def _without_gpus(offers: list[_Offer]) -> _Offer | None:
+def _without_gpus(offers: list[Offer]) -> Offer | None:
     """The partition for packing and reports: the default one, else the one with the most nodes."""
-    found = [offer for offer in offers if not offer.total_gpus and offer.minutes(SHORT_MINUTES) == SHORT_MINUTES]
+    short = (True, True, SHORT_MINUTES)
+    found = [offer for offer in offers if not offer.total_gpus and offer.rank(SHORT_MINUTES) == short]
     return max(found, key=lambda offer: (offer.partition.is_default, offer.nodes.count), default=None)
-
-
-# --- what a partition offers ------------------------------------------------------------------------------------------
-
-
-def _offer(cluster: Cluster, partition: Partition) -> _Offer:
-    kinds = cluster.kinds(partition.name)
-    access = find_access(cluster, partition)
-    none = NodeKind(partition.name, 0, 1, 0, 0, None, is_usable=False)
-    most = max(kinds, key=lambda kind: (kind.gpus * kind.count, kind.count), default=none)
-    total = sum(kind.gpus * kind.count for kind in kinds)
-    return _Offer(
-        partition, most, total, partition.is_up and bool(kinds) and access is not None, *access or (None, None)
-    )
-
-
-def find_access(cluster: Cluster, partition: Partition) -> tuple[str | None, str | None] | None:
-    """Account and QOS to submit to a partition with, None for the user's default; None if the user may not.
-
-    Where nothing is known of the user's accounts, only what concerns no account is judged.
-    """
-    if partition.fields.get("RootOnly") == "YES" and cluster.user != "root":
-        return None
-    allowed = [a for a in cluster.associations if a.partition in ("", partition.name) and _admits(partition, a)]
-    if not cluster.associations:
-        return None, None
-    if not allowed:
-        return None
-    first, default = allowed[0], cluster.association()
-    account = None if default and first.account == default.account else first.account
-    qos = _admitted_qos(partition, first)
-    return account, None if qos == default_qos(first) else qos
-
-
-def _admits(partition: Partition, association: Association) -> bool:
-    accounts, denied = partition.names("AllowAccounts"), partition.names("DenyAccounts") or ()
-    if (accounts is not None and association.account not in accounts) or association.account in denied:
-        return False
-    return _admitted_qos(partition, association) is not None
-
-
-def _admitted_qos(partition: Partition, association: Association) -> str | None:
-    """The QOS to use, the default one first; None if none is admitted."""
-    default = default_qos(association) or "normal"
-    own = dict.fromkeys([default, *association.qos])
-    allowed, denied = partition.names("AllowQos"), partition.names("DenyQos") or ()
-    return next((qos for qos in own if (allowed is None or qos in allowed) and qos not in denied), None)
 
 
 # --- fields of the profile --------------------------------------------------------------------------------------------
 
 
-def _of_training(offer: _Offer) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_training(offer: Offer) -> tuple[dict[str, Any], dict[str, str]]:
     nodes, values = offer.nodes, dict[str, Any]()
     reasons: dict[str, str] = {}
 
@@ -179,23 +118,21 @@ def _of_training(offer: _Offer) -> tuple[dict[str, Any], dict[str, str]]:
         take("cpus_per_task", _cores(offer, 1), f"{nodes.cpus} cores per node, no GPU")
         take("mem", _share_of_memory(offer, 1, MAX_MEMORY_MB), f"{share}, with some to spare")
         take("setup", ("export ACCELERATE_USE_CPU=true",), "the partition has no GPU")
-    limit = offer.partition.max_minutes
-    spelled = "has no time limit" if limit is None else f"allows {limit}"
     minutes = offer.minutes(MINUTES)
-    take("time_minutes", minutes, f"the partition {spelled}; short jobs start sooner, runs take as many as they need")
+    why = f"{_time_limit(offer)}; short jobs start sooner, runs take as many as they need"
+    take("time_minutes", minutes, why)
     if Profile.signal_lead_s > 30 * minutes:
         take("signal_lead_s", 30 * minutes, "half of time_minutes")
     return values, reasons
 
 
-def _of_cpu_jobs(training: _Offer, cpu: _Offer | None) -> Iterator[tuple[str, tuple[Any, str]]]:
+def _of_cpu_jobs(training: Offer, cpu: Offer | None, wanted: int) -> Iterator[tuple[str, tuple[Any, str]]]:
     """Fields of the section for packing and reports, with their reasons."""
     offer = cpu or training
     if cpu is not None:
         yield "partition", (cpu.partition.name, "packing and reports need no GPU")
         yield "constraint", (None, "features of GPU nodes do not hold here")
-        if cpu.minutes(MINUTES) < training.minutes(MINUTES):
-            yield "time_minutes", (cpu.minutes(MINUTES), f"the partition allows {cpu.partition.max_minutes}")
+        yield "time_minutes", (cpu.minutes(wanted), _time_limit(cpu))
         for key in ("account", "qos"):
             if getattr(cpu, key) != getattr(training, key):
                 yield key, (getattr(cpu, key), f"the other {key} may not use this partition")
@@ -205,17 +142,20 @@ def _of_cpu_jobs(training: _Offer, cpu: _Offer | None) -> Iterator[tuple[str, tu
         yield "mem", (memory, f"a node has {_memory(offer.nodes.memory_mb)}")
 
 
-def _cores(offer: _Offer, processes: int) -> int:
-    limit = offer.partition.fields.get("MaxCPUsPerNode", "")
-    cores = min(offer.nodes.cpus, int(limit) if limit.isdigit() else offer.nodes.cpus)
-    return max(1, min(MAX_CORES, cores // processes))
+def _time_limit(offer: Offer) -> str:
+    limit = offer.partition.max_minutes
+    return f"the partition {'has no time limit' if limit is None else f'allows {limit}'}"
 
 
-def _share_of_memory(offer: _Offer, processes: int, at_most: int) -> str | None:
+def _cores(offer: Offer, processes: int) -> int:
+    return max(1, min(MAX_CORES, offer.nodes.cpus // processes))
+
+
+def _share_of_memory(offer: Offer, processes: int, at_most: int) -> str | None:
     """Memory of one process; None where the cluster's nodes have no memory configured."""
-    limit = offer.partition.fields.get("MaxMemPerNode", "")
-    node = min(offer.nodes.memory_mb, int(limit) if limit.isdigit() else offer.nodes.memory_mb)
-    share = min(at_most, int(USABLE_MEMORY * node / processes))
+    share = min(at_most, int(USABLE_MEMORY * offer.nodes.memory_mb / processes))
+    if offer.core_memory_mb is not None:
+        share = min(share, offer.core_memory_mb * _cores(offer, processes))
     return _memory(share) if share >= MIN_MEMORY_MB else None
 
 
@@ -223,7 +163,7 @@ def _memory(megabytes: int) -> str:
     return f"{megabytes // 1024}G" if megabytes >= 8 * 1024 else f"{megabytes}M"
 
 
-def _warnings(cluster: Cluster, chosen: _Offer) -> Iterator[str]:
+def _warnings(cluster: Cluster, chosen: Offer) -> Iterator[str]:
     name = chosen.partition.name
     if not chosen.partition.is_up:
         yield f"partition {name} is {chosen.partition.state}: jobs wait until it is up"
@@ -231,6 +171,9 @@ def _warnings(cluster: Cluster, chosen: _Offer) -> Iterator[str]:
         yield f"no node of partition {name} is in service: jobs wait until one is"
     elif not chosen.is_open:
         yield f"none of your accounts may use partition {name}: SLURM will refuse the jobs"
+    if not chosen.is_certain:
+        only = restrictions(chosen.partition)
+        yield f"sacctmgr names no account of yours, and partition {name} is for {only}: SLURM may refuse jobs"
     if chosen.total_gpus:
         return
     closed = sorted({k.partition for k in cluster.nodes if k.gpus} - {name})

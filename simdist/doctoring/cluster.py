@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 
-from simdist.cluster.choice import describe_nodes, describe_reservation, misfits, partitions_of, reservations_due
+from simdist.cluster.description import describe_nodes, describe_reservation, misfits, partitions_of, reservations_due
 from simdist.cluster.discovery import Cluster, discover
 from simdist.cluster.parsing import Partition
 from simdist.doctoring.findings import Finding, error, ok, warning
 from simdist.profiles import SECTION_OF, Profile, profile_for
+from simdist.requeue import without_job
 
 SAVES = 2.0  # a save also hashes what it writes, and many jobs may be told at once
 COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "sacct")
@@ -121,7 +123,7 @@ def _check_submission(profile: Profile) -> Iterator[Finding]:
 def _test_only(options: tuple[str, ...], jobs: str) -> Finding:
     command = ["sbatch", "--test-only", *options, "--wrap=true"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=without_job(os.environ))
     except subprocess.TimeoutExpired:
         return warning("job", "`sbatch --test-only` did not answer within 60 s", "the controller is busy; try again")
     said = re.sub(r"^sbatch: (error: )?", "", done.stderr.strip().splitlines()[-1]) if done.stderr.strip() else ""

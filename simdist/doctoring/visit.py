@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shlex
@@ -16,6 +17,7 @@ from simdist.doctoring.findings import Finding, error, ok, warning
 from simdist.doctoring.machine import versions
 from simdist.doctoring.node import Sight
 from simdist.profiles import Profile, profile_for
+from simdist.requeue import without_job
 
 
 def check_node(profile: Profile, runs: Path, wait: int) -> Iterator[Finding]:
@@ -115,7 +117,7 @@ def _visit(profile: Profile, folder: Path, token: str, wait: int) -> Sight | Fin
     options = [*slurm_options(profile, nodes=1, minutes=5), "--ntasks-per-node=1", f"--immediate={wait}"]
     command = ["srun", "--job-name=simdist-doctor", *options, *profile.srun_args, "bash", "-c", script]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=wait + 180)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=wait + 180, env=without_job(os.environ))
     except subprocess.TimeoutExpired:
         return error("node", "the job on a node did not answer within three minutes", "try `srun hostname` there")
     found = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)  # setup lines may print something too

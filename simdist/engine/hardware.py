@@ -70,10 +70,15 @@ def gpus_of_node(environ: Mapping[str, str], dev: Path) -> str | None:
     devices = sorted(path.name for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     if devices:
         return f"/dev/{devices[0]}"
-    for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
+    return _gpus_of_job(environ) or ("nvidia-smi lists one" if _nvidia_smi_lists_a_gpu() else None)
+
+
+def _gpus_of_job(environ: Mapping[str, str]) -> str | None:
+    """The variable that says which GPUs this job has; None if none does."""
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
         if environ.get(name, "") not in (*HIDING, "0" if name == "SLURM_GPUS_ON_NODE" else ""):
             return f"{name}={environ[name]}"
-    return "nvidia-smi lists one" if _nvidia_smi_lists_a_gpu() else None
+    return None
 
 
 def _nvidia_smi_lists_a_gpu() -> bool:
@@ -109,7 +114,8 @@ def no_gpu(
         return None  # the user's choice
     seen = gpus_of_node(environ, dev)
     hidden = environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDING
-    if not expected and (seen is None or hidden):
+    by_slurm = environ.get("CUDA_VISIBLE_DEVICES") == "NoDevFiles"
+    if not expected and (seen is None or (hidden and not by_slurm)):
         return None
     why = f"the profile asked for {expected} GPU(s) per node" if expected else f"this node has GPUs ({seen})"
     reason = _reason(environ, build or torch_build(), dev, chosen, hidden)
@@ -130,6 +136,8 @@ def _reason(environ: Mapping[str, str], build: TorchBuild, dev: Path, chosen: bo
         return "--device is cpu. Leave it out"
     if uses_cpu(environ):
         return f"ACCELERATE_USE_CPU={environ['ACCELERATE_USE_CPU']} is set. Unset it, or take gpus_per_node: 0"
+    if not gpus_expected(environ) and "SLURM_JOB_ID" in environ and _gpus_of_job(environ) is None:
+        return "this job asked for no GPU. Submit it with --gpus-per-node, or set ACCELERATE_USE_CPU=true"
     if build.gpus is None:
         return (
             f"torch {build.version} is a CPU build. Install a CUDA build (https://pytorch.org/get-started/locally), or "

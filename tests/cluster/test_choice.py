@@ -91,14 +91,21 @@ def test_a_default_that_is_none() -> None:
 
 
 def test_options_win_over_what_was_found(choose) -> None:
-    options = {"account": "mine", "qos": "long", "nodes": 2, "gpus_per_node": "h100:1", "mem": "3G", "constraint": "x"}
+    options = {
+        "account": "root",
+        "qos": "normal",
+        "nodes": 2,
+        "gpus_per_node": "h100:1",
+        "mem": "3G",
+        "constraint": "x",
+    }
     profile = choose(partition="high", time_minutes=30, setup=("module load cuda",), **options).profile
     train, probe, pack = (profile_for(kind, profile) for kind in ("train", "probe", "pack"))
     assert (train.partition, train.nodes, train.gpu_request, train.mem) == ("high", 2, "h100:1", "3G")
-    assert (train.account, train.qos, train.constraint, train.time_minutes) == ("mine", "long", "x", 30)
+    assert (train.account, train.qos, train.constraint, train.time_minutes) == ("root", "normal", "x", 30)
     assert train.mem_per_gpu is None
     assert (probe.partition, probe.nodes, probe.gpu_request) == ("high", 1, "h100:1")
-    assert (pack.partition, pack.account, pack.constraint, pack.mem) == ("cpu", "mine", None, "3600M")
+    assert (pack.partition, pack.account, pack.constraint, pack.mem) == ("cpu", "root", None, "3600M")
     assert train.setup == pack.setup == ("module load cuda",)
 
 
@@ -108,6 +115,63 @@ def test_the_partition_depends_on_the_account(choose) -> None:
     profile = choose(name="university", account="speech").profile
     assert (profile.partition, profile.account, profile.qos) == ("gpu", "speech", "gpu")
     assert profile_for("pack", profile).account == "speech"
+
+
+def test_the_partition_depends_on_the_qos(choose) -> None:
+    profile = choose(name="university", qos="normal").profile
+    assert (profile.partition, profile.account, profile.qos) == ("short", None, "normal")  # gpu admits gpu, gpu-long
+    profile = choose(name="university", qos="gpu-long").profile
+    assert (profile.partition, profile.account, profile.qos) == ("gpu", "speech", "gpu-long")
+    assert profile_for("pack", profile).account == "speech"  # the default account has no such QOS
+
+
+def test_an_account_or_a_qos_of_others_is_refused(choose) -> None:
+    with pytest.raises(InputError, match="--account is 'mine', which is not one of your accounts: default, speech"):
+        choose(name="university", account="mine")
+    with pytest.raises(InputError, match=r"--qos is 'long', .* the QOS of your accounts: normal, gpu, gpu-long"):
+        choose(name="university", qos="long")
+    with pytest.raises(InputError, match=r"--qos is 'gpu', .* the QOS of your account default: normal"):
+        choose(name="university", account="default", qos="gpu")
+    assert choose(name="university", account="Speech").profile.partition == "gpu"
+    free = {"associations,limits,qos,safe": "none"}
+    assert choose(name="university", account="mine", edit=free).profile.account == "mine"
+
+
+def test_packing_never_asks_for_more_time_than_its_partition_allows(choose) -> None:
+    edit = {"MaxTime=UNLIMITED MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=n4": "MaxTime=08:00:00 Nodes=n4"}
+    choice = choose(edit=edit, time_minutes=2880)
+    assert profile_for("train", choice.profile).time_minutes == 2880
+    assert profile_for("pack", choice.profile).time_minutes == 480
+    assert choice.warnings == ()
+    assert profile_for("pack", choose(edit=edit, time_minutes=30).profile).time_minutes == 30
+
+
+def test_misfits_of_every_kind_of_job(choose, tmp_path: Path) -> None:
+    text = "{partition: low, gpus_per_node: 'a100:2', gpu: {gpus_per_node: 'h100:1'}, cpu: {partition: cpu}}"
+    edit = {"MaxTime=UNLIMITED MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=n4": "MaxTime=02:00:00 Nodes=n4"}
+    assert choose(str(write(tmp_path / "mine.yaml", text)), edit=edit).warnings == (
+        "nodes of partition low have GPUs of type a100; the profile asks for h100",
+        "jobs of 240 minutes never start in partition cpu, which allows 120",
+    )
+
+
+@pytest.mark.parametrize("gres", ["gpu:3090:2", "gpu:1g.10gb+me:7", "gpu:v100-sxm2.32gb:2"])
+def test_any_type_of_gpu_is_read_back(choose, gres: str, tmp_path: Path) -> None:
+    choice = choose(edit={"gpu:a100:2": gres})
+    assert load_profile(write(tmp_path / "cluster.yaml", choice.text())) == choice.profile
+    assert choice.profile.gpu_type == gres.split(":")[1]
+
+
+def test_fewer_gpus_than_a_section_says(choose, tmp_path: Path) -> None:
+    path = str(write(tmp_path / "mine.yaml", "{train: {gpus_per_node: 'h100:8', tasks_per_node: 8}}"))
+    train = profile_for("train", choose(path, gpus_per_node="4").profile)
+    assert (train.gpu_request, train.num_tasks_per_node) == ("h100:4", 4)
+    assert profile_for("train", choose(path, gpus_per_node="3090:2").profile).gpu_request == "3090:2"
+
+
+def test_a_default_that_is_not_there_is_named(choose) -> None:
+    with pytest.raises(InputError, match=r"^SIMDIST_CLUSTER is 'gone.yaml': there is no cluster profile 'gone.yaml'"):
+        choose(environ={"SIMDIST_CLUSTER": "gone.yaml"})
 
 
 def test_options_on_top_of_a_named_profile_and_its_sections(choose, tmp_path: Path) -> None:
@@ -154,3 +218,6 @@ def test_where_slurm_does_not_answer() -> None:
     assert choice.profile.partition == "gpu"
     assert choice.lines()[-2] == "warning: SLURM does not answer here: GPUs and limits are unknown"
     assert choice.limits == Limits(None, None)
+    with pytest.raises(InputError, match="SLURM does not answer; try again, or name a profile"):
+        chosen_profile("slurm", {}, {"HOME": "/nonexistent"}, lambda: None, must_answer=True)
+    assert chosen_profile("gpu", {}, {}, lambda: None, must_answer=True).profile == load_profile("gpu")

@@ -34,9 +34,22 @@ def test_time_limits(text: str, minutes: int | None) -> None:
 def test_kinds_of_nodes() -> None:
     text = "low*|gpu:a100:2|4|4000|3|idle\nlow*|(null)|8+|2000+|2|drained*\nmalformed\nx|gpu:1|n/a|1|1|idle\n"
     assert parsing.parse_nodes(text) == [
-        parsing.NodeKind("low", 3, 4, 4000, 2, "a100", True),
+        parsing.NodeKind("low", 3, 4, 4000, 2, "a100", True, (("a100", 2),)),
         parsing.NodeKind("low", 2, 8, 2000, 0, None, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus", "kind"),
+    [
+        ("gpu:1g.10gb:7", 1, "1g.10gb"),  # CUDA shows a process one of them
+        ("gpu:a100_1g.5gb:14,gpu:a100:6", 6, "a100"),
+        ("gpu:1g.10gb:4,gpu:3g.40gb:1", 1, "1g.10gb"),
+    ],
+)
+def test_slices_of_gpus(gres: str, gpus: int, kind: str) -> None:
+    (found,) = parsing.parse_nodes(f"gpu|{gres}|64|500000|1|idle")
+    assert (found.gpus, found.gpu_type) == (gpus, kind)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from simdist.cluster import discovery
 from simdist.cluster.discovery import Limits, discover
+from simdist.cluster.suggestion import suggest
 from simdist.profiles import Profile
 
 
@@ -32,6 +33,12 @@ def test_limits_are_the_lowest_of_association_qos_and_partition(find) -> None:
 def test_limits_that_slurm_does_not_enforce(find) -> None:
     cluster = find("testbed", edit={"associations,limits,qos": "associations"})
     assert cluster.limits() == Limits(4, None)
+
+
+def test_jobs_name_their_account_where_the_default_is_unknown(find) -> None:
+    assert suggest(find("university", edit={"### user\ndefault": "### user\n"})).profile.account == "speech"
+    profile = suggest(find("testbed", edit={"### user\nroot": "### user\n"})).profile
+    assert profile.account == "root"
 
 
 def test_without_accounting(find) -> None:

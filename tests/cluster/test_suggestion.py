@@ -14,7 +14,13 @@ def test_gpus_are_taken_where_the_default_partition_has_none(find) -> None:
     profile = made.profile
     assert (profile.partition, profile.gpu_request, profile.num_tasks_per_node) == ("low", "a100:2", 2)
     assert (profile.cpus_per_task, profile.mem_per_gpu, profile.time_minutes) == (2, "1800M", 240)
-    assert profile.cpu == {"partition": "cpu", "constraint": None, "cpus_per_task": 4, "mem": "3600M"}
+    assert profile.cpu == {
+        "partition": "cpu",
+        "constraint": None,
+        "time_minutes": 240,
+        "cpus_per_task": 4,
+        "mem": "3600M",
+    }
     assert made.warnings == ()
     assert set(made.reasons) >= {"partition", "gpus_per_node", "cpus_per_task", "mem_per_gpu", "cpu.partition"}
 
@@ -81,9 +87,16 @@ def test_gpus_without_a_type(find) -> None:
     assert suggest(find("testbed", edit={"gpu:a100:2": "gpu:2"})).profile.gpu_request == "2"
 
 
-def test_without_accounting_everybody_may(find) -> None:
+def test_without_accounting_partitions_for_some_come_last(find) -> None:
     profile = suggest(find("university", silent=["sacctmgr"])).profile
-    assert (profile.partition, profile.account, profile.qos) == ("physics", None, None)
+    assert (profile.partition, profile.account, profile.qos) == ("short", None, None)
+    made = suggest(
+        find("university", silent=["sacctmgr"], edit={"Nodes=c[001-200],g[01-16] RootOnly=NO": "RootOnly=YES"})
+    )
+    assert made.profile.partition == "physics"
+    assert made.warnings == (
+        "sacctmgr names no account of yours, and partition physics is for accounts physics: SLURM may refuse jobs",
+    )
 
 
 def test_nodes_out_of_service_do_not_count(find) -> None:
@@ -92,6 +105,50 @@ def test_nodes_out_of_service_do_not_count(find) -> None:
     nothing = suggest(find("testbed", edit={"a100:2|4|4000|3|idle": "a100:2|4|4000|3|down*"}))
     assert nothing.profile.gpu_request == "a100:2"  # GPUs will be back
     assert nothing.warnings == ("no node of partition low is in service: jobs wait until one is",)
+
+
+def test_a_partition_that_works_beats_one_out_of_service(find) -> None:
+    edit = {"low|gpu:a100:2|4|4000|3|idle": "low|gpu:a100:8|4|4000|3|drained"}
+    assert suggest(find("testbed", edit=edit)).profile.gpu_request == "a100:2"
+    default = {
+        "Default=YES": "Default=NO",
+        "Default=NO QoS=N/A DefaultTime=NONE DisableRootJobs=NO ExclusiveUser=NO "
+        "GraceTime=20": "Default=YES GraceTime=20",
+    } | edit
+    assert suggest(find("testbed", edit=default)).profile.partition == "high"
+    profile = suggest(find("testbed", edit={"cpu*|(null)|4|4000|1|idle": "cpu*|(null)|4|4000|1|down*"})).profile
+    assert profile_for("pack", profile).partition == "low"
+    cores = {"gpu:a100:2": "(null)", "cpu*|(null)|4|4000|1|idle": "cpu*|(null)|4|4000|1|down*"}
+    assert suggest(find("testbed", edit=cores)).profile.partition == "low"
+
+
+def test_a_default_partition_for_short_tests_does_not_win(find) -> None:
+    edit = {"cpu*|(null)": "cpu*|gpu:1"}
+    limit = {
+        "QoS=N/A DefaultTime=NONE DisableRootJobs=NO ExclusiveUser=NO GraceTime=0 Hidden=NO MaxNodes=UNLIMITED "
+        "MaxTime=UNLIMITED MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=n4": "Nodes=n4 MaxTime=00:15:00"
+    }
+    assert suggest(find("testbed", edit=edit | limit)).profile.partition == "low"
+    assert suggest(find("testbed", edit=edit)).profile.partition == "cpu"
+
+
+def test_several_partitions_with_different_nodes(find) -> None:
+    edit = {"high|gpu:a100:2|4|4000|3": "high|gpu:h100:1|2|2000|3"}
+    profile = suggest(find("testbed", edit=edit), "low,high").profile
+    assert (profile.gpu_request, profile.cpus_per_task, profile.mem_per_gpu) == ("1", 2, "1800M")
+    made = suggest(find("testbed"), "low,cpu")
+    assert made.profile.gpus_per_node == 0
+    assert "partition cpu has no GPU" in made.warnings[0]
+
+
+def test_memory_limits_of_the_whole_cluster_hold(find) -> None:
+    def memory(limit: str) -> tuple[str | None, str | None]:
+        profile = suggest(find("testbed", edit={"MaxArraySize ": f"{limit}\nMaxArraySize "})).profile
+        return profile.mem_per_gpu, profile.cpu["mem"]
+
+    assert memory("MaxMemPerNode = 2000") == ("900M", "1800M")
+    assert memory("MaxMemPerCPU = 500") == ("1000M", "2000M")  # 2 cores per GPU, 4 for packing
+    assert memory("MaxMemPerNode = UNLIMITED") == ("1800M", "3600M")
 
 
 def test_memory_that_nobody_configured_is_not_asked_for(find) -> None:

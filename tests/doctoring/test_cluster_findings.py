@@ -9,6 +9,7 @@ import pytest
 
 from simdist.doctoring import cluster
 from simdist.doctoring.findings import Finding
+from simdist.doctoring.visit import check_node
 from simdist.profiles import Profile
 
 CONFIG = {
@@ -130,6 +131,20 @@ def test_every_kind_of_job_is_tried(cluster_of, tmp_path: Path) -> None:
     assert "--gpus-per-node=a100:1" in probe
     assert "--partition=cpu" in pack
     assert "gpus" not in pack
+
+
+def test_jobs_of_the_doctor_take_nothing_from_the_job_that_it_runs_in(
+    cluster_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = f"env | grep -c -e SLURM_JOB_ID -e SLURM_MEM >> {tmp_path}/seen; {TEST_ONLY}"
+    cluster_of(sbatch=record)
+    (tmp_path / "srun").write_text(f"#!/bin/bash\n{record}\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    find()
+    list(check_node(PROFILE, tmp_path / "runs", 1))
+    assert set((tmp_path / "seen").read_text().split()) == {"0"}
+    assert len((tmp_path / "seen").read_text().split()) > 1
 
 
 def test_the_default_partition_stands_for_none(cluster_of) -> None:

@@ -182,6 +182,19 @@ WARNED = {
     "CPU build, device file": ({}, CPU_BUILD, 1, ["this node has GPUs (/dev/nvidia0)", "is a CPU build"]),
     "old driver": ({"CUDA_VISIBLE_DEVICES": "0"}, CUDA_BUILD, 1, ["built for CUDA 12.6", "driver is probably too old"]),
     "no device": ({"SLURM_JOB_GPUS": "0"}, CUDA_BUILD, 0, ["there is no /dev/nvidia0", "--gpus-per-node", "--nv"]),
+    "a job without GPUs": (
+        {"SLURM_JOB_ID": "7"},
+        CUDA_BUILD,
+        1,
+        ["(/dev/nvidia0): this job asked for no GPU. Submit it with --gpus-per-node"],
+    ),
+    "a job without GPUs, which SLURM hides": (
+        {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "0", "CUDA_VISIBLE_DEVICES": "NoDevFiles"},
+        CUDA_BUILD,
+        1,
+        ["this job asked for no GPU"],
+    ),
+    "a job with GPUs": ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0"}, CUDA_BUILD, 1, ["driver is probably too old"]),
     "profile": ({GPUS_EXPECTED: "4"}, CPU_BUILD, 0, ["the profile asked for 4 GPU(s) per node", "is a CPU build"]),
     "profile, CPU chosen": (
         {GPUS_EXPECTED: "4", "ACCELERATE_USE_CPU": "true"},

@@ -45,6 +45,34 @@ def test_a_dry_run_shows_the_choice(arguments: list[str], tmp_path: Path, capsys
     assert not (tmp_path / "sweeps").exists()
 
 
+def test_a_silent_slurm_is_no_sweep_without_gpus(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="SLURM does not answer; try again, or name a profile"):
+        sweep.main([*arguments, "--cluster=slurm"])
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_setup_may_hold_an_assignment_and_be_repeated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    setup = ["--setup", "CUDA_HOME=/opt/cuda", "--setup=module load cuda"]
+    assert sweep.main([*arguments, "--cluster=gpu", "--dry-run", *setup, "train.max_steps=3"]) == 0
+    assert "CUDA_HOME=/opt/cuda\nmodule load cuda\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cluster", "option", "message"),
+    [
+        ("gpu", "--jobs=2", "--jobs is for --cluster local, but --cluster is gpu"),
+        ("local", "--wait", "--wait: for jobs on SLURM, but --cluster is local"),
+        ("debug", "--prune", "--prune: for jobs on SLURM, but --cluster is debug"),
+        ("gpu", "--every=0", "--every is 0; it must be at least 1 second"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    arguments: list[str], cluster: str, option: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        sweep.main([*arguments, f"--cluster={cluster}", option, "--dry-run"])
+
+
 def test_options_on_top_of_a_named_profile(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main([*arguments, "--cluster=gpu", "--dry-run", "--account=speech", "--mem=100G"]) == 0
     said = capsys.readouterr().out

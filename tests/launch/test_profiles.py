@@ -102,6 +102,8 @@ def test_every_field_reaches_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("gpus_per_node: gpu:a100:4", 4, "a100", "a100:4"),
         ("gpus_per_node: gpu:2", 2, None, "2"),
         ("gpus_per_node: a100_3g.20gb:1", 1, "a100_3g.20gb", "a100_3g.20gb:1"),
+        ("gpus_per_node: '3090:8'", 8, "3090", "3090:8"),
+        ("gpus_per_node: gpu:1g.10gb+me:1", 1, "1g.10gb+me", "1g.10gb+me:1"),
         ("{gpus_per_node: 2, gpu_type: h100}", 2, "h100", "h100:2"),
         ("nodes: 1", 0, None, None),
     ],
@@ -116,6 +118,11 @@ def test_fewer_gpus_are_of_the_same_type() -> None:
     assert replaced(profile, {"gpus_per_node": 2}).gpu_request == "a100:2"
     assert replaced(profile, {"gpus_per_node": "v100:1"}).gpu_request == "v100:1"
     assert replaced(profile, {"gpus_per_node": 0}).gpu_request is None
+
+
+def test_one_process_per_gpu_stays_so_with_fewer_gpus() -> None:
+    assert replaced(Profile(gpus_per_node=4, tasks_per_node=4), {"gpus_per_node": 2}).num_tasks_per_node == 2
+    assert replaced(Profile(gpus_per_node=4, tasks_per_node=1), {"gpus_per_node": 2}).num_tasks_per_node == 1
 
 
 SECTIONS = """
@@ -201,8 +208,9 @@ def test_an_unknown_override_names_the_fields() -> None:
         ("mem: 8G\ngpus_per_node: 1\nmem_per_gpu: 4G", "SLURM takes one of them"),
         ("mem_per_gpu: 4G", "gpus_per_node is 0; give mem"),
         ("gpus_per_node: a100:many", "gpus_per_node is 'a100:many'; it must be a number such as 4, or TYPE:NUMBER"),
+        ("gpus_per_node: 3090:8", "gpus_per_node is 185408; put quotes around TYPE:NUMBER: '3090:8'"),
         ("gpu: {gpus: 1}", "section gpu has no gpus; its fields are partition"),
-        ("cpu: {nodes: many}", "section cpu: --nodes must be a whole number, not many"),
+        ("cpu: {nodes: many}", "section cpu: nodes must be a whole number, not many"),
         ("cpu: {nodes: 0}", "section cpu: nodes is 0; it must be at least 1"),
         ("cpu: {mem_per_gpu: 4G}", "section cpu: mem_per_gpu is given, but gpus_per_node is 0"),
         ("train: {gpu: {nodes: 1}}", "section train has no gpu"),
