@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_config, read_yaml, run
+from simdist.cli import CONFIGS, experiment_parser, parse_experiment, read_yaml, run
 from simdist.config import RUN_DIR, Config
 from simdist.errors import EXIT_OK
 from simdist.stopping import Stop
@@ -65,17 +65,14 @@ def train(
     profile: bool = False,
 ) -> int:
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
-    from dataclasses import replace
-
     from simdist.engine.accelerator import resolve_precision
     from simdist.engine.encoder_task import EncoderTask
-    from simdist.engine.run import CONFIG, default_folder, open_run
+    from simdist.engine.run import default_folder, open_run, saved_precision, with_precision
     from simdist.engine.running import build_process, complete
     from simdist.engine.trainer import Trainer
 
-    saved = read_config(folder / CONFIG).train.precision if folder and (folder / CONFIG).is_file() else None
-    precision = resolve_precision(config.train.precision, saved)
-    config = replace(config, train=replace(config.train, precision=precision))
+    precision = resolve_precision(config.train.precision, saved_precision(config, folder))
+    config = with_precision(config, precision)
     run = open_run(folder or default_folder(config), config, force)
     process = build_process(run, stop or Stop())
     trainer = Trainer(run, EncoderTask(run, process), process)

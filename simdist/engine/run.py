@@ -28,6 +28,7 @@ from simdist.redaction import redacted, redacted_words
 
 ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
+SLOW_PRECISION = "slow_precision"  # event: bf16 is emulated, or was replaced by float32 for that reason
 LEASE = "lease.json"  # all that a run which was killed at once may have
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "config.yaml",
@@ -44,6 +45,28 @@ PACKAGES = ("simdist", "torch", "accelerate", "deepspeed", "webdataset", "numpy"
 def default_folder(config: Config) -> Path:
     """`runs/NAME-HASH`: the same configuration always finds its run again."""
     return Path("runs") / f"{config.name}-{identity(config)[:8]}"
+
+
+def with_precision(config: Config, precision: str) -> Config:
+    """`config` with another `train.precision`."""
+    train = replace(config.train, precision=precision)  # pyright: ignore[reportArgumentType]: checked by TrainConfig
+    return replace(config, train=train)
+
+
+def saved_precision(config: Config, folder: Path | None) -> str | None:
+    """Precision of the run that training `config` resumes; None if there is no such run.
+
+    Without a folder, the run is found although `auto` is bf16 on one CPU and float32 on another, which changes the
+    default folder's name. A float32 run counts only if it trains in float32 because its CPU emulates bf16: another one
+    was started by another command.
+    """
+    if folder is not None:
+        return read_config(folder / CONFIG).train.precision if (folder / CONFIG).is_file() else None
+    folders = {name: default_folder(with_precision(config, name)) for name in ("bf16", "no")}
+    begun = [name for name, candidate in folders.items() if (candidate / CONFIG).is_file()]
+    if begun == ["no"] and not Run(folders["no"], config).count(SLOW_PRECISION):
+        return None
+    return begun[0] if len(begun) == 1 else None
 
 
 @dataclass(frozen=True)

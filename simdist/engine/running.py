@@ -11,7 +11,7 @@ from typing import Any
 from simdist.engine.accelerator import HostGroup, Process, build_accelerator, slow_precision
 from simdist.engine.hardware import no_gpu
 from simdist.engine.lease import Lease
-from simdist.engine.run import Run
+from simdist.engine.run import SLOW_PRECISION, Run
 from simdist.engine.trainer import Trainer
 from simdist.engine.watchdog import Watchdog
 from simdist.errors import EXIT_OK, InputError
@@ -74,6 +74,8 @@ def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
         if process.no_gpu is not None:
             run.event("no_gpu", text=process.no_gpu)
+        if slow := slow_precision(run.config.train.precision):
+            run.event(SLOW_PRECISION, text=slow)
     accelerator.wait_for_everyone()
     say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
     signal_number = trainer.fit() or finish()

@@ -50,6 +50,13 @@ STAND_INS = {  # files that an earlier command of the page makes, words for any 
     "mine.yaml": "slurm/profiles/gpu.yaml",
     "configs/sweeps/mine.yaml": "configs/sweeps/smoke.yaml",
 }
+SLURM_OPTIONS = {  # of srun and sbatch, those that the pages use; and their values
+    "--nodes": r"[1-9]\d*(-[1-9]\d*)?",
+    "--ntasks": r"[1-9]\d*",
+    "--ntasks-per-node": r"[1-9]\d*",
+    "--gpus-per-node": r"([a-z]\w*:)?\d+",
+    "--mpi": "none|pmi2|pmix",
+}
 
 TITLED = {block.title for page in PAGES for block in blocks(page, "python", "yaml", "diff") if block.title}
 """Files that a page shows as a whole."""
@@ -101,11 +108,11 @@ def understand(words: Sequence[str]) -> str:
     if program == "torchrun":
         return run_by_torch(rest)
     if program == "srun":
-        return understand(rest[rest.index("python") :])
+        return understand(run_by_slurm(rest))
     if program == "sbatch":
-        job = next(word for word in rest if word.endswith(".sbatch"))
-        assert (ROOT / job).is_file()
-        return module(f"simdist.{Path(job).stem}", rest[rest.index(job) + 1 :])
+        job, *arguments = run_by_slurm(rest)
+        assert (ROOT / job).is_file(), job
+        return module(f"simdist.{Path(job).stem}", arguments)
     if program == "make":
         return made(rest)
     if program == "pip":
@@ -144,6 +151,26 @@ def run_by_torch(words: list[str]) -> str:
     parsed = get_args_parser().parse_args(words)
     assert parsed.module, f"torchrun starts {parsed.training_script} as a file, not with -m"
     return module(parsed.training_script, parsed.training_script_args)
+
+
+def run_by_slurm(words: list[str]) -> list[str]:
+    """What `srun` or `sbatch` would start; their own options are checked here: without a SLURM, neither parses any."""
+    parser = argparse.ArgumentParser("srun or sbatch", allow_abbrev=False)
+    for option, allowed in SLURM_OPTIONS.items():
+        parser.add_argument(option, type=_matching(allowed))
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parsed = parser.parse_args(words)
+    return [parsed.program, *parsed.arguments]
+
+
+def _matching(allowed: str) -> Callable[[str], str]:
+    def value(text: str) -> str:
+        if not re.fullmatch(allowed, text):
+            raise argparse.ArgumentTypeError(f"{text!r} does not match {allowed}")
+        return text
+
+    return value
 
 
 def module(name: str, words: list[str]) -> str:
@@ -260,6 +287,20 @@ def test_every_command_of_ours_in_readme_is_understood_under_each_launcher(launc
         assert understand([*launcher.split(), *words]).removesuffix(" --help") == words[0]
 
 
+def test_the_table_of_launchers_shows_options_that_they_have() -> None:
+    rows = [
+        line.split("|")[1:-1] for line in (ROOT / "docs" / "launchers.md").read_text().splitlines() if "| `" in line
+    ]
+    tried = 0
+    for launcher in ("accelerate launch", "torchrun", "srun"):
+        (cells,) = (cells for name, *cells in rows if f"`{launcher}`" in name)
+        for options in re.findall(r"`(--[^`]*)`", " ".join(cells)):
+            python = ["python"] if launcher == "srun" else []
+            assert understand([*launcher.split(), *options.split(), *python, "-m", "simdist.train"]) == "simdist.train"
+            tried += 1
+    assert tried == 6
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -279,6 +320,12 @@ def test_every_command_of_ours_in_readme_is_understood_under_each_launcher(launc
         "simdist gone",
         "simdist sweep --gone",
         "sbatch slurm/train.sbatch --gone",
+        "sbatch --node 2 slurm/train.sbatch",
+        "srun --gone 2 python -m simdist.train",
+        "srun --gone=2 python -m simdist.train",
+        "srun --ntask-per-node 8 python -m simdist.train",
+        "srun --ntasks-per-node eight python -m simdist.train",
+        "srun --ntasks 2 python -m simdist.train --gone",
         "make gone",
         "make chaos CHAOS=--gone",
         "pip install -e '.[gone]'",
@@ -307,7 +354,10 @@ def test_the_profile_of_the_docs_is_one(tmp_path: Path) -> None:
 
     (text,) = (block.text for block in blocks(ROOT / "docs" / "slurm.md", "yaml"))
     (tmp_path / "mine.yaml").write_text(text)
-    assert load_profile(tmp_path / "mine.yaml").gpu_request == "a100:4"
+    profile = load_profile(tmp_path / "mine.yaml")
+    assert profile.gpu_request == "a100:4"
+    assert profile.srun_args
+    assert run_by_slurm([*profile.srun_args, "python"]) == ["python"]
 
 
 def test_every_reason_is_still_needed() -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import simdist.train
 from launch.plan import Length
 from launch.progress import read_progress
+from simdist.cli import read_config
 from simdist.config import Config
 from simdist.doctoring import machine
 from simdist.durable import read_json_lines
 from simdist.engine import hardware, running
 from simdist.engine.accelerator import resolve_precision, slow_precision
 from simdist.engine.hardware import GPUS_EXPECTED, TorchBuild, emulates_bf16, no_gpu
-from simdist.engine.run import EVENTS, Run
-from simdist.errors import InputError
+from simdist.engine.run import CONFIG, EVENTS, Run
+from simdist.errors import EXIT_INTERRUPTED, InputError
 from simdist.stopping import Stop
 
 CPU_BUILD, CUDA_BUILD = TorchBuild("2.13.0+cpu", None), TorchBuild("2.13.0+cu126", "CUDA 12.6")
@@ -139,6 +143,72 @@ def test_a_run_says_it_and_goes_on_as_it_was_begun_on_another_cpu(
     assert "warning: " not in printed
     with pytest.raises(InputError, match=r"train.precision: 'no' -> 'bf16'"):
         simdist.train.main([*argv, "--train.max_steps=4", "--train.precision=bf16"])
+
+
+class StopAfterAStep(Stop):
+    """Ctrl-C during the first step: the loop asks before that step and after it."""
+
+    asked = 0
+
+    @property
+    def signal_number(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.asked += 1
+        return signal.SIGINT if self.asked > 1 else 0
+
+    @signal_number.setter
+    def signal_number(self, value: int) -> None:
+        assert value == 0
+
+
+@pytest.fixture
+def step_on(
+    cpu: Callable[[str], None],
+    no_devices: Path,
+    fresh_process: None,
+    tiny: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., dict[str, list[int]]]:
+    """Train one step on a CPU, without a run folder; returns the steps at which the run of each precision resumed."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(name: str, launched: str = "bf16", precision: str = "auto") -> dict[str, list[int]]:
+        cpu(name)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        loop = replace(tiny.train, precision=precision, validate_every=0)
+        assert simdist.train.train(replace(tiny, train=loop), stop=StopAfterAStep()) == EXIT_INTERRUPTED
+        events = {path.parent: read_json_lines(path) for path in Path("runs").glob(f"*/{EVENTS}")}
+        return {
+            read_config(folder / CONFIG).train.precision: [
+                line["step"] for line in lines if line["event"] in ("start", "resumed")
+            ]
+            for folder, lines in events.items()
+        }
+
+    return train
+
+
+def test_without_a_folder_the_same_command_resumes_on_another_cpu(step_on: Callable[..., dict[str, list[int]]]) -> None:
+    assert step_on("zen4") == {"bf16": [0]}
+    assert step_on("zen3") == {"bf16": [0, 1]}
+    assert step_on("zen4") == {"bf16": [0, 1, 2]}
+
+
+def test_so_does_a_run_that_trains_in_float32_because_bf16_is_emulated(
+    step_on: Callable[..., dict[str, list[int]]],
+) -> None:
+    assert step_on("zen3") == {"no": [0]}
+    assert step_on("zen4") == {"no": [0, 1]}
+    assert step_on("zen3") == {"no": [0, 1, 2]}
+
+
+def test_another_command_does_not_resume_it(step_on: Callable[..., dict[str, list[int]]]) -> None:
+    assert step_on("zen4", launched="no") == {"no": [0]}
+    assert step_on("zen4") == {"no": [0], "bf16": [0]}  # float32 was asked for, not fallen back to
+    assert step_on("zen3", precision="no") == {"no": [0, 1], "bf16": [0]}
+    assert step_on("zen3") == {"no": [0, 1, 2], "bf16": [0]}  # both are there: what this CPU does best
+    assert step_on("zen4") == {"no": [0, 1, 2], "bf16": [0, 1]}
 
 
 def test_ranks_on_different_cpus_must_agree(
