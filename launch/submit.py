@@ -41,7 +41,6 @@ from .submission import Submission, arrays, parts, shares, what_is_missing
 LOCK = ".sweep.lock"
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
 LONGEST_PAUSE = 600.0  # after looks that failed
-SAME_FAILURES = 2  # in a row, without progress between them, after which --wait leaves a job alone
 pause = time.sleep
 
 
@@ -143,7 +142,8 @@ class Submitter:
     def wait(self, every: float) -> Mapping[str, State]:
         """Submit, and look until nothing is on its way or held back; returns the last states.
 
-        A scheduler that does not answer is asked again, less and less often; one that refuses twice in a row ends it.
+        A scheduler that does not answer is asked again, less and less often; one that refuses at once, or twice in a
+        row later, ends it.
         """
         states: Mapping[str, State] | None = None
         refusal = ""
@@ -155,9 +155,12 @@ class Submitter:
                 states = self.submit(retry=states is None)
                 seconds, refusal = every, ""
             except SchedulerError as error:
-                if str(error).partition("; see ")[0] == refusal:  # the folder of the batch script differs
+                text = (
+                    "" if isinstance(error, NoAnswerError) else str(error).partition("; see ")[0]
+                )  # without the folder
+                if text and (states is None or text == refusal):
                     raise
-                refusal = "" if isinstance(error, NoAnswerError) else str(error).partition("; see ")[0]
+                refusal = text
                 seconds = min(2 * seconds, LONGEST_PAUSE)
                 self.console.print(f"{error}; trying again in {seconds:.0f} s", markup=False)
         return states
