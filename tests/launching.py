@@ -80,6 +80,18 @@ def probing(folder: Path) -> list[str]:
     return ["simdist.probe", "--run-dir", str(folder), "--label", "speaker", "--module", "0,2", *cheap]
 
 
+def decoding(folder: Path) -> list[str]:
+    """`simdist.decode` and its arguments: three steps of the first module's decoder, measured on the test split."""
+    loop = ["--train.max_steps", str(STEPS), "--train.validate_every", "0", "--examples", "0"]
+    return ["simdist.decode", "--run-dir", str(folder), "--module", "0", "--loss", "mse", *loop]
+
+
+def analysing(folder: Path) -> list[str]:
+    """`simdist.analyze` and its arguments: two clips, and one histogram: drawing takes longest."""
+    cheap = ["--module", "0", "--clips", "2", "--shown", "1"]
+    return ["simdist.analyze", "distributions", "--run-dir", str(folder), *cheap]
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a training came to."""
@@ -102,3 +114,14 @@ def trained(folder: Path) -> Trained:
 def probed(folder: Path) -> dict[str, Any]:
     """The measured part of every probe's result, by name."""
     return {path.parent.name: json.loads(path.read_text())["test"] for path in folder.glob("probes/*/result.json")}
+
+
+def decoded(folder: Path) -> dict[str, Any]:
+    """The measured quality of the decoder."""
+    return json.loads((folder / "decoders" / "0-mse" / "result.json").read_text())["quality"]
+
+
+def analysed(folder: Path) -> dict[str, Any]:
+    """The values of the analysis."""
+    (path,) = folder.glob("analysis/distributions-module0-*/result.json")
+    return json.loads(path.read_text())["values"]

@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launching import STEPS, Trained, probed, probing, run, trained, training
+from launching import (
+    STEPS,
+    Trained,
+    analysed,
+    analysing,
+    decoded,
+    decoding,
+    probed,
+    probing,
+    run,
+    trained,
+    training,
+)
 
 from simdist import cli
 from simdist.__main__ import COMMANDS
@@ -150,3 +162,14 @@ def test_probes_are_the_same_whoever_starts_them(launcher: str, alone: Path, tmp
     assert "world size 2 on cpu" in run(launcher, 2, *probing(tmp_path / "run"))
     assert len(probed(alone)) == 2
     assert probed(tmp_path / "run") == probed(alone)
+
+
+def test_decoders_and_analyses_are_the_same_whoever_starts_them(alone: Path, tmp_path: Path) -> None:
+    folders = {launcher: tmp_path / launcher for launcher in ("accelerate", "torchrun")}
+    for launcher, folder in folders.items():
+        shutil.copytree(alone, folder, ignore=shutil.ignore_patterns("probes"))
+        assert "world size 2 on cpu" in run(launcher, 2, *decoding(folder))
+        assert "module 0 (" in run(launcher, 1, *analysing(folder))
+    ours, theirs = folders.values()
+    assert decoded(ours) == decoded(theirs)
+    assert analysed(ours) == analysed(theirs)

@@ -49,8 +49,7 @@ def default_folder(config: Config) -> Path:
 
 def with_precision(config: Config, precision: str) -> Config:
     """`config` with another `train.precision`."""
-    train = replace(config.train, precision=precision)  # pyright: ignore[reportArgumentType]: checked by TrainConfig
-    return replace(config, train=train)
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 def saved_precision(config: Config, folder: Path | None) -> str | None:
