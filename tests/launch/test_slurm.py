@@ -441,11 +441,30 @@ def test_a_refusal_that_is_no_limit_of_the_queue_is_an_error(slurm: Path, tmp_pa
         submit(small_plan(tmp_path))
 
 
-def test_waiting_ends_when_sbatch_refuses_twice(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.submit, "pause", lambda seconds: None)
-    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'Invalid account' >&2\nexit 1\n")
+@pytest.mark.parametrize("later", [False, True])
+def test_waiting_ends_when_sbatch_refuses(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    """At once what the person typed, and twice in a row what changed meanwhile."""
+    plan = small_plan(tmp_path, grid={}, seeds=[0], stages={})
+    (train,) = plan.jobs
+    pauses: list[float] = []
+
+    def refuse() -> None:
+        (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'Invalid account' >&2\nexit 1\n")
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        refuse()
+        (slurm / "queue").write_text("")
+        (slurm / "accounts").write_text(f"{Records(plan.folder).latest()[train].id}|FAILED|75:0|n1\n")
+
+    monkeypatch.setattr(launch.submit, "pause", sleep)
+    if not later:
+        refuse()
     with pytest.raises(InputError, match="Invalid account"):
-        submit(small_plan(tmp_path), wait=True)
+        submit(plan, wait=True)
+    assert pauses == ([30.0, 60.0] if later else [])
 
 
 def test_settings_of_the_user_do_not_hide_jobs(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
