@@ -60,17 +60,11 @@ def fresh_process() -> Iterator[None]:
     reset()
 
 
-ON_A_SECOND_SLURM = ("test_sweep_stages.py", "test_cluster_on_slurm.py", "test_wheel_on_slurm.py")
-
-
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A file's tests share a process; those on SLURM share two, a testbed each: they take longest and mostly wait."""
-    group = str(item.path)
-    if item.path.parent.name == "slurm":
-        group = "slurm-2" if item.path.name in ON_A_SECOND_SLURM else "slurm-1"
-    item.add_marker(pytest.mark.xdist_group(group))
+    """A file's tests share a process, and all of those on SLURM share one."""
+    item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else str(item.path)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those on SLURM begin."""
+    """Those on SLURM begin: they take longest and mostly wait."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")
