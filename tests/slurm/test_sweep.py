@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,8 @@ class Sweep:
         (run,) = self.plan.runs.values()
         return run.folder
 
-    def submit(self, **profile: object) -> str:
-        """The command; what it said."""
+    def submit(self, variables: dict[str, str] | None = None, **profile: object) -> str:
+        """The command, with some variables of the environment otherwise; what it said."""
         (self.root / "profile.yaml").write_text(yaml.safe_dump(PROFILE | profile))
         config = {
             "data.root": str(self.data),
@@ -69,9 +68,9 @@ class Sweep:
             yaml.safe_dump({"name": "one", "base": base, "config": config, "stages": stages})
         )
         words = ["--cluster", str(self.root / "profile.yaml"), str(self.root / "one.yaml")]
-        return self.command("sweep", *words, "--runs", str(self.root / "runs"))
+        return self.command("sweep", *words, "--runs", str(self.root / "runs"), variables=variables)
 
-    def command(self, name: str, *words: str) -> str:
+    def command(self, name: str, *words: str, variables: dict[str, str] | None = None) -> str:
         """Output of a command of launch/."""
         rest = {
             "SIMDIST_REST_FROM": "12",
@@ -80,7 +79,9 @@ class Sweep:
             "PYTHONPATH": f"{ROOT}:{PACE}",
         }
         sweeps = ["--sweeps", str(self.root / "sweeps")]
-        return self.testbed.ask("python", str(ROOT / "launch" / f"{name}.py"), *words, *sweeps, **rest)
+        return self.testbed.ask(
+            "python", str(ROOT / "launch" / f"{name}.py"), *words, *sweeps, **rest | (variables or {})
+        )
 
     def events(self, *names: str) -> list[dict]:
         return [line for line in read_json_lines(self.run / "events.jsonl") if line["event"] in names]
@@ -145,18 +146,16 @@ def test_a_sweep_reaches_its_report_through_a_preemption(sweep: Sweep) -> None:
 def test_without_scontrol_a_successor_takes_over_with_all_that_waits(sweep: Sweep) -> None:
     programs = sweep.root / "bin"
     programs.mkdir()
-    for name in ("srun", "squeue", "sleep", "bash", "env", "ps", "uname"):
-        found = shutil.which(name)
-        assert found is not None
-        (programs / name).symlink_to(found)
-    path = f"export PATH={programs}:{Path(sys.executable).parent}"
-    sweep.submit(setup=[*PROFILE["setup"], path])
+    for program in Path("/usr/bin").iterdir():
+        if program.name != "scontrol":
+            (programs / program.name).symlink_to(program)
+    sweep.submit(variables={"PATH": f"{Path(sys.executable).parent}:{programs}"})
     sweep.await_step(12)
     first = sweep.id_of("train")
     sweep.testbed.ask("scancel", "--signal=USR2", first)
     await_(lambda: sweep.testbed.job(first)["JobState"] == "FAILED", "the job to end", sweep.describe)
     assert sweep.testbed.job(first)["ExitCode"] == "75:0"
-    said = sweep.submit(setup=PROFILE["setup"])
+    said = sweep.submit()
     assert "submitting 4" in said
     assert sweep.id_of("train") != first
     sweep.await_end()
