@@ -22,7 +22,7 @@ def test_a_sweep_without_a_clone(testbed: Slurm, speech: Path, tmp_path: Path) -
 
     for words in (("--cluster", "slurm"), ()):  # without --cluster it finds SLURM by itself
         shown = simdist("sweep", *words, "--dry-run")
-        assert "sbatch: decode, 1 job" in shown
+        assert "sbatch: decode, 2 jobs" in shown
         assert ("cluster: slurm, because SLURM answers on this machine" in shown) == (not words)
     assert list(here.iterdir()) == []
 
