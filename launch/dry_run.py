@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from simdist.cluster.discovery import Limits
 from simdist.config import Config
 
+from .cluster_options import ON_THIS_MACHINE
 from .estimate import StageCost, measure, stage_costs
 from .graph import done_jobs
 from .plan import Job, Plan
 from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import Records
-from .scheduler import JobArray, JobId, Limits
-from .slurm import limits_of
+from .scheduler import JobArray, JobId
 from .states import ALIVE, State, find_states
 from .submission import arrays, parts, shares, what_is_missing
 
 SHOWN_RUNS = 3
 USUAL = Limits()
-ON_THIS_MACHINE = ("local", "debug")
 
 
 def show(
@@ -47,7 +47,7 @@ def show(
     profiles = None
     if cluster not in ON_THIS_MACHINE:
         choice = choice or chosen_profile(cluster)
-        profile, limits = choice.profile, limits_of(choice.limits)
+        profile, limits = choice.profile, choice.limits
         profiles = parameters_of_all(plan, profile)
         wanted = what_is_missing(plan, states, records)
         _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle, limits), console)

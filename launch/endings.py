@@ -3,9 +3,9 @@
 `python -m launch.endings CODE MAX_REQUEUES SWEEP_FOLDER` ends every batch script whose command failed, and each one
 while jobs of its sweep are held back by a limit of the queue.
 
-The exit code of a job lies beside its log, so that nobody has to ask the accounting, which lags behind, is slow, and is
-not on every cluster. A job whose processes were killed (by the kernel for want of memory, by hand, by a fault of the
-machine) is run again if it made progress since it was started last: checkpoints, shards or results that were not there.
+The exit code of a job is stored next to its log, so that the accounting need not be asked: it lags behind, is slow, and
+is missing on some clusters. A job whose processes were killed (out of memory, by hand, by a hardware fault) is run
+again if it made progress since its last start: new checkpoints, shards or results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 
 from simdist.durable import write_json
 from simdist.errors import EXIT_OK, EXIT_PREEMPTED, InputError
-from simdist.requeue import job_id, requeue
+from simdist.requeue import job_id
+
+from .slurm import SlurmScheduler
 
 PROGRESS = (
     "checkpoints/step_*",
@@ -100,11 +102,11 @@ def conclude(ending: Ending, code: int, limit: int) -> bool:
         limit: requeues allowed.
     """
     if code in KILLED and not ending.has_progressed:
-        print(f"killed (exit code {code}) without progress since the job was started; not requeued", flush=True)
+        print(f"killed (exit code {code}) without progress since its last start; not requeued", flush=True)
         return False
     if code not in (EXIT_PREEMPTED, *WARNED, *KILLED):
         return False
-    asked, sentence = requeue(os.environ, restarts(), limit)
+    asked, sentence = SlurmScheduler().requeue(restarts(), limit)
     if sentence:
         print(sentence, flush=True)
     return asked
@@ -126,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         feed(sweep, LOCK_SECONDS)
     except InputError as error:
-        print(f"jobs of {sweep.name} that wait for room were not submitted: {error}", file=sys.stderr)
+        print(f"jobs of {sweep.name} that wait for room in the queue were not submitted: {error}", file=sys.stderr)
     return EXIT_OK
 
 

@@ -1,4 +1,4 @@
-"""This machine as a scheduler: so many processes at a time, children after their parents.
+"""This machine as a scheduler: a fixed number of processes at a time, children after their parents.
 
 Ctrl-C asks every running job to save and end; the same command continues. If the sweep itself is killed, its jobs get
 SIGTERM from the kernel, save, and free their locks, for which their successors wait (`launch.job`).
@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from simdist.cluster.discovery import Limits
 from simdist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 from simdist.stopping import Stop, exit_code
 
@@ -26,7 +27,7 @@ from .job import NOTHING, PARENT
 from .naming import CODE, JOB_MODULE
 from .plan import Job, Plan
 from .records import Record, Records
-from .scheduler import JobArray, JobId, JobStatus, Limits
+from .scheduler import JobArray, JobId, JobStatus
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command
@@ -110,7 +111,7 @@ class LocalScheduler:
 
     def limits(self) -> Limits:
         """There is none."""
-        return Limits(max_array_size=sys.maxsize)
+        return Limits()
 
     def num_submitted(self) -> int:
         """Jobs that wait or run."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 IN_WHEEL = (HERE.parent / "__init__.py").is_file()
-"""Whether this is `simdist/launch` in site-packages; in a clone, `launch` lies beside `simdist`."""
+"""Whether this is `simdist/launch` in site-packages; in a clone, `launch` is next to `simdist`."""
 CODE = HERE.parent.parent if IN_WHEEL else HERE.parent
 """Folder from which Python imports both simdist and the launcher."""
 PACKAGE = "simdist.launch" if IN_WHEEL else "launch"

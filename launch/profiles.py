@@ -27,11 +27,6 @@ CORES = 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
 SAME_NAME = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mem_per_gpu", "mem", "exclude")
 
 
-def profile_named(cluster: str) -> Profile:
-    """`slurm` is the user's default, or what the cluster suggests; otherwise a profile's name or file."""
-    return chosen_profile(cluster).profile
-
-
 def sbatch_parameters(profile: Profile, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Keywords for `submitit.SlurmExecutor.update_parameters` (for `AutoExecutor`, put `slurm_` before each).
 

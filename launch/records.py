@@ -21,6 +21,7 @@ from .endings import Ending
 from .scheduler import JobId
 
 FILE = "jobs.jsonl"
+LOCK = ".sweep.lock"  # in a sweep's folder: held by whoever runs or submits the sweep
 HELD = "held"  # in a sweep's folder: jobs of it wait for room in the queue, and each that ends submits some
 TAIL_BYTES = 8192
 

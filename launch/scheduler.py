@@ -1,7 +1,8 @@
 """What a sweep asks of the system that runs its jobs: submit, look, cancel, limits; inside a job, requeue and hosts.
 
 SLURM (`launch.slurm`) implements all of it, this machine (`launch.local`) is the second. Another system, such as PBS,
-LSF or Flux, is one more file, and a line in `launch.submit.connect`.
+LSF or Flux, is one more file and a line in `launch.submit.connect`. Two things that a training asks by itself, without
+the launcher, need that system, too: its requeue (`simdist.requeue`) and its ranks (`simdist.engine.world`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from simdist.cluster.discovery import Limits
 from simdist.errors import InputError
 
 from .plan import Job
@@ -55,16 +57,6 @@ class JobStatus:
     def is_alive(self) -> bool:
         """Whether the system still has it."""
         return self.phase in ALIVE
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much may be submitted."""
-
-    max_array_size: int = 1000
-    """Tasks of one array; every index is smaller."""
-    max_submitted: int | None = None
-    """Tasks of this user in the queue at one time; None is no limit."""
 
 
 @dataclass(frozen=True)

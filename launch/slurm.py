@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from simdist.cluster import discovery
+from simdist.cluster.discovery import Limits
 from simdist.engine.hosts import expand_nodes
 from simdist.requeue import requeue
 
-from .scheduler import JobArray, JobId, JobStatus, LimitReachedError, Limits, NoAnswerError, Phase, SchedulerError
+from .scheduler import JobArray, JobId, JobStatus, LimitReachedError, NoAnswerError, Phase, SchedulerError
 
 if TYPE_CHECKING:  # submitit takes half a second to import
     from .batch_scripts import BatchContext
@@ -207,12 +207,6 @@ class SlurmScheduler:
                     wait = min(2 * self._unknown[id].wait, LAST_RETRY) if id in self._unknown else FIRST_RETRY
                     self._unknown[id] = _Unknown(wait, self.clock() + wait)
         return alive
-
-
-def limits_of(found: discovery.Limits) -> Limits:
-    """What was found out about a cluster, as the launcher uses it."""
-    usual = Limits(max_submitted=found.max_submit)
-    return usual if found.max_array_size is None else replace(usual, max_array_size=found.max_array_size)
 
 
 def call(words: Sequence[str]) -> str:

@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from simdist.cluster.discovery import Limits
+
 from .plan import Job, Plan
 from .records import Record
-from .scheduler import JobArray, JobId, Limits
+from .scheduler import JobArray, JobId
 from .states import ALIVE, State
+
+USUAL_ARRAY_SIZE = 1000  # where the cluster does not say its MaxArraySize, which is 1001 by default
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Submission:
     submit: tuple[str, ...]
     """Jobs without a place in the queue."""
     cancel: tuple[str, ...]
-    """Jobs of `submit` that have one, but wait for a parent that was submitted anew, or have other options now."""
+    """Jobs of `submit` that have one, but wait for a parent that was submitted again, or have other options now."""
 
 
 def what_is_missing(
@@ -109,6 +113,7 @@ def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, thrott
     waits = {job.name: tuple(dict.fromkeys(ids[parent] for parent in job.parents if parent in ids)) for job in jobs}
     matches = {job.name: _matched(job, waits[job.name]) for job in jobs}
     several = Counter(match for match in matches.values() if match is not None)
+    size = limits.max_array_size or USUAL_ARRAY_SIZE
     found: dict[tuple[bool, tuple[JobId, ...]], list[tuple[Job, int]]] = {}
     for job in jobs:
         match = matches[job.name]
@@ -116,8 +121,7 @@ def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, thrott
             found.setdefault((True, match[0]), []).append((job, match[1]))
         else:
             own = found.setdefault((False, waits[job.name]), [])
-            own.append((job, len(own) % limits.max_array_size))
-    size = limits.max_array_size
+            own.append((job, len(own) % size))
     pieces = [
         (entries[begin : begin + size], matched, parents)
         for (matched, parents), entries in found.items()
@@ -154,5 +158,5 @@ def shares(made: Sequence[Sequence[Job]], throttle: int) -> list[int]:
 
 
 def throttles(throttle: int, number: int) -> list[int]:
-    """A throttle divided among so many, each of which has one task at least."""
+    """A throttle divided into `number` shares of at least one task each."""
     return [max(1, throttle // number + (index < throttle % number)) for index in range(number)]

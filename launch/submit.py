@@ -4,8 +4,8 @@ What is submitted is what has no place in the queue and is not done; so the same
 A job that was preempted asks for its requeue itself (`launch.endings`). Where compute nodes have no scontrol, a
 successor comes from here, when the command is run again, or at once with `--wait`.
 
-Where the queue takes only so many jobs of a user, the rest is held back: the sweep's folder gets a file that says so,
-and `--wait`, the same command, and each job that ends submit what fits by then.
+Where the queue limits the jobs of a user, the rest is held back: a file in the sweep's folder lists them, and `--wait`,
+the same command, and each job that ends submit what fits by then.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import filelock
 from rich.console import Console
 
+from simdist.cluster.discovery import Limits
 from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
 
 from .batch_scripts import BatchContext
@@ -31,14 +32,13 @@ from .listing import read_plan
 from .naming import CODE, command
 from .plan import SWEEPS, Job, Plan
 from .profiles import Choice, Profile, chosen_profile, parameters_of_all
-from .records import HELD, Held, Record, Records, last_lines
-from .scheduler import JobArray, JobId, LimitReachedError, Limits, NoAnswerError, Scheduler, SchedulerError
-from .slurm import SlurmScheduler, has_slurm, limits_of
+from .records import HELD, LOCK, Held, Record, Records, last_lines
+from .scheduler import JobArray, JobId, LimitReachedError, NoAnswerError, Scheduler, SchedulerError
+from .slurm import SlurmScheduler, has_slurm
 from .snapshot import take_snapshot
 from .states import ALIVE, State, find_states
 from .submission import Submission, arrays, parts, shares, what_is_missing
 
-LOCK = ".sweep.lock"
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
 LONGEST_PAUSE = 600.0  # after looks that failed
 pause = time.sleep
@@ -95,7 +95,7 @@ def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -
     choice = choice or chosen_profile(cluster)
     parameters_of_all(plan, choice.profile)
     code = functools.cache(lambda: take_snapshot(CODE, plan.folder / "code"))
-    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), limits_of(choice.limits))
+    scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), choice.limits)
     return Submitter(plan, cluster, choice.profile, scheduler, console)
 
 
@@ -184,7 +184,7 @@ class Submitter:
         ids = {name: record.job_id for name, record in records.items() if _is_submitted(states, name, record)}
         for name in wanted.submit:
             ids.pop(name, None)
-        if self._limits.max_submitted is not None and wanted.submit:
+        if self._limits.max_submit is not None and wanted.submit:
             Held(self.cluster, wanted.submit).write(self.plan.folder)  # jobs may end before all are submitted
         self._hold(self._submit_all(wanted.submit, states, ids))
         return states
@@ -255,7 +255,7 @@ class Submitter:
 
     def _room(self) -> int | None:
         """Jobs that may be submitted now; None without a limit."""
-        most = self._limits.max_submitted
+        most = self._limits.max_submit
         return None if most is None else most - self.scheduler.num_submitted()
 
     @property
@@ -269,8 +269,8 @@ class Submitter:
             return
         Held(self.cluster, tuple(job.name for job in held)).write(self.plan.folder)
         self.console.print(
-            f"{len(held)} jobs wait for room in the queue (limit: {self._limits.max_submitted or 'reached'}); each job "
-            "that ends submits what fits, and so does the same command",
+            f"{len(held)} jobs wait for room in the queue (limit: {self._limits.max_submit or 'reached'}). Each job "
+            "that ends submits what fits; so does running the same command again.",
             markup=False,
         )
 

@@ -31,7 +31,7 @@ from .local import Outcome, run_locally, visible_gpus
 from .naming import as_typed, command
 from .plan import RUNS, SWEEPS, Plan, build
 from .profiles import profile_names
-from .records import Records, last_lines
+from .records import LOCK, Records, last_lines
 from .requirements import missing_corpus, missing_packages, require_commands
 from .sweep_file import SHIPPED, read_sweep, sweep_path
 
@@ -180,7 +180,7 @@ def sole_owner(folder: Path) -> filelock.BaseFileLock:
         InputError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".sweep.lock")
+    lock = filelock.FileLock(folder / LOCK)
     try:
         return lock.acquire(timeout=LOCK_SECONDS).lock
     except filelock.Timeout as error:

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _launcher(command: str) -> ModuleType:
-    """A command of the launcher: `simdist.launch` of a wheel, or the package `launch` beside simdist in a clone."""
+    """A command of the launcher: `simdist.launch` of a wheel, or the package `launch` next to simdist in a clone."""
     if (HERE / "launch").is_dir():
         return importlib.import_module(f"simdist.launch.{command}")
     if not (HERE.parent / "launch" / f"{command}.py").is_file():

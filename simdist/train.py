@@ -71,10 +71,11 @@ def train(
     from simdist.engine.running import build_process, complete
     from simdist.engine.trainer import Trainer
 
-    precision = resolve_precision(config.train.precision, saved_precision(config, folder))
+    wanted = config.train.precision
+    precision = resolve_precision(wanted, saved_precision(config, folder))
     config = with_precision(config, precision)
     run = open_run(folder or default_folder(config), config, force)
-    process = build_process(run, stop or Stop())
+    process = build_process(run, stop or Stop(), wanted)
     trainer = Trainer(run, EncoderTask(run, process), process)
     say = trainer.metrics.say
     if run.is_finished and not force:

@@ -26,11 +26,13 @@ def describe_profile(profile: Profile) -> list[str]:
 def _describe_job(profile: Profile) -> str:
     number, tasks = profile.gpus_per_node, profile.num_tasks_per_node
     gpus = f"{number} {profile.gpu_type or ''} GPU{'s' * (number != 1)}".replace("  ", " ") if number else "no GPU"
-    cores = f"{tasks} processes of {profile.cpus_per_task} cores" if tasks > 1 else f"{profile.cpus_per_task} cores"
+    cores = f"{profile.cpus_per_task} core{'s' * (profile.cpus_per_task != 1)}"
+    cores = f"{tasks} processes of {cores}" if tasks > 1 else cores
+    minutes = f"{profile.time_minutes} minute{'s' * (profile.time_minutes != 1)}"
     memory = [profile.mem] if profile.mem else [f"{profile.mem_per_gpu} per GPU"] if profile.mem_per_gpu else []
     where = f"partition {profile.partition}" if profile.partition else "the default partition"
     nodes, each = ("1 node", "") if profile.nodes == 1 else (f"{profile.nodes} nodes", " per node")
-    return ", ".join([where, nodes, gpus + each, cores, *memory, f"{profile.time_minutes} minutes"])
+    return ", ".join([where, nodes, gpus + each, cores, *memory, minutes])
 
 
 def describe_cluster(cluster: Cluster, profile: Profile, limits: Limits) -> Iterator[str]:

@@ -52,12 +52,13 @@ class Command:
             saved = begun.train.precision
             step = begun.checkpoint if config.checkpoint is None else config.checkpoint
             config = replace(config, checkpoint=step, encoder_weights=begun.encoder_weights)
-        precision = resolve_precision(config.train.precision, saved)
+        wanted = config.train.precision
+        precision = resolve_precision(wanted, saved)
         config = replace(config, train=replace(config.train, precision=precision))
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
         opened = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
         self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
-        self._process = build_process(self.run, stop)
+        self._process = build_process(self.run, stop, wanted)
         self._task = DecoderTask(self.run, frozen, encoder_run.config, self._process)
         self._trainer = Trainer(self.run, self._task, self._process)
         self._is_main = self._process.accelerator.is_main_process

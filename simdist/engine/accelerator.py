@@ -48,13 +48,18 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available() and not uses_cpu(os.environ)
 
 
-def slow_precision(precision: str) -> str | None:
-    """A warning where bf16 is emulated, or was left out for that reason."""
+def slow_precision(precision: str, wanted: str = "auto") -> str | None:
+    """A warning where bf16 is emulated, or was left out for that reason.
+
+    Args:
+        precision: what the run trains in.
+        wanted: `train.precision` of the config; float32 that was asked for is no replacement of bf16.
+    """
     if _on_gpu() or not emulates_bf16():
         return None
     if precision == "bf16":
         return f"{SLOW_BF16}. Use --train.precision no"
-    if precision == "no" and os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "bf16":
+    if wanted == "auto" and precision == "no" and os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "bf16":
         return f"{SLOW_BF16}, so this trains in float32. --train.precision bf16 insists"
     return None
 
@@ -127,6 +132,8 @@ class Process:
     watchdog: Watchdog
     no_gpu: str | None = None
     """Why it runs on the CPU although it could have a GPU; None if all is well."""
+    slow_precision: str | None = None
+    """That bf16 is emulated, or was left out for that reason; None if neither."""
 
     def stopped(self) -> int:
         """The signal by which any rank was asked to stop, the same on all; 0 for none. Also tells of progress."""

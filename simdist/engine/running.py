@@ -19,8 +19,14 @@ from simdist.requeue import requeue
 from simdist.stopping import Stop, exit_code, ignore_signals
 
 
-def build_process(run: Run[Any], stop: Stop) -> Process:
-    """This process among the others that train `run`."""
+def build_process(run: Run[Any], stop: Stop, wanted: str = "auto") -> Process:
+    """This process among the others that train `run`.
+
+    Args:
+        run: its precision is resolved.
+        stop: how the process is asked to end.
+        wanted: the precision that was asked for.
+    """
     settings = run.config.train
     accelerator = build_accelerator(settings.precision)
     hosts = HostGroup()
@@ -32,10 +38,11 @@ def build_process(run: Run[Any], stop: Stop) -> Process:
         )
     stacks = run.folder / f"stacks-rank{accelerator.process_index}.txt"
     why_cpu = no_gpu(os.environ, accelerator.device.type)
+    slow = slow_precision(settings.precision, wanted)
     if accelerator.is_main_process:  # at once: opening a large corpus takes a while
-        for warning in filter(None, (why_cpu, slow_precision(settings.precision))):
+        for warning in filter(None, (why_cpu, slow)):
             print(f"warning: {warning}", flush=True)
-    return Process(accelerator, hosts, stop, Watchdog(settings.hang_timeout, stacks), why_cpu)
+    return Process(accelerator, hosts, stop, Watchdog(settings.hang_timeout, stacks), why_cpu, slow)
 
 
 def complete(trainer: Trainer, process: Process, finish: Callable[[], int] = lambda: 0) -> int:
@@ -74,8 +81,8 @@ def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
         if process.no_gpu is not None:
             run.event("no_gpu", text=process.no_gpu)
-        if slow := slow_precision(run.config.train.precision):
-            run.event(SLOW_PRECISION, text=slow)
+        if process.slow_precision is not None:
+            run.event(SLOW_PRECISION, text=process.slow_precision)
     accelerator.wait_for_everyone()
     say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
     signal_number = trainer.fit() or finish()

@@ -103,7 +103,7 @@ class Trainer:
         elif self.run.has_begun:
             raise InputError(
                 f"{self.run.folder} has no complete checkpoint left to go on from; restore one below "
-                f"{self.run.checkpoints}, or begin anew in another folder with --run-dir"
+                f"{self.run.checkpoints}, or start in another folder with --run-dir"
             )
         return self.step
 

@@ -122,6 +122,16 @@ def test_the_doctor_reports_it(cpu: Callable[[str], None]) -> None:
     assert list(machine.check_bf16()) == []
 
 
+def test_float32_that_was_asked_for_is_not_called_a_replacement(
+    cpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    cpu("zen3")
+    assert slow_precision("no", wanted="auto") is not None
+    assert slow_precision("no", wanted="no") is None
+    assert slow_precision("bf16", wanted="bf16") is not None
+
+
 def test_a_run_says_it_and_goes_on_as_it_was_begun_on_another_cpu(
     cpu: Callable[[str], None],
     no_devices: Path,

@@ -14,10 +14,11 @@ from launch.batch_scripts import dependency, spelled_indices
 from launch.graph import done_jobs
 from launch.plan import Plan
 from launch.records import Record, Records
-from launch.scheduler import JobArray, JobId, JobStatus, Limits, SchedulerError
+from launch.scheduler import JobArray, JobId, JobStatus, SchedulerError
 from launch.slurm import SlurmScheduler
 from launch.states import FRESH, State, find_states
 from launch.submission import arrays, parts, throttles, what_is_missing
+from simdist.cluster.discovery import Limits
 
 
 @pytest.fixture

@@ -21,6 +21,14 @@ ROOT = Path(__file__).parent.parent.parent
 PACE = Path(__file__).parent / "pace"
 PATIENCE = 600.0  # seconds until a test gives up waiting; it waits for seconds where nothing else runs
 STEPS = 200
+SWEEP_CONFIG = {  # of each run of a sweep: forty small steps, a checkpoint each five
+    "data.crop": 5120,
+    "loss.prediction_steps": 4,
+    "loss.num_negatives": 5,
+    "train.max_steps": 40,
+    "train.checkpoint_every": 5,
+    "train.validate_every": 0,
+}
 
 
 @dataclass(frozen=True)

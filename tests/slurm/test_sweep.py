@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jobs import PACE, ROOT, Slurm, await_
+from jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_
 
 from launch.graph import done_jobs
 from launch.listing import read_plan
@@ -53,15 +53,7 @@ class Sweep:
     def submit(self, variables: dict[str, str] | None = None, **profile: object) -> str:
         """The command, with some variables of the environment otherwise; what it said."""
         (self.root / "profile.yaml").write_text(yaml.safe_dump(PROFILE | profile))
-        config = {
-            "data.root": str(self.data),
-            "data.crop": 5120,
-            "loss.prediction_steps": 4,
-            "loss.num_negatives": 5,
-            "train.max_steps": 40,
-            "train.checkpoint_every": 5,
-            "train.validate_every": 0,
-        }
+        config = {**SWEEP_CONFIG, "data.root": str(self.data)}
         stages = {"probe": {"labels": ["speaker"], "modules": [0, 3], "options": {"epochs": 1}}, "report": None}
         base = ["sim_librispeech", "debug"]
         (self.root / "one.yaml").write_text(

@@ -18,7 +18,7 @@ from typing import Any
 import cluster
 import pytest
 import yaml
-from jobs import PACE, ROOT, Slurm, await_, user_environment
+from jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_, user_environment
 
 from launch.graph import done_jobs
 from launch.listing import read_plan
@@ -33,15 +33,7 @@ PROFILE = {
     "signal_lead_s": 30,
     "setup": ["set -euo pipefail", "export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1"],
 }
-CONFIG = {
-    "data.crop": 5120,
-    "loss.prediction_steps": 4,
-    "loss.num_negatives": 5,
-    "train.max_steps": 40,
-    "train.checkpoint_every": 5,
-    "train.validate_every": 0,
-    "train.precision": "no",
-}
+CONFIG = {**SWEEP_CONFIG, "train.precision": "no"}
 STAGES: dict[str, Any] = {
     "probe": {"labels": ["speaker"], "modules": [0], "options": {"epochs": 2}},
     "decode": {"modules": [0], "losses": ["mse"], "options": {"train.max_steps": 10}},

@@ -1,27 +1,23 @@
-"""Submission: the text that sbatch gets, arrays, a snapshot, and the time that a hundred runs take."""
+"""Submission: arrays and their order, repairs, limits of the queue, --wait, and the time that a hundred runs take."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_slurm import scripts, submit
 from rich.console import Console
 from sweeps import finish, of_kind, small_plan
 
 import launch.cancel
 import launch.submit
-from launch.batch_scripts import task_of
-from launch.dry_run import planned_arrays, script
 from launch.graph import done_jobs
 from launch.listing import write_plan
-from launch.plan import Job
-from launch.profiles import Choice, Profile, job_profile, load_profile
+from launch.profiles import Choice, Profile
 from launch.records import Records
 from launch.scheduler import JobId
 from launch.slurm import SlurmScheduler
@@ -29,148 +25,6 @@ from launch.snapshot import take_snapshot
 from launch.submit import feed, submit_sweep
 from simdist.cluster.discovery import Limits
 from simdist.errors import InputError
-
-SBATCH = """#!/bin/bash
-script=$(<"$1")
-set -- {folder}/*.sh
-[[ -e $1 ]] && number=$((100 + $#)) || number=100
-printf '%s\\n' "$script" > {folder}/$number.sh
-[[ $script =~ --comment=([0-9a-f]+) ]] && comment=${{BASH_REMATCH[1]}}
-tasks=$number
-if [[ $script =~ --array=([0-9,-]+) ]]; then
-    tasks=
-    for range in ${{BASH_REMATCH[1]//,/ }}; do
-        for ((task = ${{range%-*}}; task <= ${{range#*-}}; task++)); do tasks+=" ${{number}}_$task"; done
-    done
-fi
-for task in $tasks; do echo "$task|PENDING|Dependency||$comment"; done >> {folder}/queue
-echo "Submitted batch job $number"
-"""
-SQUEUE = "#!/bin/sh\ncat {folder}/queue 2>/dev/null || true\n"
-SCANCEL = '#!/bin/sh\nfor id in "$@"; do sed -i "/^$id|/d" {folder}/queue; echo "$id" >> {folder}/cancelled; done\n'
-SACCT = "#!/bin/sh\ncat {folder}/accounts 2>/dev/null || true\n"
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands of a SLURM that only writes down; its folder holds the scripts, the queue and what was cancelled."""
-    folder, programs = tmp_path / "slurm", tmp_path / "bin"
-    folder.mkdir()
-    programs.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL), ("sacct", SACCT)):
-        (programs / name).write_text(text.format(folder=folder))
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(launch.submit, "CODE", _little_code(tmp_path))
-    return folder
-
-
-def _little_code(root: Path) -> Path:
-    code = root / "code"
-    (code / "launch").mkdir(parents=True)
-    (code / "launch" / "one.py").write_text("1")
-    return code
-
-
-def submit(plan: Any, **options: Any) -> str:
-    """Submit to the cluster of the defaults; what was said."""
-    console = Console(record=True, width=200, quiet=True)
-    with console.capture() as said:
-        console.quiet = False
-        submit_sweep(plan, "slurm", console, **options)
-    return said.get()
-
-
-def scripts(slurm: Path) -> list[str]:
-    return [path.read_text() for path in sorted(slurm.glob("*.sh"))]
-
-
-GOLDEN = """\
-#!/bin/bash
-
-# Parameters
-#SBATCH --array=0-1%2
-#SBATCH --comment='<id>'
-#SBATCH --constraint=a100
-#SBATCH --cpus-per-task=6
-#SBATCH --dependency='afterok:<pack/data-small>'
-#SBATCH --gpus-per-node=4
-#SBATCH --job-name=small.train
-#SBATCH --kill-on-invalid-dep=yes
-#SBATCH --licenses=scratch
-#SBATCH --mem-per-gpu=60G
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=4
-#SBATCH --open-mode=append
-#SBATCH --output='{folder}/%A_%a_0_log.out'
-#SBATCH --partition=gpu
-#SBATCH --requeue
-#SBATCH --signal=USR2@120
-#SBATCH --time=600
-
-# setup
-export PYTHONPATH="<code>${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1 SIMDIST_JOB_FOLDER='{folder}'
-export SIMDIST_GPUS_EXPECTED=4
-rm -f "$SIMDIST_JOB_FOLDER/{number}_ended.json"  # how it ended the last time
-(
-export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-module load cuda
-
-# command
-export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '{folder}/%A_%a_%t_log.out' {python} -u -m submitit.core._submit '{folder}'
-
-
-# teardown
-)
-code=$?
-if [ $code -ne 0 ] || [ -e {sweep}/held ]; then
-    {python} -m launch.endings $code 7 {sweep}
-fi
-exit $code"""
-
-
-def test_the_text_of_a_batch_script(tmp_path: Path) -> None:
-    profile = tmp_path / "mine.yaml"
-    profile.write_text(
-        "{partition: gpu, constraint: a100, gpus_per_node: 4, cpus_per_task: 6, mem_per_gpu: 60G, signal_lead_s: 120, "
-        "max_requeues: 7, setup: [module load cuda], extra: {licenses: scratch}}"
-    )
-    stages = {
-        "pack": {"corpus": "synthetic", "source": "data/source"},
-        "train": {"resources": {"nodes": 2, "time_minutes": 600, "signal_lead_s": 120}},
-    }
-    plan = small_plan(grid={}, seeds=[0, 1], stages=stages)
-    array = next(array for array in planned_arrays(plan, plan.jobs, 2) if array.stage == "train")
-    sweep = plan.folder.absolute()
-    text = script(plan, array, load_profile(profile))
-    number = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
-    folder = sweep / "slurm" / "<id>"
-    assert text == GOLDEN.format(folder=folder, sweep=sweep, python=sys.executable, number=number)
-
-
-def test_resources_follow_the_kind_of_work_and_the_sweep_file() -> None:
-    profile = Profile(gpus_per_node=4, nodes=2, mem_per_gpu="60G")
-
-    def used(kind: Any, **resources: Any) -> tuple[int, int, int]:
-        made = job_profile(Job("j", kind, kind, (kind,), Path(), (), resources=resources), profile)
-        return made.nodes, made.gpus_per_node, made.num_tasks_per_node
-
-    assert used("train") == (2, 4, 4)
-    assert used("pack") == used("report") == (1, 0, 1)
-    assert used("probe") == used("decode") == (1, 1, 1)
-    assert used("probe", gpus_per_node=2) == (1, 2, 2)
-    assert used("train", nodes=1, tasks_per_node=1) == (1, 4, 1)
-    with pytest.raises(InputError, match="stage probe: resources: a profile has no gpus; its fields are partition"):
-        used("probe", gpus=2)
-
-
-def test_a_training_may_come_back_as_often_as_the_profile_says() -> None:
-    plan = small_plan()
-    train = plan.jobs[of_kind(plan, "train")[0]]
-    assert task_of(train, Profile(max_requeues=7)).command[-2:] == ("--train.max_requeues", "7")
-    assert task_of(train, Profile(requeue=False)).command[-2:] == ("--train.max_requeues", "0")
-    assert task_of(train, Profile(requeue=False)).max_requeues == 0
 
 
 def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_path: Path) -> None:
