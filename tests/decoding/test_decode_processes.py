@@ -70,7 +70,7 @@ def test_two_processes_learn_what_one_does(run_folder: Path) -> None:
 
 def test_interrupted_killed_and_two_at_once(run_folder: Path) -> None:
     """Ctrl-C saves; a second copy is refused; after `kill -9` the same command goes on from the last checkpoint."""
-    options = ("--train.max_steps=5000", "--train.checkpoint_every=5", "--train.log_every=1")
+    options = ("--train.max_steps=50000", "--train.epochs=20000", "--train.checkpoint_every=5", "--train.log_every=1")
     folder = run_folder / "decoders" / "0-mse"
     running = process(run_folder, *options)
     wait_for(folder, 7, running)
