@@ -34,7 +34,7 @@ check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults, half an hour on two idle cores
-	PYTHONPATH=tests:tests/engine:. $(BIN)/python -m chaos $(CHAOS)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)

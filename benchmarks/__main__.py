@@ -21,9 +21,9 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import loader, result, start, step
 from benchmarks.outcomes import Outcome, show
-from simdist.cli import CONFIGS, read_config
-from simdist.config import Config
-from simdist.data.synthetic import ensure
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import Config
+from simdist.pack.synthetic import ensure
 
 
 @contextmanager

@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from simdist.analysis.contribution import DTYPES, Scorer
-from simdist.analysis.fast_decoding import FastDecoder
-from simdist.analysis.settings import ContributionSettings, numbers
-from simdist.cli import CONFIGS, read_config
+from simdist.analyze.contribution import DTYPES, Scorer
+from simdist.analyze.fast_decoding import FastDecoder
+from simdist.analyze.settings import ContributionSettings, numbers
+from simdist.config.load import CONFIGS, read_config
 from simdist.models.decoder import Decoder
 
 TARGET = 120.0  # seconds that the project asks for

@@ -27,13 +27,14 @@ from benchmarks.memory import trainers_of
 from benchmarks.outcomes import Outcome, show
 from benchmarks.scaling import ADAM_BYTES, TRAFFIC
 from benchmarks.standin import StandIn
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment, run
-from simdist.config import Config
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
+from simdist.config.schema import Config
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK
 from simdist.data.loader import Batch, BatchLoader, open_clips
-from simdist.engine.profile import PARTS, TIMED, WARM_UP, StepProfile
-from simdist.engine.step import DrawSource, Step, train_step
-from simdist.errors import EXIT_OK
 from simdist.models.costs import module_costs
+from simdist.training.profiler import PARTS, TIMED, WARM_UP, StepProfile
+from simdist.training.step import DrawSource, Step, train_step
 
 UTTERANCES = 28_539  # of LibriSpeech train-clean-100
 FLOP_SHARE, MEMORY_SHARE, TIMES_STAND_IN = 0.4, 0.7, 10.0

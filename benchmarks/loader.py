@@ -24,9 +24,9 @@ import soundfile
 import torch
 
 from benchmarks.outcomes import Outcome, show
-from simdist.config import DataConfig
+from simdist.config.schema import DataConfig
 from simdist.data.loader import BatchLoader, open_clips
-from simdist.pack import main as pack
+from simdist.pack.__main__ import main as pack
 
 BATCH, SEED = 8, 0
 ONE_WORKER = 2_000  # crops a second from WAV shards

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment
-from simdist.config import Config
-from simdist.engine.step import DrawSource, ModuleTrainer, Step, running_statistics, train_step
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
+from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
+from simdist.training.step import DrawSource, ModuleTrainer, Step, running_statistics, train_step
 
 
 def trainers_of(config: Config, device: torch.device) -> list[ModuleTrainer]:

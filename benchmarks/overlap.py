@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from simdist.config import Config
-from simdist.engine.accelerator import build_accelerator, under_ddp
-from simdist.engine.reduction import OverlappedReduction
-from simdist.engine.step import DrawSource, ModuleTrainer, Step, train_step
+from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
+from simdist.training.accelerator import build_accelerator, under_ddp
+from simdist.training.reduction import OverlappedReduction
+from simdist.training.step import DrawSource, ModuleTrainer, Step, train_step
 
 CONFIG = replace(Config(), model=replace(Config().model, width=384))
 CLIPS = 2

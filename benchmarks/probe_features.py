@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from simdist.engine.accelerator import build_accelerator
-from simdist.engine.checkpoint import latest_checkpoint
+from simdist.core.signals import Stop
 from simdist.models.probes import Probe
-from simdist.probing.command import Command
-from simdist.probing.examples import LiveExamples
-from simdist.probing.jobs import Job
-from simdist.probing.settings import ProbeSettings
-from simdist.probing.training import num_steps
-from simdist.stopping import Stop
+from simdist.probe.command import Command
+from simdist.probe.examples import LiveExamples
+from simdist.probe.jobs import Job
+from simdist.probe.settings import ProbeSettings
+from simdist.probe.training import num_steps
+from simdist.training.accelerator import build_accelerator
+from simdist.training.checkpoint import latest_checkpoint
 
 TARGET = 10.0  # what the project asks for
 

@@ -23,12 +23,12 @@ import torch
 from benchmarks.memory import trainers_of
 from benchmarks.outcomes import Outcome, show
 from benchmarks.standin import Recorded, StandIn
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment
-from simdist.config import Config
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
+from simdist.config.schema import Config
 from simdist.data.loader import BatchLoader, open_clips
-from simdist.engine.step import DrawSource, Step, train_step
-from simdist.engine.timetable import Timetable
 from simdist.models.module import Draws
+from simdist.runs.schedule import Timetable
+from simdist.training.step import DrawSource, Step, train_step
 
 MINUTES, DIFFERENCE, COMPARED = 10, 0.01, 20
 WAITING = 5  # per cent of a step

@@ -15,9 +15,9 @@ import soundfile
 import yaml
 from matplotlib.figure import Figure
 
-from simdist.cli import CONFIGS, read_config
-from simdist.config import SAMPLE_RATE, Config, to_dict
-from simdist.durable import write_json
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import SAMPLE_RATE, Config, to_dict
+from simdist.core.files import write_json
 
 WIDTH, STEP, SAMPLES = 16, 1000, 4096
 SIZES = (1, 4, 16, 64)

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment, run
-from simdist.config import Config
-from simdist.errors import EXIT_OK, InputError
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
+from simdist.config.schema import Config
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK, InputError
 from simdist.models.costs import PARTS, ModuleCost, module_costs
 
 DESCRIPTION = """\

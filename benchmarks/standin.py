@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simdist.config import Config, LossConfig, ModelConfig, ModuleConfig
+from simdist.config.schema import Config, LossConfig, ModelConfig, ModuleConfig
 
 
 @dataclass

@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.outcomes import Outcome, show
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment
-from simdist.config import Config, to_dict
-from simdist.durable import write_text
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
+from simdist.config.schema import Config, to_dict
+from simdist.core.files import write_text
 
 HELP_SECONDS, FIRST_STEP_SECONDS = 1, 10
 
@@ -35,7 +35,7 @@ def help_seconds(rounds: int = 3) -> float:
 
 def imports_of_help() -> list[str]:
     """Modules that `--help` loads, of those that take long."""
-    code = "import sys; sys.argv = ['train', '--help']\ntry:\n import simdist.train as t; t.main()\n"
+    code = "import sys; sys.argv = ['train', '--help']\ntry:\n import simdist.train.__main__ as t; t.main()\n"
     code += "except SystemExit: print([name for name in ('torch', 'numpy', 'soundfile') if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     return re.findall(r"'(\w+)'", out.splitlines()[-1])

@@ -21,11 +21,11 @@ import torch
 from benchmarks.memory import trainers_of
 from benchmarks.outcomes import Outcome, in_turns, show
 from benchmarks.standin import StandIn, batched_info_nce
-from simdist.cli import CONFIGS, experiment_parser, parse_experiment
-from simdist.config import Config
-from simdist.engine.hardware import SLOW_BF16, emulates_bf16
-from simdist.engine.step import DrawSource, Step, train_step
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
+from simdist.config.schema import Config
 from simdist.models.infonce import info_nce
+from simdist.training.hardware import SLOW_BF16, emulates_bf16
+from simdist.training.step import DrawSource, Step, train_step
 
 STEPS = ("stand-in", "float32", "bf16")
 UPSTREAM_INFO_NCE = 1.9 / 0.4  # upstream's InfoNCE of a module against one batched product, as measured on its code

@@ -15,7 +15,7 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, JobPaths
 
-from simdist.requeue import without_job
+from simdist.core.requeue import without_job
 
 from .endings import ENDED
 from .job import Task

@@ -14,8 +14,9 @@ if __name__ == "__main__" and not __package__:  # run as a script: relative impo
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     __package__ = "launch"
 
-from simdist.cli import Parser, run
-from simdist.errors import EXIT_OK, InputError
+from simdist.config.parser import Parser
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK, InputError
 
 from .graph import done_jobs
 from .listing import find_sweeps, read_plan

@@ -7,10 +7,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from simdist.cli import Parser
 from simdist.cluster.choice import Choice, chosen_profile
-from simdist.durable import write_text
-from simdist.errors import InputError
+from simdist.config.parser import Parser
+from simdist.core.errors import InputError
+from simdist.core.files import write_text
 
 from .plan import Plan
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jsonargparse import Namespace
 
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 from .cluster_options import ON_THIS_MACHINE, OPTIONS
 from .sweep_file import CONFIG_KEYS, SweepFile

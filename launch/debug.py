@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from simdist.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 
 from .graph import blocked_by, done_jobs, ready
 from .job import work

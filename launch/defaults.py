@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 from .plan import MANIFEST
 from .slurm import said

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from simdist.cluster.discovery import Limits
-from simdist.config import Config
+from simdist.config.schema import Config
 
 from .cluster_options import ON_THIS_MACHINE
 from .estimate import StageCost, measure, stage_costs

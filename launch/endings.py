@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdist.durable import write_json
-from simdist.errors import EXIT_OK, EXIT_PREEMPTED, InputError
-from simdist.requeue import job_id
+from simdist.core.errors import EXIT_OK, EXIT_PREEMPTED, InputError
+from simdist.core.files import write_json
+from simdist.core.requeue import job_id
 
 from .slurm import SlurmScheduler
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from simdist.config import Config, to_dict
-from simdist.durable import read_json_lines
-from simdist.engine.run import CONFIG, ENVIRONMENT, EVENTS, METRICS
+from simdist.config.schema import Config, to_dict
+from simdist.core.files import read_json_lines
+from simdist.runs.folder import CONFIG, ENVIRONMENT, EVENTS, METRICS
 
 from .plan import MANIFEST, MARKERS, Job, Length, Plan, hashed_words
 from .profiles import Profile

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from simdist.cli import run
-from simdist.durable import write_json
-from simdist.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
-from simdist.requeue import requeue_if_dying
+from simdist.core.console import run
+from simdist.core.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from simdist.core.files import write_json
+from simdist.core.requeue import requeue_if_dying
 
 from .endings import Ending, conclude, restarts
 
@@ -90,7 +90,7 @@ def _run(command: Sequence[str]) -> int:
     name, *arguments = command
     sys.argv = [f"simdist.{name}", *arguments]  # what a run's environment.json records
     try:
-        run(importlib.import_module(f"simdist.{name}").main, arguments)
+        run(importlib.import_module(f"simdist.{name}.__main__").main, arguments)
     except SystemExit as ended:
         if isinstance(ended.code, str):
             print(ended.code, file=sys.stderr)

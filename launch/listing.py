@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from simdist.config import Config, to_dict
-from simdist.durable import TEMPORARY, write_json
-from simdist.errors import InputError
+from simdist.config.schema import Config, to_dict
+from simdist.core.errors import InputError
+from simdist.core.files import TEMPORARY, write_json
 
 from .naming import command
 from .plan import Job, Length, Plan, PlannedRun

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from simdist.cluster.discovery import Limits
-from simdist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
-from simdist.stopping import Stop, exit_code
+from simdist.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from simdist.core.signals import Stop, exit_code
 
 from .graph import done_jobs
 from .job import NOTHING, PARENT

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simdist.engine.run import CONFIG, DONE
+from simdist.runs.folder import CONFIG, DONE
 
 from .estimate import LOADER
 from .graph import done_jobs

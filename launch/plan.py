@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simdist.config import Config
-from simdist.engine.run import DONE
-from simdist.errors import InputError
+from simdist.config.schema import Config
+from simdist.core.errors import InputError
+from simdist.runs.folder import DONE
 
 from .sweep_file import Kind, Stage, SweepFile
 from .variants import Variant, differing, expand, plain

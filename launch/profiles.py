@@ -1,4 +1,4 @@
-"""A cluster profile as submitit takes it; the profile itself is `simdist.profiles`, which the doctor reads too."""
+"""A cluster profile as submitit takes it; the profile itself is `simdist.cluster.profile`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from simdist.cluster.choice import Choice, chosen_profile
-from simdist.errors import InputError
-from simdist.profiles import Profile, load_profile, profile_for, profile_names, replaced
+from simdist.cluster.profile import Profile, load_profile, profile_for, profile_names, replaced
+from simdist.core.errors import InputError
 
 from .plan import Job, Plan
 

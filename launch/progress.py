@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simdist.engine.run import EVENTS, METRICS
+from simdist.runs.folder import EVENTS, METRICS
 
 from .estimate import total_steps
 from .plan import Length

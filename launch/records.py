@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from simdist.durable import append_json, read_json_lines, write_json
+from simdist.core.files import append_json, read_json_lines, write_json
 
 from .endings import Ending
 from .scheduler import JobId

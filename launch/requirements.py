@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 from .naming import IN_WHEEL
 from .plan import MANIFEST, Plan

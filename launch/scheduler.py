@@ -2,7 +2,7 @@
 
 SLURM (`launch.slurm`) implements all of it, this machine (`launch.local`) is the second. Another system, such as PBS,
 LSF or Flux, is one more file and a line in `launch.submit.connect`. Two things that a training asks by itself, without
-the launcher, need that system, too: its requeue (`simdist.requeue`) and its ranks (`simdist.engine.world`).
+the launcher, need that system, too: its requeue (`simdist.core.requeue`) and its ranks (`simdist.training.world`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from simdist.cluster.discovery import Limits
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 from .plan import Job
 

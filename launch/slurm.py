@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from simdist.cluster.discovery import Limits
-from simdist.engine.hosts import expand_nodes
-from simdist.requeue import requeue
+from simdist.core.requeue import requeue
+from simdist.core.slurm import expand_nodes
 
 from .scheduler import JobArray, JobId, JobStatus, LimitReachedError, NoAnswerError, Phase, SchedulerError
 
@@ -128,7 +128,7 @@ class SlurmScheduler:
         ]
 
     def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
-        """`simdist.requeue`, which a training asks by itself, too."""
+        """`simdist.core.requeue`, which a training asks by itself, too."""
         return requeue(os.environ, requeues, limit)
 
     def hosts(self) -> list[str]:

@@ -15,10 +15,10 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from simdist.durable import TEMPORARY
-from simdist.engine.run import SNAPSHOT
-from simdist.errors import InputError
-from simdist.redaction import redacted
+from simdist.core.errors import InputError
+from simdist.core.files import TEMPORARY
+from simdist.core.secrets import redacted
+from simdist.runs.folder import SNAPSHOT
 
 MAX_BYTES = 200_000_000
 WITHOUT_GIT = ("launch", "simdist", "configs", "slurm", "pyproject.toml")

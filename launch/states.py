@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from simdist.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 
 from .graph import blocked_by, is_younger
 from .naming import JOB_MODULE

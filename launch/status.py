@@ -19,8 +19,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from simdist.cli import Parser, run
-from simdist.errors import EXIT_OK, InputError
+from simdist.config.parser import Parser
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK, InputError
 
 from .listing import find_sweeps, read_plan
 from .naming import as_typed, command

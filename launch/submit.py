@@ -22,7 +22,7 @@ import filelock
 from rich.console import Console
 
 from simdist.cluster.discovery import Limits
-from simdist.errors import EXIT_FAILED, EXIT_OK, InputError
+from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
 
 from .batch_scripts import BatchContext
 from .cluster_options import CLUSTER_FILE

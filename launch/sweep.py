@@ -15,9 +15,10 @@ if __name__ == "__main__" and not __package__:  # run as a script: relative impo
 import filelock
 from rich.console import Console
 
-from simdist.cli import Parser, run
-from simdist.errors import EXIT_OK, InputError
-from simdist.stopping import Stop
+from simdist.config.parser import Parser
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK, InputError
+from simdist.core.signals import Stop
 
 from .cancel import OWNER, write_owner
 from .cluster_options import ON_THIS_MACHINE, add_cluster_options, choose_cluster, write_choice

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import yaml
 
-from simdist.cli import CONFIGS, Parser, read_yaml
-from simdist.config import Config
-from simdist.errors import InputError
+from simdist.config.load import CONFIGS, read_yaml
+from simdist.config.parser import Parser
+from simdist.config.schema import Config
+from simdist.core.errors import InputError
 
 Kind = Literal["pack", "train", "probe", "decode", "analyze", "report"]
 ORDER: tuple[Kind, ...] = ("pack", "train", "probe", "decode", "analyze", "report")

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simdist.cli import CONFIGS, Parser, experiment_parser, read_config
-from simdist.config import Config, identity
-from simdist.errors import InputError
+from simdist.config.load import CONFIGS, experiment_parser, read_config
+from simdist.config.parser import Parser
+from simdist.config.schema import Config, identity
+from simdist.core.errors import InputError
 
 from .sweep_file import Random, SweepFile, check_keys
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from simdist import __version__
-from simdist.cli import fail, run
+from simdist.core.console import fail, run
 
 COMMANDS = {
     "download": "download LibriSpeech, with CPC's splits and phone labels",
@@ -19,7 +19,7 @@ COMMANDS = {
     "analyze": "analyze the latents of each greedy module, in figures and sounds",
     "doctor": "check this machine, a corpus and a cluster, and suggest fixes",
     "report": "summarize runs in one page with curves and sounds, and in tables for a paper",
-    "import_upstream": "start a run from a checkpoint of the authors' code",
+    "import_reference": "start a run from a checkpoint of the reference implementation",
 }
 LAUNCHER = {
     "sweep": "expand a sweep into jobs on SLURM or on this machine, and run those that are not done",
@@ -41,7 +41,7 @@ def main() -> None:
         return
     command = sys.argv[1].replace("-", "_")
     if command in COMMANDS:
-        module = importlib.import_module(f"simdist.{command}")
+        module = importlib.import_module(f"simdist.{command}.__main__")
     elif command in LAUNCHER:
         module = _launcher(command)
     else:

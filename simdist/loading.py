@@ -6,22 +6,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from simdist.cli import CONFIGS, read_config, read_tree
-from simdist.config import Config
-from simdist.decoding.settings import (
-    DECODERS,
-    DEFAULT_LOSS,
-    LOSS_NAMES,
-    DecodingConfig,
-    decoder_command,
-    folder_name,
-)
-from simdist.engine.checkpoint import MODEL, latest_checkpoint, load_checkpoint, verify_checkpoint
-from simdist.engine.run import CONFIG, existing_run
-from simdist.errors import InputError
+from simdist.config.decoder import DECODERS, DEFAULT_LOSS, LOSS_NAMES, DecodingConfig, decoder_command, folder_name
+from simdist.config.load import CONFIGS, read_config, read_tree
+from simdist.config.schema import Config
+from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
-from simdist.models.upstream import load_upstream
+from simdist.models.reference_checkpoints import load_upstream
+from simdist.runs.folder import CONFIG, existing_run
+from simdist.training.checkpoint import MODEL, latest_checkpoint, load_checkpoint, verify_checkpoint
 
 
 def load_encoder(source: str | Path, config: str | Path | Config | None = None) -> GreedyEncoder:

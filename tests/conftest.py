@@ -11,8 +11,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads that wait for each other cost most
 
-from simdist.cli import CONFIGS, read_config
-from simdist.config import Config
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packed synthetic speech of 4 speakers, 2 minutes: splits `train` and `test`, FLAC."""
-    from simdist.data.synthetic import ensure
+    from simdist.pack.synthetic import ensure
 
     folder = tmp_path_factory.mktemp("speech")
     ensure(folder / "source", folder / "shards", speakers=4, minutes=2, seed=0, progress=False)

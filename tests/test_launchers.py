@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launching import (
+
+from simdist.__main__ import COMMANDS
+from simdist.config.parser import Parser, _option
+from tests.support.launching import (
     STEPS,
     Trained,
     analysed,
@@ -25,9 +28,6 @@ from launching import (
     trained,
     training,
 )
-
-from simdist import cli
-from simdist.__main__ import COMMANDS
 
 
 class SeenError(Exception):
@@ -54,9 +54,9 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argumen
     def parse_args(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         raise SeenError(self)
 
-    monkeypatch.setattr(cli.Parser, "parse_args", parse_args)
+    monkeypatch.setattr(Parser, "parse_args", parse_args)
     with pytest.raises(SeenError) as seen:
-        importlib.import_module(f"simdist.{command}").main([])
+        importlib.import_module(f"simdist.{command}.__main__").main([])
     monkeypatch.undo()
     return seen.value.parser
 
@@ -68,7 +68,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
             for subparser in action.choices.values():
                 yield from options_of(subparser)
         elif action.option_strings and action.dest != "help":
-            yield cli._option(action)
+            yield _option(action)
 
 
 @pytest.mark.parametrize("launcher", [torchrun, accelerate_launch])
@@ -103,17 +103,17 @@ def test_the_old_name_of_run_dir_still_works(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_errors_and_help_name_the_new_option(capsys: pytest.CaptureFixture[str]) -> None:
-    import simdist.import_upstream
-    import simdist.probe
+    from simdist.import_reference import __main__ as import_reference_command
+    from simdist.probe import __main__ as probe_command
 
     with pytest.raises(SystemExit):
-        simdist.import_upstream.main(["model.ckpt"])
+        import_reference_command.main(["model.ckpt"])
     assert "missing: --run-dir (all options" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        simdist.probe.main(["--run-di=x"])
+        probe_command.main(["--run-di=x"])
     assert "did you mean 'run-dir'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        simdist.probe.main(["--help"])
+        probe_command.main(["--help"])
     assert "--run-dir RUN" in capsys.readouterr().out
 
 

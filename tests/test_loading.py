@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import simdist
-import simdist.import_upstream
-import simdist.train
-from simdist.cli import CONFIGS, read_config, run
-from simdist.errors import InputError
+from simdist.config.load import CONFIGS, read_config
+from simdist.core.console import run
+from simdist.core.errors import InputError
+from simdist.import_reference import __main__ as import_reference_command
+from simdist.train import __main__ as train_command
 
 DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml"), "--data.crop=8000"]
 AUDIO = torch.randn(2, 1, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -24,7 +25,7 @@ def upstream(shared: Path) -> Path:
 
 @pytest.mark.usefixtures("fresh_process")
 def test_from_a_run_and_from_its_checkpoint(speech: Path, tmp_path: Path) -> None:
-    simdist.train.main([*DEBUG, f"--data.root={speech}", f"--run-dir={tmp_path / 'run'}", "--train.max_steps=4"])
+    train_command.main([*DEBUG, f"--data.root={speech}", f"--run-dir={tmp_path / 'run'}", "--train.max_steps=4"])
     encoder = simdist.load_encoder(tmp_path / "run")
     assert not encoder.training
     assert encoder.encode(AUDIO).shape == (2, 50, 16)
@@ -71,7 +72,7 @@ def test_an_upstream_checkpoint_that_does_not_fit(upstream: Path, preset: str | 
 def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: Path) -> None:
     """Files as upstream writes them: DataParallel's prefix, and an `encoder_var` that GIM and CPC never use."""
     from simdist.models.encoder import GreedyEncoder
-    from simdist.models.upstream import upstream_names
+    from simdist.models.reference_checkpoints import upstream_names
 
     config = read_config(CONFIGS / f"{preset}.yaml", CONFIGS / "debug.yaml")
     encoder = GreedyEncoder(config.model, config.loss, seed=7).eval()
@@ -113,10 +114,10 @@ def test_sources_that_are_nothing(tmp_path: Path) -> None:
 def test_a_run_begins_from_upstreams_weights(upstream: Path, speech: Path, tmp_path: Path) -> None:
     folder = tmp_path / "imported"
     argv = [str(upstream), *DEBUG, f"--data.root={speech}", f"--run-dir={folder}", "--optim.lr=1e-9"]
-    assert simdist.import_upstream.main(argv) == 0
+    assert import_reference_command.main(argv) == 0
     direct = simdist.load_encoder(upstream, config="sim_librispeech")
     assert torch.equal(simdist.load_encoder(folder).encode(AUDIO), direct.encode(AUDIO))
-    assert simdist.train.main(["--config", f"{folder}/config.yaml", f"--run-dir={folder}"]) == 0
+    assert train_command.main(["--config", f"{folder}/config.yaml", f"--run-dir={folder}"]) == 0
     trained = simdist.load_encoder(folder)
     for name, tensor in trained.state_dict().items():
         if "running" not in name and "num_batches" not in name:
@@ -126,5 +127,5 @@ def test_a_run_begins_from_upstreams_weights(upstream: Path, speech: Path, tmp_p
 def test_import_does_not_overwrite_a_run(upstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "imported").mkdir()
     with pytest.raises(SystemExit, match="2"):
-        run(simdist.import_upstream.main, [str(upstream), *DEBUG, f"--run-dir={tmp_path / 'imported'}"])
+        run(import_reference_command.main, [str(upstream), *DEBUG, f"--run-dir={tmp_path / 'imported'}"])
     assert "exists already; name a new run folder" in capsys.readouterr().err

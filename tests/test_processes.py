@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simdist.cli import CONFIGS
-from simdist.durable import read_json_lines
-from simdist.engine.checkpoint import load_checkpoint
+from simdist.config.load import CONFIGS
+from simdist.core.files import read_json_lines
+from simdist.training.checkpoint import load_checkpoint
 
-CODE = "import sys; from simdist.cli import run; from simdist.train import main; run(main, sys.argv[1:])"
+CODE = "import sys; from simdist.config.parser import run; from simdist.train import main; run(main, sys.argv[1:])"
 
 
 class Ranks:
@@ -114,7 +114,7 @@ def test_what_one_rank_cannot_read_ends_all_with_its_message(speech: Path, tmp_p
     """Rank 1 finds the data folder's shards gone; rank 0 has them open, and would wait for it in a collective."""
     root = Path(shutil.copytree(speech, tmp_path / "shards"))
     script = (
-        "import os, sys; from simdist.data.crops import CropReader; from simdist.errors import InputError\n"
+        "import os, sys; from simdist.data.crops import CropReader; from simdist.core.errors import InputError\n"
         "def gone(self, row, start, count): raise InputError('shard x cannot be opened')\n"
         "read, n = CropReader.read, [0]\n"
         "def failing(self, *where):\n"

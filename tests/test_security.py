@@ -19,27 +19,28 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from packing_cases import small_corpus
 from rich.console import Console
 
 from simdist import load_encoder
-from simdist.cli import experiment_parser, parse_experiment, read_config, run
-from simdist.config import Config, WandbConfig
-from simdist.data.librispeech import librispeech
-from simdist.data.packing import Options, pack
+from simdist.config.load import experiment_parser, parse_experiment, read_config
+from simdist.config.schema import Config, WandbConfig
+from simdist.core.console import run
+from simdist.core.errors import InputError
+from simdist.core.files import sha256_of
+from simdist.core.secrets import HIDDEN, redacted, redacted_words
+from simdist.core.signals import Stop
 from simdist.data.splits import INDEX, MANIFEST, Index, open_split
-from simdist.data.verifying import verify
-from simdist.durable import sha256_of
-from simdist.engine import run as run_module
-from simdist.engine.checkpoint import Checkpoint, Retention, load_checkpoint, save_checkpoint
-from simdist.engine.run import Run
-from simdist.errors import InputError
 from simdist.models.encoder import GreedyEncoder
-from simdist.pack import main as pack_main
-from simdist.probing.labels import read_phones
-from simdist.probing.training import Progress
-from simdist.redaction import HIDDEN, redacted, redacted_words
-from simdist.stopping import Stop
+from simdist.pack.__main__ import main as pack_main
+from simdist.pack.librispeech import librispeech
+from simdist.pack.packing import Options, pack
+from simdist.pack.verifying import verify
+from simdist.probe.labels import read_phones
+from simdist.probe.training import Progress
+from simdist.runs import folder as run_module
+from simdist.runs.folder import Run
+from simdist.training.checkpoint import Checkpoint, Retention, load_checkpoint, save_checkpoint
+from tests.support.packing_cases import small_corpus
 
 ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"

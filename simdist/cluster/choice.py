@@ -15,10 +15,10 @@ from typing import Any
 
 from simdist.cluster.description import describe_cluster, describe_profile, misfits
 from simdist.cluster.discovery import Cluster, Limits, discover
+from simdist.cluster.profile import SECTIONS, Profile, load_profile, profile_for, replaced, split_gpus
 from simdist.cluster.profile_text import profile_text
 from simdist.cluster.suggestion import Suggestion, suggest
-from simdist.errors import InputError
-from simdist.profiles import SECTIONS, Profile, load_profile, profile_for, replaced, split_gpus
+from simdist.core.errors import InputError
 
 DISCOVERED = "slurm"
 VARIABLE = "SIMDIST_CLUSTER"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from simdist.cluster.discovery import Cluster, Limits, default_qos
 from simdist.cluster.parsing import Reservation
-from simdist.engine.hosts import parse_nodes
-from simdist.errors import InputError
-from simdist.profiles import Profile, profile_for
+from simdist.cluster.profile import Profile, profile_for
+from simdist.core.errors import InputError
+from simdist.core.slurm import parse_nodes
 
 SHOWN_PARTITIONS = 6
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from simdist.cluster import parsing
 from simdist.cluster.parsing import Association, NodeKind, Partition, Reservation
-from simdist.profiles import Profile
+from simdist.cluster.profile import Profile
 
 Command = Callable[[Sequence[str]], str]
 """Runs a command and returns what it printed, or nothing if it failed."""

@@ -10,7 +10,7 @@ from typing import Any
 import docstring_parser
 import yaml
 
-from simdist.profiles import SECTIONS, Profile
+from simdist.cluster.profile import SECTIONS, Profile
 
 COLUMN = 40  # where comments begin
 

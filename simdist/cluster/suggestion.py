@@ -13,8 +13,8 @@ from typing import Any
 
 from simdist.cluster.discovery import Cluster
 from simdist.cluster.offers import Offer, offer_of, restrictions, smallest
-from simdist.errors import InputError
-from simdist.profiles import Profile
+from simdist.cluster.profile import Profile
+from simdist.core.errors import InputError
 
 MINUTES = Profile.time_minutes  # a job asks for no more: short jobs find gaps in the queue
 SHORT_MINUTES = 60  # packing and reports need no more than a partition that allows this

@@ -1,1 +1,1 @@
-"""Corpora, shards, the order of samples, crops and loaders. Never calls torch.distributed and knows no model."""
+"""Reading packed shards: splits, crops, order, loader, workers, integrity, labels. Writing them is `pack`."""

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from simdist.config import SAMPLE_RATE
-from simdist.data.corpora import Utterance
+from simdist.config.schema import SAMPLE_RATE
 
 Pcm = npt.NDArray[np.int16]  # (num_samples,)
 WAV_HEADER = 44  # bytes before the first sample of a WAV that `encode` wrote
@@ -26,17 +25,29 @@ class AudioError(Exception):
     """The file cannot be packed; the message is the reason, for the report."""
 
 
-def read(utterance: Utterance, encoding: str, min_samples: int = 0) -> tuple[Pcm, bytes, bool]:
-    """An utterance's samples at 16 kHz, its bytes in `encoding`, and whether it is shorter than `min_samples`.
+def read(
+    path: str, encoding: str, min_samples: int = 0, may_resample: bool = False, exact_length: int | None = None
+) -> tuple[Pcm, bytes, bool]:
+    """A file's samples at 16 kHz, its bytes in `encoding`, and whether it is shorter than `min_samples`.
 
     FLAC files that need no change keep their own bytes.
+
+    Args:
+        path: of an audio file.
+        encoding: `flac` or `wav`.
+        min_samples: see above.
+        may_resample: convert other sample rates; otherwise they are refused.
+        exact_length: cut or pad with zeros to so many samples.
+
+    Raises:
+        AudioError: the file is damaged, or is not what was asked for.
     """
     try:
-        stored = Path(utterance.path).read_bytes()
+        stored = Path(path).read_bytes()
     except OSError as error:
         raise AudioError(f"cannot be read: {error.strerror}") from error
     pcm, rate = decode(stored)
-    if rate != SAMPLE_RATE and not utterance.resample:
+    if rate != SAMPLE_RATE and not may_resample:
         raise AudioError(f"its sample rate is {rate:,} Hz; {SAMPLE_RATE:,} Hz is needed")
     original = pcm
     if rate != SAMPLE_RATE:
@@ -44,8 +55,8 @@ def read(utterance: Utterance, encoding: str, min_samples: int = 0) -> tuple[Pcm
 
         pcm = resample(pcm, rate)
     short = len(pcm) < min_samples
-    if utterance.exact_length is not None:
-        pcm = fitted(pcm, utterance.exact_length)
+    if exact_length is not None:
+        pcm = fitted(pcm, exact_length)
     if encoding == "flac" and pcm is original and stored.startswith(b"fLaC") and _bits(stored) == 16:
         return pcm, stored, short
     return pcm, encode(pcm, encoding), short

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from simdist.core.errors import InputError
 from simdist.data.shard_files import RETRY_SECONDS, Clock, ShardFiles
 from simdist.data.splits import Split
-from simdist.errors import InputError
 
 WAV_HEADER = 44  # bytes before the first sample of the WAV files that simdist.pack writes
 NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .npy

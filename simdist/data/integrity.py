@@ -22,11 +22,10 @@ from pathlib import Path
 import filelock
 from rich.console import Console
 
-from simdist.data.corpora import shortened
-from simdist.data.progress import progress
+from simdist.core.errors import InputError, shortened
+from simdist.core.files import write_json
+from simdist.core.progress import progress
 from simdist.data.splits import MANIFEST, Split
-from simdist.durable import write_json
-from simdist.errors import InputError
 
 NOTE = ".verified.json"
 BLOCK = 1 << 20  # bytes that are hashed between two looks at whether to go on

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simdist.config import DataConfig
+from simdist.config.schema import DataConfig
+from simdist.core.errors import InputError
 from simdist.data.crops import CorruptSampleError, CropReader, read_corpus
 from simdist.data.integrity import check_shards
 from simdist.data.order import SampleStream, crop_start
 from simdist.data.splits import Split, open_split
 from simdist.data.workers import answers
-from simdist.errors import InputError
 
 MOST_SKIPPED = 256  # samples in a row that do not decode, after which the corpus is beyond help
 

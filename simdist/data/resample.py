@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simdist.config import SAMPLE_RATE
-from simdist.torchaudio_import import torchaudio
+from simdist.config.schema import SAMPLE_RATE
+from simdist.core.torchaudio_import import torchaudio
 
 
 def resample(pcm: npt.NDArray[np.int16], rate: int) -> npt.NDArray[np.int16]:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from simdist.core.errors import InputError
 from simdist.data.splits import Split
-from simdist.errors import InputError
 
 RETRY_SECONDS = 60.0
 MOST_OPEN = 64  # tars; an epoch's order mixes 16 at a time

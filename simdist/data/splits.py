@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

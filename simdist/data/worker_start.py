@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simdist.stopping import ignore_signals
+from simdist.core.signals import ignore_signals
 
 ignore_signals()
 

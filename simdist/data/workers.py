@@ -23,7 +23,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 PREFETCH = 4  # answers that each worker prepares
 MOST_DEATHS = 3  # without an answer between them

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from simdist.config import Config, LayerConfig, ModuleConfig
+from simdist.config.schema import Config, LayerConfig, ModuleConfig
 from simdist.models.stem import LARGEST_WINDOW
 
 PARTS = ("convs", "heads", "gru", "nce")

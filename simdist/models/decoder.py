@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simdist.config import LayerConfig, ModelConfig
-from simdist.errors import InputError
+from simdist.config.schema import LayerConfig, ModelConfig
+from simdist.core.errors import InputError
 
 SMOOTHED_DEPTH = 2  # stacks of so few layers get smoothing convolutions, for lack of depth (arXiv 2408.12936, module 0)
 SMOOTHING = LayerConfig(kernel=3, stride=1, padding=1)

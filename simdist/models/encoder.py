@@ -7,8 +7,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from simdist.config import LossConfig, ModelConfig
-from simdist.errors import InputError
+from simdist.config.schema import LossConfig, ModelConfig
+from simdist.core.errors import InputError
 from simdist.models.module import GreedyModule
 
 

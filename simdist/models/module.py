@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simdist.config import LayerConfig, LossConfig, ModelConfig, ModuleConfig
+from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.models import gaussian, stem
 from simdist.models.convolution import convolve
 from simdist.models.infonce import draw_negatives, info_nce

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from simdist.config import SAMPLE_RATE
-from simdist.errors import InputError
+from simdist.config.schema import SAMPLE_RATE
+from simdist.core.errors import InputError
 from simdist.models.precision import wide
 
 SPECTRAL_FFT = 1024
@@ -72,7 +72,7 @@ class MelLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from simdist.torchaudio_import import torchaudio
+        from simdist.core.torchaudio_import import torchaudio
 
         self.bands = torchaudio.transforms.MelSpectrogram(
             SAMPLE_RATE, MEL_FFT, hop_length=MEL_HOP, n_mels=MEL_BANDS, norm="slaney", mel_scale="htk"

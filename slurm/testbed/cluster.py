@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from daemons import (
+from slurm.testbed.daemons import (
     NODE,
     TestbedError,
     ask,
@@ -41,7 +41,7 @@ from daemons import (
     start_daemon,
     succeeds,
 )
-from settings import PORTS, Layout, database_sql, gres_conf, slurm_conf, slurmdbd_conf
+from slurm.testbed.settings import PORTS, Layout, database_sql, gres_conf, slurm_conf, slurmdbd_conf
 
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sacctmgr", "munged", "mariadbd", "mariadb-install-db")
 PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from settings import Layout
+from slurm.testbed.settings import Layout
 
 MARK = "SIMDIST_TESTBED"  # in the environment of every daemon: whose it is
 NODE = "SIMDIST_TESTBED_NODE"  # in that of a slurmd and of the steps it starts

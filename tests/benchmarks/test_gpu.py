@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import Peaks, batches_of, measure, outcomes, roofline
-from simdist.config import Config
+from simdist.config.schema import Config
 from simdist.models.costs import module_costs
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.result import outcomes, train_both
-from simdist.config import Config
+from simdist.config.schema import Config
 
 
 def test_losses_stay_the_same_while_both_learn(tiny: Config) -> None:

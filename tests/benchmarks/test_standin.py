@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.standin import Recorded, StandIn, batched_info_nce
-from simdist.cli import CONFIGS, read_config
-from simdist.config import Config
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.infonce import info_nce
 from simdist.models.module import Draws

@@ -19,15 +19,15 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from chaos.faults import FAULTS
-from chaos.lab import Lab, Row
+from tests.chaos.faults import FAULTS
+from tests.chaos.lab import Lab, Row
 
 SHARE = {"kill": 30, "kill in a save": 24, "kill packing": 16, "rotten headers": 16}
 USUAL = 10  # faults of each other kind
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--only", choices=sorted(FAULTS), action="append", help="one kind; may be given several times")
     parser.add_argument("--times", type=int, help="faults of each kind, instead of the usual number")

@@ -38,18 +38,18 @@ def obey(order: Order) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(order.environ)
-    import simdist.train
-    from simdist.cli import run
+    from simdist.core.console import run
+    from simdist.train import __main__ as train_command
 
     _trace_keys(order)
     _trace_phases(order)
     if order.not_finite:
         _spoil(order.not_finite)
     if order.patience is not None:
-        from simdist.engine.lease import Lease
+        from simdist.runs.lease import Lease
 
         Lease.__init__.__defaults__ = (order.patience / 10, order.patience)
-    run(simdist.train.main, order.argv)
+    run(train_command.main, order.argv)
 
 
 def _trace(order: Order, name: str) -> Path:
@@ -65,7 +65,7 @@ def _append(path: Path, record: Any) -> None:
 def _trace_keys(order: Order) -> None:
     """One line for each batch that is trained on: where it comes from, its number, its keys."""
     from simdist.data.loader import Batch
-    from simdist.engine.encoder_task import EncoderTask
+    from simdist.train.encoder_task import EncoderTask
 
     original = EncoderTask.step
 
@@ -79,9 +79,9 @@ def _trace_keys(order: Order) -> None:
 
 
 def _trace_phases(order: Order) -> None:
-    from simdist.engine import saving
-    from simdist.engine.encoder_task import EncoderTask
-    from simdist.engine.latents import LatentCache
+    from simdist.train.encoder_task import EncoderTask
+    from simdist.training import saving
+    from simdist.training.latents import LatentCache
 
     path = _trace(order, "phases")
 
@@ -100,8 +100,8 @@ def _trace_phases(order: Order) -> None:
 
 def _spoil(not_finite: dict[str, list[int]]) -> None:
     """Make losses NaN in a forward, as an overflow would."""
-    from simdist.engine.encoder_task import EncoderTask
     from simdist.models.module import GreedyModule
+    from simdist.train.encoder_task import EncoderTask
 
     spoiled: set[int] = set()
     whole_step, forward = EncoderTask.step, GreedyModule.forward

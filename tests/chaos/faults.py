@@ -15,12 +15,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from damage import flip, unchanged_times
-from small_disk import SmallDisk, small_disk
-
-from chaos.lab import Disturbed, Lab, Processes, Row, pack
 from simdist.data.splits import open_split
-from simdist.engine.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
+from simdist.training.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
+from tests.chaos.lab import Disturbed, Lab, Processes, Row, pack
+from tests.support.damage import flip, unchanged_times
+from tests.support.small_disk import SmallDisk, small_disk
 
 Fault = Callable[[Lab, Random, int], Row]
 PREEMPTED, FAILED, BAD_INPUT = 75, 1, 2

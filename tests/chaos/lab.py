@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packing_cases import SmallCorpus, small_corpus
 from torch import Tensor
-from training import lines
 
-from chaos.child import Order
-from simdist.cli import CONFIGS
-from simdist.engine.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.config.load import CONFIGS
+from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
+from tests.chaos.child import Order
+from tests.support.packing_cases import SmallCorpus, small_corpus
+from tests.support.training import lines
 
 ROOT = Path(__file__).parent.parent.parent
 SLOW = 240.0  # seconds after which a process that should have ended counts as hung
@@ -63,9 +63,9 @@ class Zygote:
     """The process that forks all others; it ends with this one."""
 
     def __init__(self) -> None:
-        paths = [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "chaos.zygote"]
+        command = [sys.executable, "-m", "tests.chaos.zygote"]
         self._process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environ, cwd=ROOT)
 
     def ask(self, request: dict[str, Any]) -> Any:

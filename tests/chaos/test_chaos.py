@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from chaos.__main__ import is_good
-from chaos.faults import FAULTS
-from chaos.lab import Lab
+from tests.chaos.__main__ import is_good
+from tests.chaos.faults import FAULTS
+from tests.chaos.lab import Lab
 
 SEED = 20261121
 

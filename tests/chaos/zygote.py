@@ -1,4 +1,4 @@
-"""A process that has imported torch, and forks those that the faults hit: `python -m chaos.zygote`.
+"""A process that has imported torch, and forks those that the faults hit: `python -m tests.chaos.zygote`.
 
 It reads one JSON line a request: `{"order": …}` starts a process and is answered by its pid, `{"ended": pid}` by its
 exit code, or null while it lives. What it forks is a real process, with files, workers and signals of its own; only
@@ -14,7 +14,7 @@ import sys
 
 PRELOAD = (
     *("torch", "torch._dynamo", "torch.distributed.tensor"),  # the last two are imported when an optimizer is made
-    *("accelerate", "simdist.train", "simdist.engine.running", "simdist.engine.encoder_task"),
+    *("accelerate", "simdist.train", "simdist.training.lifecycle", "simdist.train.encoder_task"),
 )
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     """Serve until the harness closes the pipe; a child leaves by the command's own exit."""
     for name in PRELOAD:
         importlib.import_module(name)
-    from chaos.child import Order, obey
+    from tests.chaos.child import Order, obey
 
     while line := sys.stdin.readline():
         request = json.loads(line)

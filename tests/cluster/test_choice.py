@@ -10,8 +10,8 @@ import pytest
 
 from simdist.cluster.choice import chosen_profile, default_profile
 from simdist.cluster.discovery import Limits
-from simdist.errors import InputError
-from simdist.profiles import load_profile, profile_for
+from simdist.cluster.profile import load_profile, profile_for
+from simdist.core.errors import InputError
 
 
 @pytest.fixture

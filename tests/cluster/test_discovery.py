@@ -8,8 +8,8 @@ import pytest
 
 from simdist.cluster import discovery
 from simdist.cluster.discovery import Limits, discover
+from simdist.cluster.profile import Profile
 from simdist.cluster.suggestion import suggest
-from simdist.profiles import Profile
 
 
 def test_the_testbed(find) -> None:

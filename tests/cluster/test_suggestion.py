@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from simdist.cluster.profile import profile_for
 from simdist.cluster.suggestion import suggest
-from simdist.errors import InputError
-from simdist.profiles import profile_for
+from simdist.core.errors import InputError
 
 
 def test_gpus_are_taken_where_the_default_partition_has_none(find) -> None:

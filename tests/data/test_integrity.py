@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import flip
-from packing_cases import small_corpus
 from rich.console import Console
 
-from simdist.config import DataConfig
+from simdist.config.schema import DataConfig
+from simdist.core.errors import InputError
+from simdist.core.signals import Stop
 from simdist.data import integrity
 from simdist.data.integrity import NOTE, check_shards
-from simdist.data.librispeech import librispeech
 from simdist.data.loader import open_clips
-from simdist.data.packing import Options, pack
 from simdist.data.splits import MANIFEST, Split, open_split
-from simdist.errors import InputError
-from simdist.stopping import Stop
+from simdist.pack.librispeech import librispeech
+from simdist.pack.packing import Options, pack
+from tests.support.damage import flip
+from tests.support.packing_cases import small_corpus
 
 HOUR = 3600 * 10**9
 

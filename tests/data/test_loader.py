@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from damage import rotten_copy, unchanged_times
 from torch.utils.data import Dataset
 
-from simdist.config import DataConfig
+from simdist.config.schema import DataConfig
+from simdist.core.errors import InputError
 from simdist.data.crops import CropReader
 from simdist.data.loader import BatchLoader, open_clips
 from simdist.data.order import SampleStream, crop_start
 from simdist.data.splits import open_split
 from simdist.data.workers import answers
-from simdist.errors import InputError
+from tests.support.damage import rotten_copy, unchanged_times
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simdist.core.errors import InputError
 from simdist.data.crops import CorruptSampleError, CropReader
 from simdist.data.shard_files import Clock, ShardFiles
 from simdist.data.splits import Split, open_split
-from simdist.errors import InputError
 
 
 class StoppedClock:

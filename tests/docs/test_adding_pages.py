@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from pages import ROOT, commands_of, file_of
 
-from simdist import analyze
-from simdist.analysis import command
-from simdist.cli import CONFIGS, read_config
-from simdist.config import Config
+from simdist.analyze import __main__ as analyze
+from simdist.analyze import command
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import Config
 from simdist.data.splits import open_split
 from simdist.loading import load_encoder
-from simdist.train import train
+from simdist.train.__main__ import train
+from tests.support.pages import ROOT, commands_of, file_of
 
 
 def run(folder: Path, *words: str, code: Path = ROOT) -> str:
@@ -97,13 +97,13 @@ def modules_in_metrics(folder: Path) -> list[int]:
 
 CHECK = """
 import torch
-from simdist.config import LayerConfig
+from simdist.config.schema import LayerConfig
 from simdist.models.module import AvgPool
 x = torch.randn(2, 12, 3)  # (B, L, C)
 means = torch.stack([x[:, i : i + 4].mean(dim=1) for i in (0, 4, 8)], dim=1)
 assert torch.allclose(AvgPool(LayerConfig(4, 4, kind="avgpool"))(x), means, atol=1e-6)
 from pathlib import Path
-from simdist.cli import read_config
+from simdist.config.parser import read_config
 from simdist.train import train
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -144,8 +144,8 @@ def test_an_analysis(
     assert result["settings"]["slow_below"] == 0.1
     assert sorted(result["files"]) == ["slowness.csv", "slowness.png", "slowness.svg"]
 
-    from simdist.analysis.settings import ClipSettings
-    from simdist.analysis.subject import choose_clips, open_subject
+    from simdist.analyze.settings import ClipSettings
+    from simdist.analyze.subject import choose_clips, open_subject
 
     settings = ClipSettings(run=tmp_path / "runs" / "sim")
     clips = choose_clips(open_subject(settings), settings)

@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import PAGES, ROOT, Command, blocks, commands_of, inline_commands_of
 
-from simdist import cli
 from simdist.__main__ import COMMANDS, LAUNCHER
-from simdist.config import Config
-from simdist.decoding.settings import DecodingConfig
-from simdist.errors import InputError
-from simdist.probing.settings import ProbeSettings
+from simdist.config import load
+from simdist.config.decoder import DecodingConfig
+from simdist.config.load import config_from, tree_from
+from simdist.config.parser import Parser, fields_from
+from simdist.config.schema import Config
+from simdist.core.errors import InputError
+from simdist.probe.settings import ProbeSettings
+from tests.support.pages import PAGES, ROOT, Command, blocks, commands_of, inline_commands_of, main_module
 
 NOT_TRIED = {
     "sinfo": "a program of SLURM",
@@ -74,7 +76,7 @@ class UnderstoodError(Exception):
 def parsing_only() -> Iterator[None]:
     """Within this block a command that has parsed its words raises `UnderstoodError` instead of doing its work."""
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (cli.Parser, argparse.ArgumentParser):
+        for kind in (Parser, argparse.ArgumentParser):
             patch.setattr(kind, "parse_args", _raising(kind.parse_args))
         yield
 
@@ -175,8 +177,8 @@ def _matching(allowed: str) -> Callable[[str], str]:
 
 def module(name: str, words: list[str]) -> str:
     if not name.startswith("simdist."):
-        assert name.split(".")[0] in ("benchmarks", "chaos"), name
-        return parsed_by(name if "." in name else f"{name}.__main__", words)
+        assert name.split(".")[0] in ("benchmarks", "tests"), name
+        return parsed_by(name, words)
     command = name.removeprefix("simdist.")
     assert command in COMMANDS
     return parsed_by(name, words)
@@ -194,7 +196,7 @@ def parsed_by(name: str, words: list[str]) -> str:
     with pytest.MonkeyPatch.context() as patch, parsing_only():
         patch.setattr(sys, "argv", [name, *words])
         try:
-            importlib.import_module(name).main()
+            importlib.import_module(main_module(name)).main()
         except UnderstoodError as understood:
             parser, parsed = understood.parser, understood.parsed
         except SystemExit as ended:
@@ -209,25 +211,25 @@ def parsed_by(name: str, words: list[str]) -> str:
 
 def checked(name: str, parser: Any, parsed: Any, words: list[str]) -> None:
     """What the command itself looks at next: values that cannot be, and the files of a sweep."""
-    if name in ("simdist.train", "simdist.import_upstream"):
-        assert isinstance(cli.config_from(parser, parsed), Config)
+    if name in ("simdist.train", "simdist.import_reference"):
+        assert isinstance(config_from(parser, parsed), Config)
     elif name == "simdist.decode":
-        assert isinstance(cli.tree_from(parser, parsed, DecodingConfig), DecodingConfig)
+        assert isinstance(tree_from(parser, parsed, DecodingConfig), DecodingConfig)
     elif name == "simdist.probe":
-        assert isinstance(cli.fields_from(ProbeSettings, parser, parsed), ProbeSettings)
+        assert isinstance(fields_from(ProbeSettings, parser, parsed), ProbeSettings)
     elif name == "simdist.analyze":
-        from simdist import analyze
+        from simdist.analyze import __main__ as analyze
 
         kind = analyze.asked.CompareSettings if parsed.which == "compare" else analyze.ENTRIES[parsed.which].settings
         kind(**{key: value for key, value in parsed[parsed.which].items() if key not in ("RUN_A", "RUN_B", "config")})
     elif name == "simdist.doctor" and parsed.cluster and parsed.cluster != "slurm":
-        from simdist.profiles import load_profile
+        from simdist.cluster.profile import load_profile
 
         load_profile(parsed.cluster)
     elif name == "launch.sweep":
         from launch.defaults import default_sweep
         from launch.sweep_file import read_sweep
-        from simdist.profiles import load_profile
+        from simdist.cluster.profile import load_profile
 
         overrides = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
         read_sweep(parsed.SWEEP or default_sweep(overrides).file, overrides)
@@ -240,7 +242,7 @@ def made(words: list[str]) -> str:
     for word in words:
         name, is_variable, value = word.partition("=")
         if is_variable:
-            asked = {"BENCH": "benchmarks", "CHAOS": "chaos"}[name]
+            asked = {"BENCH": "benchmarks", "CHAOS": "tests.chaos"}[name]
             module(asked, shlex.split(value))
         else:
             assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"Makefile has no target {name}"
@@ -263,7 +265,6 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -339,7 +340,7 @@ def test_what_does_not_exist_is_noticed(command: str, capsys: pytest.CaptureFixt
 
 def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
     from launch.sweep_file import read_sweep
-    from simdist.analyze import ENTRIES
+    from simdist.analyze.__main__ import ENTRIES
 
     (text,) = (block.text for block in blocks(ROOT / "docs" / "sweeps.md", "yaml"))
     (tmp_path / "sweep.yaml").write_text(text)
@@ -350,7 +351,7 @@ def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
 
 
 def test_the_profile_of_the_docs_is_one(tmp_path: Path) -> None:
-    from simdist.profiles import load_profile
+    from simdist.cluster.profile import load_profile
 
     (text,) = (block.text for block in blocks(ROOT / "docs" / "slurm.md", "yaml"))
     (tmp_path / "mine.yaml").write_text(text)
@@ -367,7 +368,7 @@ def test_every_reason_is_still_needed() -> None:
 
 
 def test_words_are_those_of_a_shell() -> None:
-    from pages import simple_commands
+    from tests.support.pages import simple_commands
 
     script = """a 'b c' "d" # it's a comment
 OPTIONS="--x 1
@@ -387,5 +388,5 @@ f "g # h" i#j"""
 
 def test_pages_have_commands_at_all() -> None:
     assert len([c for page in PAGES for c in commands_of(page)]) > 80
-    assert os.path.samefile(ROOT, Path(cli.__file__).parent.parent)
+    assert os.path.samefile(ROOT, Path(load.__file__).parent.parent.parent)
     assert isinstance(commands_of(PAGES[0])[0], Command)

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from packing_cases import small_corpus
-from pages import ROOT, blocks, commands_of
-from published import published
 
-from simdist.cli import CONFIGS, read_config
+from simdist.config.load import CONFIGS, read_config
 from simdist.data.splits import open_split
-from simdist.engine.run import default_folder
+from simdist.runs.folder import default_folder
+from tests.support.packing_cases import small_corpus
+from tests.support.pages import ROOT, blocks, commands_of, main_module
+from tests.support.published import published
 
 README = commands_of(ROOT / "README.md")
 RUN = "runs/sim_librispeech"
@@ -43,7 +43,7 @@ def words_of(*begin: str) -> list[str]:
 
 
 def module_main(name: str) -> Callable[[Sequence[str]], int]:
-    return importlib.import_module(name).main
+    return importlib.import_module(main_module(name)).main
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from packing_cases import small_corpus
-from pages import ROOT, blocks
-from published import COMMAND, published
-from web import web_server
 
-from simdist import analyze, decode, doctor, download, pack, probe, train
-from simdist.cli import CONFIGS, read_config, run
-from simdist.data import addresses, downloads
-from simdist.data.addresses import SUBSETS
-from simdist.engine.run import Run
+from simdist.analyze import __main__ as analyze
+from simdist.config.load import CONFIGS, read_config
+from simdist.core.console import run
+from simdist.decode import __main__ as decode
+from simdist.doctor import __main__ as doctor
+from simdist.download import __main__ as download
+from simdist.download import addresses, downloads
+from simdist.download.addresses import SUBSETS
+from simdist.pack import __main__ as pack
+from simdist.probe import __main__ as probe
+from simdist.runs.folder import Run
+from simdist.train import __main__ as train
+from tests.support.packing_cases import small_corpus
+from tests.support.pages import ROOT, blocks
+from tests.support.published import COMMAND, published
+from tests.support.web import web_server
 
 MESSAGES = {block.title or block.text: block.text.strip() for block in blocks(ROOT / "docs/troubleshooting.md", "text")}
 PLACE = "/home/me/simdist"  # where the page has its clone

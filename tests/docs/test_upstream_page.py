@@ -6,18 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import ROOT
 from test_commands import UnderstoodError, parsing_only
 
-from simdist import analyze, cli, probe
-from simdist.decode import main as decode
-from simdist.train import main as train
+from simdist.analyze import __main__ as analyze
+from simdist.config.parser import Parser
+from simdist.decode.__main__ import main as decode
+from simdist.probe import __main__ as probe
+from simdist.train.__main__ import main as train
+from tests.support.pages import ROOT
 
 PAGE = (ROOT / "docs" / "upstream.md").read_text()
 ROWS = [line.strip("|").rsplit(" | ", 1) for line in PAGE.splitlines() if re.match(r"\| [`a-zA-Z…]", line)]
 
 
-def options_of(parser: cli.Parser) -> set[str]:
+def options_of(parser: Parser) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_slurm import SACCT, SBATCH, SCANCEL, SQUEUE
 
 import launch.submit
+from tests.support.fake_slurm import SACCT, SBATCH, SCANCEL, SQUEUE
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import of_kind, small_plan
 
 from launch.batch_scripts import task_of
 from launch.dry_run import planned_arrays, script
 from launch.plan import Job
 from launch.profiles import Profile, job_profile, load_profile
-from simdist.errors import InputError
+from simdist.core.errors import InputError
+from tests.support.sweeps import of_kind, small_plan
 
 GOLDEN = """\
 #!/bin/bash

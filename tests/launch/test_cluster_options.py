@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweeps import SMALL
 
 from launch import sweep
 from launch.cluster_options import read_time
-from simdist.errors import InputError
-from simdist.profiles import load_profile
+from simdist.cluster.profile import load_profile
+from simdist.core.errors import InputError
+from tests.support.sweeps import SMALL
 
 OPTIONS = ("--partition=a", "--nodes=2", "--gpus-per-node=a100:2", "--time=02:00:00", "--setup=module load cuda")
 

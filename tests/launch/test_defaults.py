@@ -15,7 +15,7 @@ from launch import sweep
 from launch.defaults import default_cluster, default_sweep
 from launch.plan import build
 from launch.sweep_file import read_sweep
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 
 NOT_CONFIGURED = "sinfo: fatal: Could not establish a configuration source\n"
 OLD_NOT_CONFIGURED = (

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-from sweeps import of_kind, sweep_file
 
 import launch.snapshot
 from launch.dry_run import show
@@ -18,10 +17,11 @@ from launch.estimate import Machine, kind_of_job, measure, stage_costs
 from launch.plan import build
 from launch.profiles import Profile
 from launch.snapshot import take_snapshot
-from simdist.config import Config, to_dict
-from simdist.durable import append_json
-from simdist.engine.run import code_state
-from simdist.errors import InputError
+from simdist.config.schema import Config, to_dict
+from simdist.core.errors import InputError
+from simdist.core.files import append_json
+from simdist.runs.folder import code_state
+from tests.support.sweeps import of_kind, sweep_file
 
 
 def earlier(folder: Path, config: Config, rates: list[float], world_size: int, partition: str | None) -> None:

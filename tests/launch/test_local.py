@@ -20,7 +20,7 @@ from launch.local import Outcome, run_locally, visible_gpus
 from launch.plan import Job, Plan
 from launch.records import Records, last_lines
 from launch.states import find_states
-from simdist.stopping import Stop
+from simdist.core.signals import Stop
 
 ACTING = Path(__file__).parent / "acting"
 PATIENCE = 120.0
@@ -135,7 +135,7 @@ sys.path.append({here!r})
 from test_local import chain
 from launch.cancel import write_owner
 from launch.local import run_locally
-from simdist.stopping import Stop
+from simdist.core.signals import Stop
 plan = chain(Path({root!r}), "a", "wait", "c")
 stop = Stop()
 plan.folder.mkdir(parents=True, exist_ok=True)

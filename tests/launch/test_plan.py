@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import SMALL, finish, of_kind, small_plan, sweep_file
 
 from launch.estimate import total_steps
 from launch.graph import blocked_by, done_jobs, ready
 from launch.listing import find_sweeps, read_plan, write_plan
 from launch.plan import Length, build
 from launch.variants import expand
-from simdist.config import to_dict
-from simdist.engine.timetable import Timetable
-from simdist.errors import InputError
+from simdist.config.schema import to_dict
+from simdist.core.errors import InputError
+from simdist.runs.schedule import Timetable
+from tests.support.sweeps import SMALL, finish, of_kind, small_plan, sweep_file
 
 
 def test_a_sweep_becomes_one_packing_trainings_with_their_probes_and_one_report() -> None:
@@ -66,15 +66,15 @@ def test_what_earlier_versions_did_is_not_done_again() -> None:
 
 def test_commands_are_accepted_by_what_they_call(capsys: pytest.CaptureFixture[str]) -> None:
     """Every option is known to the command's own parser: only what is not there yet is in the way."""
-    import simdist.probe
-    from simdist.cli import run
+    from simdist.core.console import run
+    from simdist.probe import __main__ as probe_command
 
     options = {"bias": False, "examples_per_class": [1, 2], "force": True, "l2": 0.1}
     plan = small_plan(stages={"probe": {"labels": "speaker", "modules": "all", "options": options}})
     job = plan.jobs[of_kind(plan, "probe")[0]]
     assert job.command[-7:] == ("--bias", "false", "--examples-per-class", "1,2", "--force", "--l2", "0.1")
     with pytest.raises(SystemExit):
-        run(simdist.probe.main, list(job.command[1:]))
+        run(probe_command.main, list(job.command[1:]))
     assert "is no run" in capsys.readouterr().err
 
 
@@ -125,7 +125,7 @@ def test_a_plan_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     write_plan(plan, configs)
     assert read_plan(plan.folder) == plan
     assert find_sweeps(tmp_path / "sweeps", None) == find_sweeps(tmp_path / "sweeps", "small") == [plan.folder]
-    from simdist.cli import read_config
+    from simdist.config.load import read_config
 
     run = next(iter(configs))
     assert read_config(plan.config_file(run)) == configs[run]

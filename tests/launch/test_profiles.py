@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from submitit.slurm.slurm import SlurmExecutor
-from sweeps import of_kind, small_plan
 
 from launch.dry_run import script
 from launch.plan import Job
 from launch.profiles import Profile, job_profile, load_profile, profile_names, replaced, sbatch_parameters
 from launch.scheduler import JobArray
-from simdist.errors import InputError
+from simdist.core.errors import InputError
+from tests.support.sweeps import of_kind, small_plan
 
 
 @pytest.fixture

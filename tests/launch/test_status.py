@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-from sweeps import FakeSlurm, finish, of_kind, sweep_file
 
 import launch.cancel
 import launch.logs
@@ -25,10 +24,11 @@ from launch.plan import Plan, build
 from launch.records import Record, Records
 from launch.states import find_states
 from launch.status import as_json, as_renderable, duration
-from simdist.cli import run
-from simdist.config import Config, to_dict
-from simdist.durable import append_json
-from simdist.errors import InputError
+from simdist.config.schema import Config, to_dict
+from simdist.core.console import run
+from simdist.core.errors import InputError
+from simdist.core.files import append_json
+from tests.support.sweeps import FakeSlurm, finish, of_kind, sweep_file
 
 
 def planned(root: Path, **changes: Any) -> Plan:

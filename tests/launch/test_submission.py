@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import FakeSlurm, finish, of_kind, small_plan
 
 from launch.batch_scripts import dependency, spelled_indices
 from launch.graph import done_jobs
@@ -19,6 +18,7 @@ from launch.slurm import SlurmScheduler
 from launch.states import FRESH, State, find_states
 from launch.submission import arrays, parts, throttles, what_is_missing
 from simdist.cluster.discovery import Limits
+from tests.support.sweeps import FakeSlurm, finish, of_kind, small_plan
 
 
 @pytest.fixture

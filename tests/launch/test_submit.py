@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_slurm import scripts, submit
 from rich.console import Console
-from sweeps import finish, of_kind, small_plan
 
 import launch.cancel
 import launch.submit
@@ -24,7 +22,9 @@ from launch.slurm import SlurmScheduler
 from launch.snapshot import take_snapshot
 from launch.submit import feed, submit_sweep
 from simdist.cluster.discovery import Limits
-from simdist.errors import InputError
+from simdist.core.errors import InputError
+from tests.support.fake_slurm import scripts, submit
+from tests.support.sweeps import finish, of_kind, small_plan
 
 
 def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import SMALL, sweep_file
 
 from launch.sweep_file import read_sweep
 from launch.variants import expand
-from simdist.cli import CONFIGS
-from simdist.errors import InputError
+from simdist.config.load import CONFIGS
+from simdist.core.errors import InputError
+from tests.support.sweeps import SMALL, sweep_file
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from sweeps import sweep_file
 
 from launch.variants import differing, expand
-from simdist.cli import CONFIGS, read_config
-from simdist.config import identity
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import identity
+from tests.support.sweeps import sweep_file
 
 
 def test_a_grid_is_every_combination_once_a_seed() -> None:

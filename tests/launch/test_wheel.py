@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from wheel import environment_of, install_wheel, run
+
+from tests.support.wheel import environment_of, install_wheel, run
 
 TINY = (
     "train.max_steps=2",

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.standin import Module, Recorded
-from simdist.cli import CONFIGS, read_config
-from simdist.config import Config
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import Config
 from simdist.models.costs import PARTS, module_costs, step_flops
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.infonce import info_nce

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.cli import CONFIGS, read_config
-from simdist.config import LayerConfig, ModelConfig, ModuleConfig
-from simdist.errors import InputError
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import LayerConfig, ModelConfig, ModuleConfig
+from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder
 

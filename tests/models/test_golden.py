@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.config import Config, LossConfig, ModelConfig
+from simdist.config.schema import Config, LossConfig, ModelConfig
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Draws
-from simdist.models.upstream import load_upstream, upstream_names
+from simdist.models.reference_checkpoints import load_upstream, upstream_names
 
 WINDOW, STEPS, NEGATIVES = 128, 10, 10
 

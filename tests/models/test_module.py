@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.cli import CONFIGS, read_config
-from simdist.config import LossConfig, ModelConfig
-from simdist.errors import InputError
+from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import LossConfig, ModelConfig
+from simdist.core.errors import InputError
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import ModuleLoss
 

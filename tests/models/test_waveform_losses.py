@@ -10,7 +10,7 @@ import torch
 from scipy import signal
 from torch import Tensor
 
-from simdist.errors import InputError
+from simdist.core.errors import InputError
 from simdist.models.waveform_losses import LOSSES, STFT_RESOLUTIONS, WaveformLoss, check_reach
 
 

@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cluster
 import pytest
-from jobs import ROOT, Slurm, Training, user_environment
+
+from slurm.testbed import cluster
+from tests.support.slurm_jobs import ROOT, Slurm, Training, user_environment
 
 HERE = Path(__file__).parent
 

@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cluster
 import pytest
-from jobs import ROOT, Slurm, user_environment
 
 from simdist.cluster import choice as choices
 from simdist.cluster.discovery import Limits
-from simdist.doctoring.cluster import slurm_options
-from simdist.profiles import SECTION_OF, load_profile, profile_for
+from simdist.cluster.profile import SECTION_OF, load_profile, profile_for
+from simdist.doctor.cluster import slurm_options
+from slurm.testbed import cluster
+from tests.support.slurm_jobs import ROOT, Slurm, user_environment
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs import ROOT, Slurm
-
-from simdist.profiles import load_profile
+from simdist.cluster.profile import load_profile
+from tests.support.slurm_jobs import ROOT, Slurm
 
 
 def examine(testbed: Slurm, *options: str, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:

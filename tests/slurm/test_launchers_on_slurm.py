@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from jobs import Slurm
-from launching import probed, probing, run, trained, training
+from tests.support.launching import probed, probing, run, trained, training
+from tests.support.slurm_jobs import Slurm
 
 
 def test_srun_trains_and_probes_as_torchrun_does(testbed: Slurm, speech: Path, tmp_path: Path) -> None:

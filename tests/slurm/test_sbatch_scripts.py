@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import Slurm, Training, await_
+from tests.support.slurm_jobs import Slurm, Training, await_
 
 CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
 

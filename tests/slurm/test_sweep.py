@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_
 
 from launch.graph import done_jobs
 from launch.listing import read_plan
 from launch.plan import Plan
 from launch.records import Records
-from simdist.durable import read_json_lines, sha256_of
+from simdist.core.files import read_json_lines, sha256_of
+from tests.support.slurm_jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_
 
 PROFILE = {
     "partition": "low",

@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cluster
 import pytest
 import yaml
-from jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_, user_environment
 
 from launch.graph import done_jobs
 from launch.listing import read_plan
 from launch.plan import Plan
 from launch.records import Record, Records
-from simdist.durable import read_json_lines, sha256_of
+from simdist.core.files import read_json_lines, sha256_of
+from slurm.testbed import cluster
+from tests.support.slurm_jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_, user_environment
 
 PROFILE = {
     "partition": "low",

@@ -8,11 +8,11 @@ import re
 import subprocess
 from pathlib import Path
 
-import cluster
-import daemons
 import pytest
-from jobs import ROOT, Slurm, await_, user_environment
-from settings import Layout
+
+from slurm.testbed import cluster, daemons
+from slurm.testbed.settings import Layout
+from tests.support.slurm_jobs import ROOT, Slurm, await_, user_environment
 
 UP, DOWN = ROOT / "slurm/testbed/up", ROOT / "slurm/testbed/down"
 

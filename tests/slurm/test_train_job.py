@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cluster
-from jobs import Slurm, Training, await_
+from slurm.testbed import cluster
+from tests.support.slurm_jobs import Slurm, Training, await_
 
 ONE_TASK = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 TWO_TASKS = ("--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")

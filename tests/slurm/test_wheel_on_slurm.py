@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs import Slurm, await_
-from wheel import environment_of, install_wheel, run
-
 from launch.listing import read_plan
+from tests.support.slurm_jobs import Slurm, await_
+from tests.support.wheel import environment_of, install_wheel, run
 
 
 def test_a_sweep_without_a_clone(testbed: Slurm, speech: Path, tmp_path: Path) -> None:

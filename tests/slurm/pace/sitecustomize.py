@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 if "SIMDIST_REST_FROM" in os.environ:
-    from simdist.engine.timetable import Timetable
+    from simdist.runs.schedule import Timetable
 
     first, gate = int(os.environ["SIMDIST_REST_FROM"]), Path(os.environ["SIMDIST_REST_UNTIL"])
     seconds = float(os.environ["SIMDIST_REST_SECONDS"])

@@ -1,0 +1,1 @@
+"""`python -m simdist.analyze`: analyses of the latents of each greedy module."""

@@ -1,0 +1,231 @@
+"""Two runs side by side: density of probe weights, contribution curves, total correlation, overlaid module by module.
+
+Both runs are analysed first where they were not, with the same settings. What one of them cannot give is left out of
+the figures and named in the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.markup import escape
+
+from simdist.analyze import style
+from simdist.analyze.command import Command, finish
+from simdist.analyze.contribution import draw_curves
+from simdist.analyze.outcome import Findings, Outcome, read_result
+from simdist.analyze.settings import (
+    AnalysisSettings,
+    CompareSettings,
+    ContributionSettings,
+    TotalCorrelationSettings,
+    WeightsSettings,
+)
+from simdist.analyze.subject import Subject, analysis_folder, open_subject
+from simdist.analyze.total_correlation import ESTIMATES, draw_estimate
+from simdist.analyze.weights import rescaled
+from simdist.analyze.weights_plots import WEIGHT, draw_densities
+from simdist.config.decoder import DEFAULT_LOSS
+from simdist.core.errors import InputError
+from simdist.loading import decoder_losses
+from simdist.probe.settings import modules_in
+
+Results = dict[str, dict[str, Any]]
+"""Name of a run -> the result of one analysis of one module."""
+
+
+def compare(command: Command, first: Path, second: Path, settings: CompareSettings) -> Path:
+    """Analyse two runs and overlay their figures; returns the folder, which lies in the first one's.
+
+    Raises:
+        InputError: a folder is no run, both are one, or nothing can be compared.
+        StoppedError: a signal came; the same command continues.
+    """
+    if first.resolve() == second.resolve():
+        raise InputError(f"{first} and {second} are one run; name two")
+    subjects = [open_subject(AnalysisSettings(run=run, device=settings.device)) for run in (first, second)]
+    names = _names(subjects)
+    begin, missing = time.monotonic(), []
+    found: dict[int, dict[str, Results]] = {}
+    for module in _modules(subjects, settings):
+        found[module] = {}
+        for which, asked in _analyses(settings, module, (first, second)).items():
+            folders = _results(command, which, asked, (first, second), missing)
+            if folders is not None:
+                found[module][which] = dict(zip(names, map(_read, folders), strict=True))
+    if not any(found.values()):
+        raise InputError("; ".join(dict.fromkeys(missing)))
+    identity = _identity(subjects, settings, found)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    folder = analysis_folder(subjects[0]) / f"compare-{second.resolve().name}-{digest}"
+    outcome = command.outcome(folder)
+    values = {str(module): _overlay(module, results, outcome) for module, results in found.items() if results}
+    findings = Findings({"modules": values, "left_out": missing}, _summary(values))
+    finish(outcome, subjects[0].run, identity, findings, time.monotonic() - begin)
+    _tell(command, folder, findings, outcome)
+    return folder
+
+
+def _names(subjects: list[Subject]) -> list[str]:
+    """What the runs are called in figures: their folders, with the folder above where these are alike."""
+    paths = [subject.run.folder.resolve() for subject in subjects]
+    if paths[0].name != paths[1].name:
+        return [path.name for path in paths]
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def _modules(subjects: list[Subject], settings: CompareSettings) -> list[int]:
+    return modules_in(settings.module, min(len(subject.encoder.stack) for subject in subjects))
+
+
+def _analyses(settings: CompareSettings, module: int, runs: tuple[Path, Path]) -> dict[str, AnalysisSettings]:
+    """What is overlaid, and how each is asked for; `run` is filled in later."""
+    same: dict[str, Any] = {
+        "module": str(module),
+        "data_root": settings.data_root,
+        "seed": settings.seed,
+        "device": settings.device,
+    }
+    return {
+        "weights": WeightsSettings(label=settings.label, **same),
+        "contribution": ContributionSettings(
+            loss=settings.loss or _shared_loss(runs, module), clips=settings.clips, **same
+        ),
+        "total-correlation": TotalCorrelationSettings(clips=settings.clips, **same),
+    }
+
+
+def _shared_loss(runs: tuple[Path, Path], module: int) -> str:
+    """A loss that both have a decoder of: two decoders of different losses have curves of different things."""
+    ours, theirs = (decoder_losses(run, module) for run in runs)
+    shared = [loss for loss in ours if loss in theirs]
+    return next(iter([*shared, *ours, *theirs]), DEFAULT_LOSS)
+
+
+def _results(
+    command: Command, which: str, asked: AnalysisSettings, runs: tuple[Path, Path], missing: list[str]
+) -> list[Path] | None:
+    """One analysis of one module of both runs; None, and the reason in `missing`, if it cannot be done."""
+    both = [dataclasses.replace(asked, run=run) for run in runs]
+    try:
+        for one in both:  # first, so that nothing is computed in vain
+            command.check(which, one)
+        return [command.work(which, one)[0] for one in both]
+    except InputError as error:
+        missing.append(f"{which}, module {asked.module}: {error}")
+        command.console.print(f"left out: {escape(missing[-1])}")
+        return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return read_result(folder) | {"folder": folder}
+
+
+def _overlay(module: int, results: dict[str, Results], outcome: Outcome) -> dict[str, Any]:
+    """Draw each analysis of a module for both runs; returns what is compared as numbers."""
+    drawing: dict[str, Callable[[int, Results, Outcome], dict[str, Any]]] = {
+        "weights": _weights,
+        "contribution": _contribution,
+        "total-correlation": _total_correlation,
+    }
+    return {which: drawing[which](module, found, outcome) for which, found in results.items()}
+
+
+def _weights(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
+    labels = [set(result["values"]["labels"]) for result in found.values()]
+    values: dict[str, Any] = {}
+    for label in sorted(set.intersection(*labels)):
+        scaled = {run: rescaled(_weight_table(result, label)) for run, result in found.items()}
+        figure = style.new_figure(6, 3.6)
+        axes = figure.subplots()
+        draw_densities(axes, scaled)
+        style.finish(axes, WEIGHT, "density", f"probe weights: {label}, module {module}")
+        outcome.figure(f"weights-{label}-module{module}", figure)
+        kept = ("accuracy", "small_share", "kurtosis", "dimensions_for_90_percent")
+        values[label] = {
+            run: {key: result["values"]["labels"][label][key] for key in kept} for run, result in found.items()
+        }
+    return values
+
+
+def _weight_table(result: dict[str, Any], label: str) -> np.ndarray:
+    """(K, C) weights as the analysis of one run wrote them."""
+    with (result["folder"] / f"weights-{label}.csv").open() as file:
+        columns = file.readline().strip().split(",")
+        rows = np.loadtxt(file, delimiter=",", ndmin=2)
+    chosen = [place for place, name in enumerate(columns) if name.startswith("weight_")]
+    return rows[:, chosen].T
+
+
+def _contribution(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
+    figure = style.new_figure(6, 3.8)
+    axes = figure.subplots()
+    curves = {run: result["values"]["curve"] for run, result in found.items()}
+    draw_curves(axes, curves)
+    loss = next(iter(found.values()))["settings"]["loss"]
+    axes.set_title(f"interpolation contribution, module {module}, decoder {loss}")
+    outcome.figure(f"contribution-module{module}", figure)
+    return curves
+
+
+def _total_correlation(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
+    values = {run: {name: result["values"][name] for name in ESTIMATES} for run, result in found.items()}
+    figure: Figure = style.new_figure(11, 3.6)
+    for axes, name in zip(figure.subplots(1, len(ESTIMATES)), ESTIMATES, strict=True):
+        draw_estimate(axes, name, {run: estimates[name] for run, estimates in values.items()})
+    figure.suptitle(f"total correlation, module {module}", fontsize=10)
+    outcome.figure(f"total-correlation-module{module}", figure)
+    return values
+
+
+def _identity(
+    subjects: list[Subject], settings: CompareSettings, found: dict[int, dict[str, Results]]
+) -> dict[str, Any]:
+    inputs = [r["name"] for module in found.values() for results in module.values() for r in results.values()]
+    chosen = {key: getattr(settings, key) for key in ("module", "label", "loss", "clips", "seed")}
+    return {
+        "analysis": "compare",
+        "module": settings.module,
+        "step": subjects[0].step,
+        "weights": [subject.source.identity for subject in subjects],
+        "runs": [str(subject.run.folder) for subject in subjects],
+        "settings": chosen,
+        "inputs": inputs,
+    }
+
+
+def _summary(values: dict[str, Any]) -> list[str]:
+    lines = []
+    for module, found in values.items():
+        for label, runs in found.get("weights", {}).items():
+            shares = ", ".join(f"{run} {100 * v['small_share']:.0f} %" for run, v in runs.items())
+            lines.append(f"module {module}, {label} weights below a tenth of a class's largest: {shares}")
+        curves = found.get("contribution", {})
+        if curves:
+            halves = ", ".join(f"{run} {_half(curve)}" for run, curve in curves.items())
+            lines.append(f"module {module}, dimensions that carry half of the difference between sounds: {halves}")
+        correlations = found.get("total-correlation", {})
+        if correlations:
+            last = {run: v["gaussian"][-1]["total_correlation"] for run, v in correlations.items()}
+            shown = ", ".join(f"{run} {'infinite' if v is None else f'{v:.1f}'}" for run, v in last.items())
+            lines.append(f"module {module}, Gaussian total correlation in nats: {shown}")
+    return lines
+
+
+def _half(curve: list[dict[str, Any]]) -> int | None:
+    return next((point["dimensions"] for point in curve if point["median"] <= 0.5), None)
+
+
+def _tell(command: Command, folder: Path, findings: Findings, outcome: Outcome) -> None:
+    command.console.print("compared:")
+    for line in findings.summary:
+        command.console.print(f"  {escape(line)}")
+    command.console.print(f"  {len(outcome.files)} files in {escape(str(folder))}")

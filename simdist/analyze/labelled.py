@@ -1,0 +1,152 @@
+"""Vectors of a module with their labels: time-averaged clips, or single frames where phones are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from simdist.analyze.settings import LabelSettings
+from simdist.analyze.subject import Subject, draw
+from simdist.core.errors import InputError
+from simdist.data.splits import Split
+from simdist.probe.labels import SplitPair, find_splits, read_targets
+from simdist.probe.settings import FRAME_LABEL, ProbeSettings
+from simdist.probe.views import View, check_lengths, encode_rows, view_for
+
+CHUNK = 32  # utterances between two looks at the stop signal
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """N vectors of C dimensions."""
+
+    values: npt.NDArray[np.float64]
+    """(N, C)."""
+    classes: dict[str, npt.NDArray[np.int64]]
+    """For each label (N,) class numbers."""
+    names: dict[str, list[str]]
+    """For each label its classes' names."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Where the vectors of some labels come from: the splits that carry them, and what is kept of an utterance."""
+
+    labels: list[str]
+    pair: SplitPair
+    view: View
+
+    @property
+    def fingerprints(self) -> list[str]:
+        return [split.manifest.fingerprint for split in (self.pair.train, self.pair.test)]
+
+
+def find_labelled(subject: Subject, labels: str, data_root: Path | None, seed: int) -> list[Labelled]:
+    """The splits of each label asked for (empty: of each there is); labels of the same splits and kind together.
+
+    Raises:
+        InputError: a label that nothing carries, or that has one class only.
+    """
+    config = subject.run.config
+    settings = ProbeSettings(label=labels, all=not labels, data_root=data_root, crops=1, seed=seed)
+    found: dict[tuple[str, bool], Labelled] = {}
+    for label, pair in find_splits(settings, config).items():
+        view = view_for(settings, config, label, pair)
+        check_lengths(config, view, pair, with_mfcc=False)
+        key = (str(pair.test.folder), label == FRAME_LABEL)
+        found.setdefault(key, Labelled([], pair, view)).labels.append(label)
+    return list(found.values())
+
+
+def vectors_of(
+    subject: Subject,
+    module: int,
+    where: Labelled,
+    split: Split,
+    wanted: int,
+    seed: int,
+    check: Callable[[], None] = lambda: None,
+) -> Vectors:
+    """Up to `wanted` vectors of a module, drawn at random from a split, with every label that `where` names.
+
+    Args:
+        check: called between utterances; may raise to stop.
+    """
+    frames = where.view.kind == "frames"
+    targets = {label: read_targets(split, label) for label in where.labels}
+    rows = np.array(sorted(set.intersection(*(set(t.rows.tolist()) for t in targets.values()))), dtype=np.int64)
+    rows = rows[draw(len(rows), min(wanted, len(rows)), seed, "examples")]
+    values, owners = _encoded(subject, module, where.view, split, rows, check)
+    classes = {label: _classes(label, t.rows, t.classes, rows, owners) for label, t in targets.items()}
+    if frames:
+        kept = draw(len(values), wanted, seed, "frames")
+        values, classes = values[kept], {label: found[kept] for label, found in classes.items()}
+    return Vectors(values, classes, {label: t.names for label, t in targets.items()})
+
+
+def _encoded(
+    subject: Subject, module: int, view: View, split: Split, rows: npt.NDArray[np.int64], check: Callable[[], None]
+) -> tuple[npt.NDArray[np.float64], list[int]]:
+    """(N, C) vectors of these utterances in their order, and how many each has."""
+    found: dict[int, torch.Tensor] = {}
+    for begin in range(0, len(rows), CHUNK):
+        check()
+        part = rows[begin : begin + CHUNK].tolist()
+        encoded = encode_rows(subject.source, split, part, [view], subject.device)
+        found |= {row: views[0][module] for row, views in encoded}
+    parts = [found[row].double().numpy() for row in rows.tolist()]
+    return np.concatenate(parts), [len(part) for part in parts]
+
+
+def _classes(
+    label: str,
+    known: npt.NDArray[np.int64],
+    classes: list[npt.NDArray[np.int64]],
+    rows: npt.NDArray[np.int64],
+    counts: list[int],
+) -> npt.NDArray[np.int64]:
+    """The class of every vector: an utterance's own, repeated, or one each frame."""
+    by_row = dict(zip(known.tolist(), classes, strict=True))
+    parts = []
+    for row, count in zip(rows.tolist(), counts, strict=True):
+        own = by_row[row]
+        parts.append(np.resize(own, count) if len(own) == 1 else own[:count])
+        if len(parts[-1]) != count:
+            raise InputError(f"row {row} has {count} frames and {len(own)} classes of {label!r}; pack the corpus again")
+    return np.concatenate(parts)
+
+
+def with_consonants(vectors: Vectors) -> Vectors:
+    """Syllables taken apart: where all of them end in the vowel's name, `consonant` takes the place of `syllable`.
+
+    Syllable and vowel are no independent factors, and a score of disentanglement asks for such.
+    """
+    if not {"syllable", "vowel"} <= set(vectors.classes):
+        return vectors
+    syllables, vowels = (vectors.names[label] for label in ("syllable", "vowel"))
+    stems = [next((s.removesuffix(v) for v in vowels if s.endswith(v) and s != v), None) for s in syllables]
+    if None in stems:
+        return vectors
+    consonants = sorted({stem for stem in stems if stem})
+    numbers = np.array([consonants.index(stem) for stem in stems if stem])
+    classes = {"consonant": numbers[vectors.classes["syllable"]], **vectors.classes}
+    del classes["syllable"]
+    return Vectors(vectors.values, classes, {**vectors.names, "consonant": consonants})
+
+
+class LabelledAnalysis:
+    """What the analyses of labelled vectors share: finding them."""
+
+    def __init__(self, subject: Subject, module: int, settings: LabelSettings) -> None:
+        self.subject, self.module = subject, module
+        self.found = find_labelled(subject, settings.label, settings.data_root, settings.seed)
+        self.inputs = [fingerprint for where in self.found for fingerprint in where.fingerprints]
+        self.where = f"{subject.run.folder.name}, module {module}"

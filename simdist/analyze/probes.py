@@ -1,0 +1,137 @@
+"""The probes that simdist.probe has trained on a module, found by label, with their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import load_file
+from torch import Tensor
+
+from simdist.analyze.outcome import ModuleError
+from simdist.analyze.subject import Subject
+from simdist.core.errors import InputError
+from simdist.models.probes import Probe
+from simdist.probe.results import RESULT, read_result
+from simdist.probe.settings import FRAME_LABEL, names_in
+
+
+@dataclass(frozen=True)
+class TrainedProbe:
+    """A finished probe of one module."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def label(self) -> str:
+        return self.result["label"]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.result["classes"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `probe.safetensors` holds."""
+        return load_file(self.folder / "probe.safetensors")
+
+    def load(self) -> Probe:
+        """The probe itself, in eval mode on the CPU."""
+        state = self.tensors()
+        hidden = len(state["hidden.bias"]) if "hidden.bias" in state else None
+        probe = Probe(len(state["mean"]), len(state["output.weight"]), hidden, "output.bias" in state)
+        probe.load_state_dict(state)
+        return probe.eval()
+
+    def weights(self) -> npt.NDArray[np.float64]:
+        """(K, C) weights of a linear probe; of standardised features where the probe standardises."""
+        return self.tensors()["output.weight"].double().numpy()
+
+
+def probes_of(subject: Subject, module: int) -> list[TrainedProbe]:
+    """All finished probes of this very encoder's module, the newest first; few-label ones keep no weights."""
+    found = []
+    for path in subject.run.folder.glob(f"probes/*/{RESULT}"):
+        result = read_result(path.parent)
+        source = result["source"]
+        same = source["kind"] == "trained" and source["weights"] == subject.source.identity
+        if same and source["module"] == module and "test" in result:
+            found.append(TrainedProbe(path.parent, result))
+    return sorted(found, key=lambda probe: probe.result["finished"], reverse=True)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of a label's probes an analysis reads, so that two runs are compared by probes of one kind."""
+
+    kind: str
+    pooling: str
+    bias: bool
+
+    def fits(self, probe: TrainedProbe) -> bool:
+        made, view = probe.result["probe"], probe.result["view"]
+        pooled = view["kind"] == "frames" or view["pooling"] == self.pooling
+        return made["probe"] == self.kind and made["bias"] is self.bias and pooled and not view["sampled"]
+
+    def options(self, label: str) -> str:
+        """What `simdist.probe` is to be told to train one."""
+        options = "" if self.kind == "linear" else f" --probe {self.kind}"
+        options += "" if self.pooling == "mean" or label == FRAME_LABEL else f" --pooling {self.pooling}"
+        return options + ("" if self.bias else " --bias false")
+
+
+def has_one_weight_a_dimension(probe: TrainedProbe) -> bool:
+    """Whether a probe is linear and reads pooled or single frames, not frames side by side."""
+    result = probe.result
+    return result["probe"]["probe"] != "mlp" and result["view"]["pooling"] != "flatten"
+
+
+def named_probe(subject: Subject, module: int, name: str) -> TrainedProbe:
+    """The probe in RUN/probes/NAME.
+
+    Raises:
+        InputError: there is none, or it is of another module or encoder.
+    """
+    probes = probes_of(subject, module)
+    for probe in probes:
+        if probe.name == name:
+            return probe
+    there = f"it has {', '.join(probe.name for probe in probes)}" if probes else "it has none"
+    where = f"module {module} of {subject.run.folder} at step {subject.step}"
+    raise ModuleError(f"{where} has no probe {name!r}; {there}")
+
+
+def newest_by_label(subject: Subject, module: int, labels: str, wanted: Wanted) -> dict[str, TrainedProbe]:
+    """For each label asked for (empty: for each there is) its newest probe that fits.
+
+    Raises:
+        ModuleError: a label has none; says which command makes it.
+    """
+    newest: dict[str, TrainedProbe] = {}
+    for probe in probes_of(subject, module):
+        if wanted.fits(probe):
+            newest.setdefault(probe.label, probe)
+    asked = names_in(labels) or list(newest)
+    missing = [label for label in asked if label not in newest] or ([] if asked else ["LABEL"])
+    if missing:
+        run, label = subject.run.folder, missing[0]
+        bias = "with" if wanted.bias else "without"
+        raise ModuleError(
+            f"module {module} of {run} at step {subject.step} has no {wanted.kind} probe of {label} {bias} bias, "
+            f"{wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run-dir {run} --label {label} "
+            f"--module {module}{wanted.options(label)}"
+        )
+    return {label: newest[label] for label in asked}
+
+
+def check_same_classes(first: TrainedProbe, second: TrainedProbe) -> None:
+    """Raise an InputError if two probes of one label do not tell the same classes apart."""
+    if first.classes != second.classes:
+        raise InputError(f"{first.folder} and {second.folder} have other classes; compare runs of one corpus")

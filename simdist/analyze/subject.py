@@ -1,0 +1,170 @@
+"""What is analysed: the encoder of one checkpoint of a run, and latents of it.
+
+Legend: N clips or vectors, L frames, C channels of a latent, T audio samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from simdist.analyze.settings import AnalysisSettings, ClipSettings
+from simdist.config.load import read_config
+from simdist.core.errors import InputError
+from simdist.core.random_streams import stream_seed
+from simdist.data.crops import CropReader
+from simdist.data.order import crop_start
+from simdist.data.splits import Split, open_split
+from simdist.models.encoder import GreedyEncoder
+from simdist.models.module import Encoding, GreedyModule
+from simdist.probe.sources import Source, choose_checkpoints, trained_source
+from simdist.probe.views import as_audio
+from simdist.runs.folder import CONFIG, Run
+
+BATCH = 32  # clips encoded together
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run's encoder."""
+
+    run: Run
+    source: Source
+    device: torch.device
+
+    @property
+    def encoder(self) -> GreedyEncoder:
+        return cast(GreedyEncoder, self.source.network)
+
+    def module(self, number: int) -> GreedyModule:
+        return self.encoder.stack[number]
+
+    @property
+    def step(self) -> int:
+        assert self.source.step is not None
+        return self.source.step
+
+
+def open_subject(settings: AnalysisSettings) -> Subject:
+    """Load the encoder that the settings name.
+
+    Raises:
+        InputError: no run, no such checkpoint, or no GPU where one is asked for.
+    """
+    folder = settings.run
+    if folder is None:
+        raise InputError("no run to analyse; name its folder with --run-dir")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is 'cuda', and torch finds no GPU here; use --device cpu")
+    config = read_config(folder / CONFIG)
+    if settings.checkpoint == "all" or "," in settings.checkpoint:
+        raise InputError(f"--checkpoint is {settings.checkpoint!r}; it must be latest, or one step such as 200")
+    source = trained_source(choose_checkpoints(folder, settings.checkpoint)[-1], config)
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if on_gpu else "cpu")
+    source.network.to(device)
+    return Subject(Run(folder, config), source, device)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one length."""
+
+    split: Split
+    rows: npt.NDArray[np.int64]
+    """(N,) rows of the split's index."""
+    starts: npt.NDArray[np.int64]
+    """(N,) first sample of each."""
+    samples: int
+    """T; shorter utterances are padded with zeros."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def keys(self) -> list[str]:
+        return [str(self.split.index.key[row]) for row in self.rows]
+
+    def audio(self, places: slice, device: torch.device) -> Tensor:
+        """(N, 1, T) float32 in [-1, 1)."""
+        reader = CropReader(self.split)
+        chosen = zip(self.rows[places].tolist(), self.starts[places].tolist(), strict=True)
+        return as_audio([reader.read(row, start, self.samples) for row, start in chosen], device)
+
+
+def draw(count: int, wanted: int, *names: int | str) -> npt.NDArray[np.int64]:
+    """`wanted` of `count` places, ascending, or all if there are fewer; decided by `names` alone, on any numpy."""
+    bits = np.random.PCG64(np.random.SeedSequence([stream_seed(*names)])).random_raw(count)
+    return np.sort(np.argsort(bits, kind="stable")[:wanted]).astype(np.int64)
+
+
+def choose_clips(subject: Subject, settings: ClipSettings, keys: list[str] | None = None) -> Clips:
+    """The clips that the settings name, or those of `keys`.
+
+    Raises:
+        InputError: no such split or key, or a crop that is too short for the encoder.
+    """
+    config = subject.run.config
+    split = open_split(settings.data_root or config.data.root, settings.split or config.data.test_split)
+    samples = settings.crop or config.data.crop
+    try:
+        config.model.num_frames(samples)
+    except ValueError as error:
+        raise InputError(f"--crop: {error}") from error
+    rows = draw(len(split.index), settings.clips, settings.seed, "clips")
+    if keys is not None:
+        known = {str(key): row for row, key in enumerate(split.index.key)}
+        missing = [key for key in keys if key not in known]
+        if missing:
+            example = ", ".join(list(known)[:3])
+            raise InputError(f"split {split.folder} has no clip {missing[0]!r}; it has such as {example}")
+        rows = np.array([known[key] for key in keys], dtype=np.int64)
+    starts = [
+        crop_start(settings.seed, 0, str(split.index.key[row]), int(split.index.num_samples[row]), samples)
+        for row in rows
+    ]
+    return Clips(split, rows, np.array(starts, dtype=np.int64), samples)
+
+
+@torch.no_grad()
+def encode(subject: Subject, module: int, clips: Clips, check: Callable[[], None] = lambda: None) -> Encoding:
+    """What module `module` makes of clips without noise, on the CPU: (N, L, C) each.
+
+    Args:
+        check: called between batches; may raise to stop.
+    """
+    parts = []
+    for begin in range(0, len(clips), BATCH):
+        check()
+        latent = clips.audio(slice(begin, begin + BATCH), subject.device).transpose(1, 2)  # (N, 1, T) -> (N, T, 1)
+        for below in subject.encoder.stack[:module]:
+            latent = below.encode(latent).latent
+        parts.append(subject.module(module).encode(latent))
+    joined = {
+        name: torch.cat([getattr(part, name).float().cpu() for part in parts]) for name in ("latent", "context", "mu")
+    }
+    log_var = None
+    if parts[0].log_var is not None:
+        log_var = torch.cat([part.log_var.cpu() for part in parts if part.log_var is not None])
+    return Encoding(log_var=log_var, **joined)
+
+
+def frames_of(latents: Tensor, wanted: int, seed: int) -> npt.NDArray[np.float64]:
+    """(N, L, C) -> (wanted, C) frames drawn at random, or all if there are fewer, in float64."""
+    flat = latents.flatten(0, 1)  # (N, L, C) -> (N * L, C)
+    chosen = torch.from_numpy(draw(len(flat), wanted, seed, "frames"))
+    return flat[chosen].double().numpy()
+
+
+def analysis_folder(subject: Subject) -> Path:
+    """RUN/analysis."""
+    return subject.run.folder / "analysis"

@@ -1,0 +1,93 @@
+"""A decoder's experiment as one tree of frozen dataclasses, like `simdist.config.schema`. Imports no torch.
+
+What a decoder shares with its encoder (data, crop, batch, seed, tracking) is taken from the encoder's run unless it is
+given; learning rate and epochs are those of the paper's decoders, for an encoder's may be fifty times as large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from simdist.config.schema import TUNING, Config, DataConfig, OptimConfig, TrainConfig, WandbConfig
+
+DECODERS = "decoders"  # in a run's folder
+DecoderLoss = Literal["mse", "spectral", "fft", "mel", "stft", "mse+spectral", "mse+fft", "mse+mel", "mse+stft"]
+LOSS_NAMES: tuple[str, ...] = get_args(DecoderLoss)
+DEFAULT_LOSS = "mse"
+EPOCHS, VALIDATE_EVERY = 200.0, 10.0
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """A decoder of one greedy module, on the frozen encoder of a run."""
+
+    module: int = 0
+    """Greedy module whose latent is decoded."""
+    loss: DecoderLoss = DEFAULT_LOSS
+    """How far the decoded waveform is from the original."""
+    latents: Literal["sampled", "deterministic"] = "sampled"
+    """Train on draws of a variational latent, as traversals and prior samples need, or on its mean (deterministic)."""
+    width: int | None = None
+    """Channels between the decoder's layers; null takes the encoder's model.width."""
+    untrained: bool = False
+    """Decode the encoder that the run's seed began with, as a baseline."""
+    checkpoint: int | None = None
+    """Checkpoint of the encoder; null takes the newest, or that which the decoder was begun on."""
+    encoder_weights: str = ""
+    """Hash of the encoder's weights; filled in, so that a decoder is never continued on another encoder."""
+    examples: int = field(default=4, metadata=TUNING)
+    """Test clips that are decoded and written as WAV at each validation; 0 for none."""
+    seed: int = 0
+    """Decides the decoder's weights, order, crops and noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Shards and batches; from the run."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=EPOCHS, validate_every=VALIDATE_EVERY))
+    """The training loop."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Experiment tracking; from the run."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("module", 0), ("examples", 0), ("seed", 0), ("width", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}; it must be {lowest} or more")
+        if self.train.schedule != "joint":
+            raise ValueError(f"train.schedule is {self.train.schedule!r}; a decoder has one stage: it must be 'joint'")
+
+    @property
+    def folder_name(self) -> str:
+        """`2-mse+mel`, and `2-mse+mel-untrained` on the untrained encoder."""
+        return folder_name(self.module, self.loss, self.untrained)
+
+
+def folder_name(module: int, loss: str, untrained: bool = False) -> str:
+    """Name of a decoder's folder in RUN/decoders."""
+    return f"{module}-{loss}" + "-untrained" * untrained
+
+
+def defaults_for(config: Config) -> DecodingConfig:
+    """What a decoder of this run has where nothing else is given."""
+    train = config.train
+    return DecodingConfig(
+        seed=config.seed,
+        data=config.data,
+        train=TrainConfig(
+            epochs=EPOCHS,
+            validate_every=VALIDATE_EVERY,
+            validate_batches=train.validate_batches,
+            checkpoint_every=train.checkpoint_every,
+            keep_last=train.keep_last,
+            log_every=train.log_every,
+        ),
+        wandb=config.wandb,
+    )
+
+
+def decoder_command(run: Path, module: int, loss: str = DEFAULT_LOSS, untrained: bool = False) -> str:
+    """The command that makes a decoder."""
+    command = f"accelerate launch -m simdist.decode --run-dir {run} --module {module} --loss {loss}"
+    return command + " --untrained" * untrained

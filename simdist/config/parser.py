@@ -1,0 +1,186 @@
+"""What every command line of simdist shares: the parser, one-line errors, and exit codes. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import docstring_parser
+import jsonargparse
+
+from simdist.core.console import fail
+from simdist.core.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Flat = TypeVar("Flat", bound="DataclassInstance")
+HIDDEN = ("help", "print_config", "print_shtab")
+jsonargparse.set_parsing_settings(
+    docstring_parse_attribute_docstrings=True,
+    import_path_denylist=["*"],  # a config that names a `class_path` would import, and so run, any module
+    import_path_allowlist=["simdist.config.schema"],  # jsonargparse's own way to name the classes of nested fields
+    instantiate_subclass_spec_in_any=False,
+)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """An argument parser whose errors are one line: what was wrong, what is valid, and where to read more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self._prefix: str | None = None
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:  # pyright: ignore
+        try:
+            return super().parse_args(*args, **kwargs)
+        except ImportError as error:  # a class_path: jsonargparse lets the refusal through in some places
+            self.error(str(error), error)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if self._prefix is not None:
+            raise InputError(self._prefix + self._explain(message).removeprefix("--")) from ex
+        of_subcommand = re.match(r"the following arguments are required: ([\w-]+)\.", message)
+        command = f"{self.prog} {of_subcommand[1]}" if of_subcommand else self.prog
+        fail(f"{self._explain(message)} (all options: {command} --help)")
+
+    @contextlib.contextmanager
+    def raising(self, prefix: str) -> Iterator[None]:
+        """Within this block an error is an `InputError` that begins with `prefix`, not the end of the program."""
+        self._prefix = prefix
+        try:
+            yield
+        finally:
+            self._prefix = None
+
+    def _keys(self) -> list[str]:
+        actions = [action for action in self._actions if action.dest not in HIDDEN]
+        names = {_option(action).lstrip("-") for action in actions}
+        return sorted(name for name in names if not name.endswith(".help"))
+
+    def _explain(self, message: str) -> str:
+        message = re.sub(r"\s*\n\s*", " ", message).strip()
+        subcommands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        if subcommands:
+            choices = list(subcommands[0].choices)
+            if re.match(r'expected "\w+" to be one of .* but it was not provided', message):
+                return f"missing: {subcommands[0].metavar}, one of {', '.join(choices)}"
+            chosen = re.match(r"argument \w+: invalid choice: '(.*?)' \(", message)
+            if chosen:
+                return f"unknown {subcommands[0].metavar} {chosen[1]!r}: {_did_you_mean(chosen[1], choices)}"
+        unknown = re.search(
+            r"unrecognized arguments: --(?P<flag>[\w.-]+)"
+            r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.-]+)'"
+            r"|Option '(?P<key>[\w.-]+)' is not accepted",
+            message,
+        )
+        if not unknown:
+            return _readable(message, {a.dest: _option(a) for a in self._actions if a.option_strings})
+        key = unknown["flag"] or unknown["key"] or f"{unknown['group']}.{unknown['option']}"
+        keys = self._keys()
+        section = key.rpartition(".")[0]
+        siblings = [k for k in keys if k.startswith(section + ".")] if section else []
+        siblings = siblings or [k for k in keys if "." not in k]
+        return f"unknown key {key!r}: {_did_you_mean(key, keys, siblings)}"
+
+
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list", "str": "text"}
+
+
+def _did_you_mean(word: str, near: Sequence[str], valid: Sequence[str] | None = None) -> str:
+    """The likeliest of `near`, if one is, and what is valid."""
+    found = difflib.get_close_matches(word, near, n=1)
+    hint = f"did you mean {found[0]!r}? " if found else ""
+    return f"{hint}valid ones here are {', '.join(valid or near)}"
+
+
+def _option(action: argparse.Action) -> str:
+    """The option as it is documented, without aliases that are kept for old commands."""
+    long = [name for name in action.option_strings if name.startswith("--")]
+    return (long or action.option_strings or [action.dest])[0]
+
+
+def _readable(message: str, options: Mapping[str, str]) -> str:
+    """jsonargparse's own sentences about keys and types, in the words of a user."""
+    denied = re.search(r"Importing '(.*?)' is not allowed", message)
+    if denied:
+        return f"a config may not import anything, and {denied[1]!r} was given as a class; give plain keys and values"
+    message = re.sub(r"<class '(\w+)'>", lambda m: TYPES.get(m[1], m[1]), message)
+    message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message)
+    message = re.sub(
+        r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)$', r"--\1 must be \2, not \3", message
+    )
+    union = re.match(
+        r'Parser key "([\w.]+)": Does not validate .* Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$', message
+    )
+    if union:
+        return f"--{union[1]} must be {union[2].replace(', NoneType', ' or null')}, not {union[3]}"
+    required = re.match(r"the following arguments are required: (.*)$", message)
+    if required:
+        names = [options.get(name, name.rpartition(".")[2]) for name in required[1].split(", ")]
+        return f"missing: {', '.join(names)}"  # of a subcommand's `librispeech.OUT`, OUT
+    return re.sub(r'Parser key "([\w.]+)": ', r"\1: ", message)
+
+
+class HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Help as wide as the terminal, up to 120 columns, that keeps the line breaks of examples."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=34, width=min(int(os.environ.get("COLUMNS", 120)), 120))
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        """A line: the options of an experiment are too many to list twice."""
+        listed = list(actions)
+        if sum(bool(action.option_strings) for action in listed) > 20 and usage is None:
+            positional = " ".join(a.metavar or a.dest for a in listed if not a.option_strings)
+            files = "[--config FILE ...] " if any(action.dest == "config" for action in listed) else ""
+            usage = f"%(prog)s {files}[--KEY VALUE ...] {positional}".rstrip()
+        super().add_usage(usage, listed, groups, prefix)
+
+    def _expand_help(self, action: Any) -> str:
+        if action.dest == "model.modules":
+            return f"{action.help} (a list of layers, gru, prediction_steps; default: the four of SIM)"
+        text = super()._expand_help(action)
+        text = re.sub(r"<class 'Path'>|Path", "path", text) if "type: " in text else text
+        return re.sub(r"type: Literal\[[^]]*\], ", "", text)
+
+    def add_argument(self, action: Any) -> None:
+        if action.help != "Path to a configuration file.":  # `--data FILE` and the like: `--config` does it
+            super().add_argument(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
+    """One option for each field of a flat dataclass, with the sentence under it; fields may be inherited.
+
+    A field whose metadata has `options` takes these names, the documented one first, instead of its own.
+    """
+    hints, texts = typing.get_type_hints(settings), {}
+    for base in reversed(settings.__mro__[:-1]):
+        texts |= {item.arg_name: item.description for item in docstring_parser.parse_from_object(base).params}
+    for item in dataclasses.fields(settings):
+        names = item.metadata.get("options") or ("--" + item.name.replace("_", "-"),)
+        if hints[item.name] is bool and item.default is False:
+            parser.add_argument(*names, action="store_true", help=texts[item.name])
+        else:
+            kind, text = hints[item.name], texts[item.name]
+            parser.add_argument(*names, dest=item.name, type=kind, default=item.default, help=text)
+
+
+def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:
+    """The dataclass in what `parser` parsed; an impossible value ends the program with one line."""
+    try:
+        return settings(**{item.name: parsed[item.name] for item in dataclasses.fields(settings)})
+    except ValueError as error:
+        parser.error(str(error))

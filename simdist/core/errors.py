@@ -1,0 +1,29 @@
+"""The exceptions a user is meant to read, and the exit codes every command shares.
+
+`InputError` carries a sentence that says what was wrong, what is allowed and what to do; every command prints it
+without a traceback and exits with its code. Anything else that escapes is a defect and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: what was done is saved, run the same command again
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message says what, what is allowed, and the way out."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class FailedError(InputError):
+    """Something outside went wrong after work had begun: a full disk, numbers that diverge. Said in the same way."""
+
+    exit_code = EXIT_FAILED
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,111 @@
+"""Files that survive a crash: synced to the disk, and under their own name only when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from simdist.core.errors import FailedError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TEMPORARY = ".tmp-"  # how the names of unfinished files begin
+
+
+class HashedWriter:
+    """A file to write to that hashes what passes through."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+
+@contextmanager
+def naming_the_disk(what: str, folder: Path, needed: int) -> Iterator[None]:
+    """Turn an error of the disk into a sentence: what could not be written, where, and how many bytes that takes."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "make room there" if error.errno in FULL else "see that it can be written"
+        raise FailedError(
+            f"{what} could not be written ({error.strerror or error}): it needs {needed:,} bytes below {folder}"
+            f"{_room_of(folder)}; {remedy} and run the same command again: nothing written before is lost"
+        ) from error
+
+
+def _room_of(folder: Path) -> str:
+    try:
+        return f", whose disk has {shutil.disk_usage(folder).free:,} free"
+    except OSError:
+        return ""
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a closed file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, synced, when the block ends without an error."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file's content by `content` as JSON, at once."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def append_json(path: Path, record: dict[str, Any]) -> None:
+    """Append one line in one write; a line that a killed process left torn is ended first, and stays unreadable."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, (torn * "\n" + json.dumps(record) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a JSON-lines file; torn ones are left out; [] if there is no file."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

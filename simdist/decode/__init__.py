@@ -1,0 +1,1 @@
+"""`python -m simdist.decode`: decoders from one greedy module back to the waveform."""

@@ -1,0 +1,147 @@
+"""What `simdist.decode` does: open encoder and decoder, train, measure on the test split, show."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from simdist.config.decoder import DECODERS, DecodingConfig, decoder_command
+from simdist.config.load import read_tree
+from simdist.core.errors import EXIT_OK
+from simdist.core.files import replacing
+from simdist.core.progress import progress
+from simdist.core.signals import Stop
+from simdist.decode.frozen import open_encoder
+from simdist.decode.measuring import measure
+from simdist.decode.plots import plot_examples
+from simdist.decode.results import as_table, read_result, results_of, write_result
+from simdist.decode.task import DecoderTask
+from simdist.models.decoder import mirrored
+from simdist.runs.folder import CONFIG, Run, open_run
+from simdist.training.accelerator import resolve_precision
+from simdist.training.lifecycle import build_process, complete
+from simdist.training.trainer import Trainer
+
+LOG_COLUMNS = 160  # of a table in a log file, which has no width of its own
+PLOT = "examples.png"
+
+
+class Command:
+    """One call of `simdist.decode`. Building it checks everything that can be checked before any work.
+
+    Args:
+        encoder_run: whose encoder is decoded.
+        config: the decoder's settings.
+        stop: asked between steps.
+        force: go on although the settings differ from those it was begun with.
+
+    Raises:
+        InputError: anything asked for that cannot be done.
+    """
+
+    def __init__(self, encoder_run: Run, config: DecodingConfig, stop: Stop, force: bool) -> None:
+        self._encoder_run, self._force = encoder_run, force
+        mirrored(encoder_run.config.model, config.module)
+        folder, saved = encoder_run.folder / DECODERS / config.folder_name, None
+        if (folder / CONFIG).is_file():
+            begun = read_tree(DecodingConfig, folder / CONFIG)
+            saved = begun.train.precision
+            step = begun.checkpoint if config.checkpoint is None else config.checkpoint
+            config = replace(config, checkpoint=step, encoder_weights=begun.encoder_weights)
+        wanted = config.train.precision
+        precision = resolve_precision(wanted, saved)
+        config = replace(config, train=replace(config.train, precision=precision))
+        frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
+        opened = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
+        self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
+        self._process = build_process(self.run, stop, wanted)
+        self._task = DecoderTask(self.run, frozen, encoder_run.config, self._process)
+        self._trainer = Trainer(self.run, self._task, self._process)
+        self._is_main = self._process.accelerator.is_main_process
+        self._console = Console(soft_wrap=True, highlight=False, quiet=not self._is_main)
+        if not self._console.is_terminal:
+            self._console.width = LOG_COLUMNS
+
+    def work(self) -> int:
+        """Train and measure what is not finished, then show it; returns the exit code."""
+        if self.run.is_finished and not self._force:
+            self._console.print(f"{self.run.folder} is finished after {self._trainer.timetable.total_steps} steps")
+            code = EXIT_OK
+        else:
+            code = complete(self._trainer, self._process, self._measure)
+        if code == EXIT_OK and self._is_main:
+            self._show()
+        return code
+
+    def _measure(self) -> int:
+        """Measure quality and draw the examples; returns the signal that cut it short, or 0."""
+        task, began = self._task, time.monotonic()
+        with progress(self._console, "measuring", len(task.test_crops), "clips") as advance:
+            measured = measure(task.decode, task.train_crops, task.test_crops, self._process, advance)
+        if measured is None:
+            return self._process.stopped()
+        if self._is_main:
+            write_result(self.run.folder, self._result(time.monotonic() - began, len(measured.keys)), measured)
+            examples = task.examples()
+            if examples:
+                config = self.run.config
+                title = f"{config.folder_name}: module {config.module}, loss {config.loss}, step {self._trainer.step:,}"
+                with replacing(self.run.folder / PLOT) as temporary:
+                    plot_examples(examples, title, temporary)
+        return 0
+
+    def _result(self, seconds: float, measured: int) -> dict[str, Any]:
+        config, task = self.run.config, self._task
+        train, test = (crops.clips.split.manifest for crops in (task.train_crops, task.test_crops))
+        return {
+            "module": config.module,
+            "loss": config.loss,
+            "latents": config.latents,
+            "encoder": {
+                "untrained": config.untrained,
+                "step": config.checkpoint,
+                "weights": config.encoder_weights,
+            },
+            "decoder": {
+                "width": config.width or self._encoder_run.config.model.width,
+                "parameters": sum(p.numel() for p in task.model.parameters()),
+                "steps": self._trainer.step,
+            },
+            "data": {
+                "crop": config.data.crop,
+                "train": {"split": train.split, "fingerprint": train.fingerprint, "clips": len(task.train_crops)},
+                "test": {"split": test.split, "fingerprint": test.fingerprint, "clips": measured},
+            },
+            "seconds": seconds,
+        }
+
+    def _show(self) -> None:
+        config, folder = self.run.config, self._encoder_run.folder
+        self._console.print(as_table(results_of(folder, config.module)))
+        for line in verdict(read_result(self.run.folder), folder, config):
+            self._console.print(line, markup=False)
+        self._console.print(f"decoder: {self.run.folder}; listen to {self.run.folder}/audio, look at {PLOT}")
+        loss = "" if config.loss == "mse" else f', "{config.loss}"'
+        self._console.print(f'next, in Python: simdist.load_decoder("{folder}", {config.module}{loss}).decode(latent)')
+
+
+def verdict(result: dict[str, Any] | None, run: Path, config: DecodingConfig) -> list[str]:
+    """Which figures are better than each baseline's, which worse, and which cannot be told, in words."""
+    lines = []
+    for name, comparison in (result["against"] if result else {}).items():
+        called = "the untrained encoder" if name == "untrained" else "the mean signal"
+        if comparison is None:
+            if not config.untrained:
+                command = decoder_command(run, config.module, config.loss, untrained=True)
+                lines.append(f"against {called}: not trained yet; {command}")
+            continue
+        by = {
+            word: ", ".join(figure for figure, each in comparison.items() if each["better"] is better)
+            for word, better in {"better": True, "worse": False, "no clear difference": None}.items()
+        }
+        lines.append(f"against {called}: " + "; ".join(f"{word}: {names}" for word, names in by.items() if names))
+    return lines

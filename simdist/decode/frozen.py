@@ -1,0 +1,85 @@
+"""The frozen encoder that a decoder is trained on: which one, and what it says of audio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simdist.config.decoder import DECODERS, DecodingConfig
+from simdist.config.schema import Config
+from simdist.core.errors import InputError
+from simdist.loading import load_encoder
+from simdist.models.encoder import GreedyEncoder, hash_weights
+from simdist.training.checkpoint import latest_checkpoint, verify_checkpoint
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """The modules of an encoder up to the decoded one, in eval mode, without gradient."""
+
+    encoder: GreedyEncoder
+    module: int
+    is_sampled: bool
+    """Whether variational latents are drawn; otherwise they are means."""
+
+    @torch.no_grad()
+    def latent(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, T, 1) audio -> (B, L, C) latent of the decoded module; before its GRU if it has one."""
+        x = audio
+        for module in self.encoder.stack[: self.module + 1]:
+            x = (module.sample(x, generator) if self.is_sampled else module.encode(x)).latent
+        return x
+
+
+def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[FrozenEncoder, DecodingConfig]:
+    """The encoder that a decoder is to be trained on.
+
+    Args:
+        run: the encoder's folder.
+        config: its configuration.
+        wanted: the decoder's; without `checkpoint` the newest checkpoint is taken.
+
+    Returns:
+        The encoder, on the CPU, and `wanted` with the step and hash of its weights filled in.
+
+    Raises:
+        InputError: no such checkpoint, or one with other weights than the decoder was begun on.
+    """
+    if wanted.untrained:
+        encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
+    else:
+        checkpoint = _choose(run, wanted.checkpoint)
+        encoder, step = load_encoder(checkpoint, config), int(checkpoint.name.removeprefix("step_"))
+    weights = hash_weights(encoder)[:16]
+    if wanted.encoder_weights not in ("", weights):
+        raise InputError(
+            f"{run} has other weights than those its decoder {wanted.folder_name} was begun on; "
+            f"remove {run / DECODERS / wanted.folder_name} to begin it anew on these"
+        )
+    frozen = FrozenEncoder(encoder.eval().requires_grad_(False), wanted.module, wanted.latents == "sampled")
+    return frozen, replace(wanted, checkpoint=step, encoder_weights=weights)
+
+
+def _choose(run: Path, step: int | None) -> Path:
+    """The verified checkpoint of a step; None for the newest."""
+    folder = run / "checkpoints"
+    if step is None:
+        damaged: list[str] = []
+        newest = latest_checkpoint(folder, damaged.append)
+        if newest is None:
+            raise InputError("; ".join([f"run {run} has no complete checkpoint; train it first", *damaged]))
+        return newest
+    wanted = folder / f"step_{step:08d}"
+    there = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
+    if step not in there:
+        raise InputError(
+            f"run {run} has no checkpoint of step {step} (it has {', '.join(map(str, there)) or 'none'}); take one of "
+            f"them with --checkpoint; a decoder that was begun on {step} begins anew when its folder is removed"
+        )
+    problem = verify_checkpoint(wanted)
+    if problem is not None:
+        raise InputError(f"checkpoint {wanted} is damaged: {problem}; take another with --checkpoint")
+    return wanted

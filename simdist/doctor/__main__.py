@@ -1,0 +1,157 @@
+"""Is this machine, this corpus and this cluster ready? `python -m simdist.doctor --cluster PROFILE --data-root ROOT`.
+
+Everything is looked at before anything is said to be wrong: a cluster has more than one thing to be set right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.markup import escape
+
+from simdist.cluster.choice import DISCOVERED, Choice, chosen_profile
+from simdist.cluster.profile import Profile
+from simdist.cluster.profile_text import write_profile
+from simdist.config.parser import Parser
+from simdist.core.console import run
+from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
+from simdist.core.secrets import redacted
+from simdist.doctor import machine
+from simdist.doctor.cluster import check_cluster
+from simdist.doctor.corpus import check_corpus
+from simdist.doctor.findings import Finding
+from simdist.doctor.visit import check_node
+
+DESCRIPTION = """\
+Is this machine, this corpus and this cluster ready to train? Each finding comes with its remedy.
+
+Without options it looks at this machine. With --cluster it asks SLURM, and starts a job of a few seconds on one node.
+`--cluster slurm` takes your default profile (SIMDIST_CLUSTER, or ~/.config/simdist/cluster.yaml), else the one that
+follows from what SLURM says; --write keeps it as a file to edit.
+
+Examples:
+  python -m simdist.doctor
+  python -m simdist.doctor --data-root data/librispeech
+  python -m simdist.doctor --cluster slurm --write mine.yaml
+  python -m simdist.doctor --cluster gpu --data-root /shared/librispeech --runs /shared/runs
+  python -m simdist.doctor --cluster slurm/profiles/mine.yaml --json
+
+Exit codes: 0 no errors (there may be warnings), 1 at least one error, 2 wrong input.
+"""
+STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    parsed = parser.parse_args(argv)
+    if parsed.wait < 0:
+        parser.error(f"--wait is {parsed.wait}; it must be 0 (ask no node) or a number of seconds")
+    choice = _choice(parsed, parser)
+    profile = choice.profile if choice else None
+    console = Console(soft_wrap=True, highlight=False)
+    if choice and not parsed.json:
+        for line in choice.lines(how_else=False):
+            console.print(line, markup=False)
+    if parsed.write and not parsed.json:
+        console.print(f"wrote this profile to {parsed.write}", markup=False)
+    findings = []
+    with console.status("looking") if not parsed.json else Console(stderr=True).status("looking") as status:
+        for finding in map(without_secrets, examine(profile, parsed.data_root, parsed.runs, parsed.wait)):
+            findings.append(finding)
+            status.update(f"looking: {escape(finding.subject)} done")
+            if not parsed.json:
+                show(finding, console)
+    if parsed.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        summarize(findings, console)
+    return EXIT_FAILED if any(finding.level == "error" for finding in findings) else EXIT_OK
+
+
+def _choice(parsed: Namespace, parser: Parser) -> Choice | None:
+    """The profile to look at, written to a file if asked for.
+
+    Raises:
+        InputError: there is no such profile, or the file exists.
+    """
+    if parsed.cluster is None:
+        if parsed.write is not None:
+            parser.error("--write needs --cluster; give --cluster slurm for the profile that fits this cluster")
+        return None
+    if parsed.write is not None and parsed.write.exists():
+        raise InputError(f"{parsed.write} exists and is kept; name another file, or remove it")
+    choice = chosen_profile(parsed.cluster)
+    if parsed.write is not None:
+        if parsed.cluster == DISCOVERED and choice.cluster is None:
+            raise InputError("SLURM does not answer, so nothing is written; run the doctor on a login node")
+        write_profile(parsed.write, choice.text())
+    return choice
+
+
+def examine(profile: Profile | None, data: Path | None, runs: Path, wait: int) -> Iterator[Finding]:
+    """All findings, as they are made.
+
+    Args:
+        profile: the cluster to look at, if any.
+        data: a packed corpus to look at, if any.
+        runs: where runs are, or will be.
+        wait: seconds to wait for a node; 0 asks none.
+    """
+    yield from machine.check_packages()
+    yield from machine.check_accelerator()
+    yield from machine.check_bf16()
+    found, save_seconds = machine.check_disk(runs)
+    yield from found
+    yield from machine.check_wandb()
+    if data is not None:
+        yield from check_corpus(data)
+    if profile is None:
+        return
+    reachable = True
+    for finding in check_cluster(profile, save_seconds):
+        reachable &= not (finding.level == "error" and finding.subject in ("slurm", "partition", "job"))
+        yield finding
+    if reachable and wait:
+        yield from check_node(profile, runs, wait)
+
+
+def without_secrets(finding: Finding) -> Finding:
+    """The finding with keys and tokens taken out: set-up lines may export some."""
+    return replace(finding, message=redacted(finding.message), remedy=redacted(finding.remedy))
+
+
+def show(finding: Finding, console: Console) -> None:
+    """One line, and another for the remedy."""
+    console.print(
+        f"[{STYLES[finding.level]}]{finding.level:8}[/] {escape(f'{finding.subject:14}')} {escape(finding.message)}"
+    )
+    if finding.remedy:
+        console.print(f"{'':23} -> {escape(finding.remedy)}")
+
+
+def summarize(findings: list[Finding], console: Console) -> None:
+    """The last line: how many of each."""
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
+    console.print(f"{len(findings)} findings: {errors} errors, {warnings} warnings")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m simdist.doctor", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--cluster", type=str | None, default=None, help="`slurm`, a profile in slurm/profiles/, or a YAML file.")
+    add("--write", type=Path | None, default=None, help="New file that gets the cluster's profile, a comment per line.")
+    add("--data-root", type=Path | None, default=None, help="Folder of a packed corpus.")
+    add("--runs", type=Path, default=Path("runs"), help="Folder of the runs; must be shared with the nodes.")
+    add("--wait", type=int, default=120, help="Seconds to wait for a free node; 0 starts no job.")
+    add("--json", action="store_true", help="Print the findings as JSON.")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

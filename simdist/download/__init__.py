@@ -1,0 +1,1 @@
+"""`python -m simdist.download`: LibriSpeech from the web."""

@@ -1,0 +1,1 @@
+"""`python -m simdist.pack`: corpora into WebDataset shards, and the synthetic corpus."""

@@ -1,0 +1,265 @@
+"""Pack a corpus into WebDataset shards: `python -m simdist.pack CORPUS SOURCE OUT`.
+
+The work is in `simdist.data`; here are the command line, what it prints and its exit codes: 0 packed, 1 disk full or
+damage found by --verify, 2 bad input or --strict, 75 stopped by SIGTERM or SIGUSR2, 130 by Ctrl-C. After 75 and 130 the
+same command continues.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+
+from simdist.config.parser import Parser
+from simdist.core.console import fail, run
+from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
+from simdist.core.signals import Stop, StoppedError, exit_code
+from simdist.data.splits import open_split
+from simdist.download.addresses import LABELLED_SUBSET
+from simdist.download.downloads import DEFAULT_ROOT, Layout, downloaded
+from simdist.pack import folders, packing, verifying
+from simdist.pack.artificial_speech import artificial_speech
+from simdist.pack.corpora import Corpus
+from simdist.pack.librispeech import TEST_FRACTION, SplitLists, librispeech
+from simdist.pack.packing import Options, PackedSplit
+from simdist.pack.shards import PackingError
+from simdist.pack.synthetic import Parameters, generate, planned
+
+DEFAULT_OUT = Path("data/librispeech")
+
+_ABOUT = """Pack a corpus into WebDataset shards, with an index and a manifest, for simdist.train.
+
+  python -m simdist.pack synthetic data/made data/synthetic
+  python -m simdist.pack librispeech
+  python -m simdist.pack librispeech /corpora/LibriSpeech data/librispeech --subsets train-clean-100
+  python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav
+
+A packing that was stopped or killed continues where it was when the same command is run again."""
+
+_LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac) into the splits train and test.
+
+  python -m simdist.pack librispeech
+  python -m simdist.pack librispeech /corpora/LibriSpeech data/librispeech --subsets train-clean-100 \\
+      --train-split train_split.txt --test-split test_split.txt --phones converted_aligned_phones.txt
+  python -m simdist.pack librispeech /corpora/LibriSpeech data/all --test-fraction 0.05 --workers 16
+
+Without SOURCE and OUT it packs what simdist.download left in {DEFAULT_ROOT} into {DEFAULT_OUT}: {LABELLED_SUBSET}
+with CPC's splits and phone labels if they are there, otherwise every subset."""
+
+_ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and
+syllables_test, at 16 kHz. SOURCE holds the folders `reshuffledv2` and `split up data padded`.
+
+  python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav"""
+
+_SYNTHETIC = """Make a corpus with espeak-ng in LibriSpeech's layout in SOURCE, with speakers and exact phone labels,
+and pack it into OUT. The same options give the same corpus, bit for bit.
+
+  python -m simdist.pack synthetic data/made data/synthetic
+  python -m simdist.pack synthetic data/large data/large_packed --speakers 40 --minutes 600"""
+
+_IN_SHORT = {
+    "librispeech": "LibriSpeech, or a corpus in its layout.",
+    "artificial-speech": "Bart de Boer's artificial speech: words and syllables.",
+    "synthetic": "Speech made by espeak-ng, with exact phone labels.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, pack, and say what came out; returns the exit code."""
+    parsed = _parser().parse_args(argv)
+    corpus_name, arguments = parsed.corpus, parsed[parsed.corpus]
+    console = Console(soft_wrap=True, highlight=False)
+    if corpus_name == "librispeech":
+        _fill_in(arguments, console)
+    out = Path(arguments.OUT)
+    stop = Stop()
+    try:
+        with stop.installed():
+            options = Options(
+                encoding=arguments.encoding,
+                shard_samples=arguments.shard_samples,
+                workers=arguments.workers,
+                min_samples=arguments.min_samples,
+                strict=arguments.strict,
+                overwrite=arguments.overwrite,
+                verify=arguments.verify,
+            )
+            folders.require_usable(Path(arguments.SOURCE), out)
+            corpus = _planned(corpus_name, arguments, console, stop)
+            stop.check()
+            for note in corpus.notes:
+                console.print(f"note: {escape(note)}")
+            splits = packing.pack(corpus, out, options, console, stop)
+            damaged = arguments.verify and _verified(splits, out, options, console, stop)
+    except StoppedError as stopped:
+        name = signal.Signals(stopped.signal_number).name
+        message = f"stopped by {name}; what was finished is kept, and the same command continues there"
+        fail(message, exit_code(stopped.signal_number))
+    except PackingError as error:
+        fail(str(error), EXIT_FAILED)
+    _summarize(splits, out, corpus_name, console)
+    return EXIT_FAILED if damaged else EXIT_OK
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m simdist.pack", description=_ABOUT)
+    commands = parser.add_subcommands(dest="corpus", metavar="CORPUS")
+    for name, about, source, min_samples in (
+        ("librispeech", _LIBRISPEECH, "Folder that holds the subsets, or is one.", 20_480),
+        ("artificial-speech", _ARTIFICIAL, "Folder that the archive was unpacked into.", 8_000),
+        ("synthetic", _SYNTHETIC, "Folder in which the corpus is made.", 20_480),
+    ):
+        sub = Parser(description=about)
+        optional = {"nargs": "?", "default": None} if name == "librispeech" else {}
+        sub.add_argument("SOURCE", type=str, help=source, **optional)
+        sub.add_argument(
+            "OUT", type=str, help="Folder for the packed splits; give it as --data.root later.", **optional
+        )
+        _SPECIFIC[name](sub)
+        _add_common(sub, min_samples)
+        commands.add_subcommand(name, sub, help=_IN_SHORT[name])
+        sub.prog = f"{parser.prog} {name}"  # add_subcommand sets one with "[options]" in it
+    return parser
+
+
+def _add_librispeech(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--subsets",
+        type=str,
+        nargs="+",
+        default=None,
+        help="Subsets to pack, such as dev-clean test-clean; all of them if not given.",
+    )
+    add("--train-split", type=str | None, default=None, help="File of the utterance ids to train on, one a line.")
+    add("--test-split", type=str | None, default=None, help="File of the utterance ids to test on, one a line.")
+    fraction = f"Without lists: share of each speaker held out; {TEST_FRACTION:g} if not given, 0 for none."
+    add("--test-fraction", type=float | None, default=None, help=fraction)
+    add("--phones", type=str | None, default=None, help="converted_aligned_phones.txt: id and one class each 10 ms.")
+
+
+def _add_synthetic(parser: Parser) -> None:
+    defaults = Parameters()
+    parser.add_argument("--speakers", type=int, default=defaults.speakers, help="Number of different voices.")
+    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="Speech of all speakers together.")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="Another seed gives another corpus.")
+
+
+_SPECIFIC = {
+    "librispeech": _add_librispeech,
+    "artificial-speech": lambda parser: None,
+    "synthetic": _add_synthetic,
+}
+
+
+def _add_common(parser: Parser, min_samples: int) -> None:
+    add = parser.add_argument
+    add("--encoding", type=Literal["flac", "wav"], default="flac", help="flac is small; wav (16 bit) is read faster.")
+    add("--shard-samples", type=int, default=256, help="Utterances in a shard.")
+    add("--workers", type=int, default=_num_cpus(), help="Processes that pack.")
+    add("--min-samples", type=int, default=min_samples, help="Report shorter utterances (in samples at 16 kHz).")
+    add("--strict", action="store_true", help="Any reported problem: complete nothing, exit code 2.")
+    add("--overwrite", action="store_true", help="Replace splits in OUT that are complete.")
+    add("--verify", action="store_true", help="Check each shard's sha256 and decode each sample, also of old shards.")
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _planned(name: str, arguments: Any, console: Console, stop: Stop) -> Corpus:
+    source = Path(arguments.SOURCE)
+    if name == "artificial-speech":
+        return artificial_speech(source)
+    if name == "synthetic":
+        parameters = Parameters(arguments.speakers, arguments.minutes, arguments.seed)
+        generate(source, parameters, arguments.workers, console, stop)
+        return planned(source, parameters)
+    if (arguments.train_split is None) != (arguments.test_split is None):
+        given = "--train-split" if arguments.test_split is None else "--test-split"
+        raise InputError(f"only {given} is given; give both lists, or neither for a --test-fraction")
+    test_fraction = TEST_FRACTION if arguments.test_fraction is None else arguments.test_fraction
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"--test-fraction is {test_fraction:g}; it must be at least 0 and less than 1")
+    lists = SplitLists(Path(arguments.train_split), Path(arguments.test_split)) if arguments.train_split else None
+    phones = Path(arguments.phones) if arguments.phones else None
+    return librispeech(source, _subsets(arguments), lists, test_fraction, phones)
+
+
+def _subsets(arguments: Any) -> list[str]:
+    return re.findall(r"[^\s,]+", " ".join(arguments.subsets or []))  # between words commas do as well
+
+
+def _fill_in(arguments: Any, console: Console) -> None:
+    """Without SOURCE and OUT: what simdist.download left; what is given on the command line stays."""
+    if arguments.OUT is not None:
+        return
+    if arguments.SOURCE is not None:
+        raise InputError("OUT is missing: give SOURCE and OUT, or neither to pack what simdist.download left")
+    layout = Layout()
+    found = downloaded(layout, _subsets(arguments))
+    arguments.SOURCE, arguments.OUT, arguments.subsets = str(layout.root), str(DEFAULT_OUT), list(found.subsets)
+    given = arguments.train_split or arguments.test_split or arguments.test_fraction is not None
+    taken = []
+    if found.lists and not given:
+        arguments.train_split, arguments.test_split = map(str, found.lists)
+        taken += [arguments.train_split, arguments.test_split]
+    if found.phones and not arguments.phones:
+        arguments.phones = str(found.phones)
+        taken.append(arguments.phones)
+    console.print(f"packing {escape(str(layout.corpus))}{' with ' * bool(taken)}{escape(', '.join(taken))}")
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def _verified(splits: list[PackedSplit], out: Path, options: Options, console: Console, stop: Stop) -> bool:
+    """Whether damage was found."""
+    problems = verifying.verify(out, [s.plan.name for s in splits], options.workers, console, stop)
+    for problem in problems[:20]:
+        console.print(f"  [red]{escape(problem.path)}[/]: {escape(problem.reason)}")
+    if problems:
+        console.print(f"[red]{len(problems):,} findings[/]; pack again with --overwrite")
+    else:
+        console.print("verified: every shard has its sha256, and every sample decodes")
+    return bool(problems)
+
+
+def _summarize(splits: list[PackedSplit], out: Path, corpus: str, console: Console) -> None:
+    for split in splits:
+        opened = open_split(out, split.plan.name)
+        manifest = opened.manifest
+        minutes = manifest.num_seconds / 60
+        length = f"{minutes / 60:.1f} h" if minutes >= 120 else f"{minutes:.1f} min"
+        speakers = len(set(opened.index.labels["speaker"].tolist()))
+        size = sum(shard["bytes"] for shard in manifest.shards)
+        state = "already packed: " if split.was_complete else ""
+        console.print(
+            f"{state}[bold]{split.plan.name}[/]: {manifest.num_samples:,} utterances, {length}, "
+            f"{_counted(speakers, 'speaker')}, {_counted(len(manifest.shards), 'shard')}, "
+            f"{size / 1e6:,.1f} MB {manifest.encoding} in {escape(str(split.folder))}"
+        )
+    others = sorted({p.parent.name for p in out.glob("*/manifest.json")} - {split.plan.name for split in splits})
+    if others:
+        console.print(f"note: {escape(str(out))} also has {', '.join(others)}, packed by another command")
+    preset = "sim_artificial_speech" if corpus == "artificial-speech" else "sim_librispeech"
+    command = f"accelerate launch -m simdist.train --config configs/{preset}.yaml --data.root {out}"
+    console.print(f"next: {escape(command)}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""Bart de Boer's artificial speech as used for SIM and V-GIM: words of three syllables by one speaker, and syllables.
+
+Words lose what goes beyond 10,240 samples at 16 kHz; syllables get one length of 8,800, as the papers' clips have it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from simdist.core.errors import InputError
+from simdist.pack.corpora import Corpus, Problem, SplitPlan, Utterance, require_folder, some_names
+
+WORDS = "reshuffledv2"
+SYLLABLES = "split up data padded"
+WORD_LENGTH = 10_240  # samples at 16 kHz
+SYLLABLE_LENGTH = 8_800  # samples at 16 kHz
+SPEAKER = "de_boer"
+
+_SYLLABLE = "[bdg][aiu]"
+_WORD_NAME = re.compile(rf"(?P<word>(?:{_SYLLABLE}){{3}})_\d+")
+_SYLLABLE_NAME = re.compile(rf"(?P<word>(?:{_SYLLABLE}){{3}})_\d+_(?P<position>[123])_(?P<syllable>{_SYLLABLE})")
+
+
+def artificial_speech(source: Path) -> Corpus:
+    """Plan the splits `train`, `test` (words) and `syllables_train`, `syllables_test`.
+
+    Raises:
+        InputError: the folders are not there or hold no .wav file.
+    """
+    require_folder(source)
+    splits = []
+    for folder, prefix, pattern, length in (
+        (WORDS, "", _WORD_NAME, WORD_LENGTH),
+        (SYLLABLES, "syllables_", _SYLLABLE_NAME, SYLLABLE_LENGTH),
+    ):
+        for part in ("train", "test"):
+            splits.append(_split(source, source / folder / part, prefix + part, pattern, length))
+    return Corpus("artificial-speech", splits, {})
+
+
+def _split(source: Path, folder: Path, name: str, pattern: re.Pattern[str], length: int) -> SplitPlan:
+    if not folder.is_dir() or next(folder.glob("*.wav"), None) is None:
+        raise InputError(
+            f"{source} has no .wav file in {folder.relative_to(source)}/; expected {WORDS}/{{train,test}}/WORD_N.wav "
+            f"and {SYLLABLES}/{{train,test}}/WORD_N_I_SYL.wav, and it holds {some_names(source)}"
+        )
+    utterances: list[Utterance] = []
+    problems: list[Problem] = []
+    with os.scandir(folder) as entries:
+        for entry in sorted((e for e in entries if e.name.endswith(".wav")), key=lambda e: e.name):
+            match = pattern.fullmatch(Path(entry.name).stem)
+            if match:
+                utterances.append(_utterance(entry, match.groupdict(), length))
+            else:
+                problems.append(Problem(entry.path, f"its name is not that of a file in {folder.parent.name}"))
+    return SplitPlan(name, utterances, problems)
+
+
+def _utterance(entry: os.DirEntry[str], parts: dict[str, str], length: int) -> Utterance:
+    facts: dict[str, object] = {"word": parts["word"]}
+    labels: dict[str, str] = {}
+    if "syllable" in parts:
+        labels = {"syllable": parts["syllable"], "vowel": parts["syllable"][-1]}
+        facts["position"] = int(parts["position"])
+    return Utterance(
+        key=Path(entry.name).stem,
+        path=entry.path,
+        size=entry.stat().st_size,
+        mtime_ns=entry.stat().st_mtime_ns,
+        speaker=SPEAKER,
+        text=parts.get("syllable", parts["word"]),
+        labels=labels,
+        facts=facts,
+        resample=True,
+        exact_length=length,
+    )

@@ -1,0 +1,108 @@
+"""Checking complete splits again: every shard's hash, and that every sample decodes to what the index says."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from simdist.core.files import sha256_of
+from simdist.core.progress import progress
+from simdist.core.signals import Stop
+from simdist.data import audio
+from simdist.data.labels import num_phone_frames
+from simdist.data.splits import Index, Split, is_plain, open_split
+from simdist.pack import parallel
+from simdist.pack.corpora import Problem
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    size: int
+    sha256: str
+    rows: Index
+    """The shard's part of the index."""
+
+
+def verify(root: Path, names: list[str], workers: int, console: Console, stop: Stop) -> list[Problem]:
+    """What is wrong with the complete splits `names` below `root`; nothing, if all is well."""
+    jobs = [job for name in names for job in _jobs(open_split(root, name))]
+    problems: list[Problem] = []
+    with progress(console, "verifying", sum(len(job.rows) for job in jobs)) as advance:
+        for found, count in parallel.results(_verify_shard, jobs, workers, stop):
+            problems += found
+            advance(count)
+    return sorted(problems)
+
+
+def _jobs(split: Split) -> list[_Job]:
+    return [
+        _Job(split.shard_path(i), shard["bytes"], shard["sha256"], _rows(split.index, split.index.shard == i))
+        for i, shard in enumerate(split.manifest.shards)
+    ]
+
+
+def _rows(index: Index, chosen: np.ndarray) -> Index:
+    plain = {name: value[chosen] for name, value in vars(index).items() if name != "labels"}
+    return Index(**plain, labels={})
+
+
+def _verify_shard(job: _Job, check_stop: Callable[[], None]) -> tuple[list[Problem], int]:
+    count = len(job.rows)
+    if not job.path.is_file():
+        return [Problem(str(job.path), "is missing")], count
+    size = job.path.stat().st_size
+    if size != job.size:
+        return [Problem(str(job.path), f"has {size:,} bytes; the manifest says {job.size:,}")], count
+    problems: list[Problem] = []
+    if sha256_of(job.path) != job.sha256:
+        problems.append(Problem(str(job.path), "is damaged: it does not have the sha256 that the manifest states"))
+    problems += [Problem(f"{job.path}:{name}", reason) for name, reason in _bad_members(job.path)]
+    with job.path.open("rb") as file:
+        for row in range(count):
+            check_stop()
+            reason = _verify_sample(file.fileno(), job.rows, row)
+            if reason:
+                problems.append(Problem(f"{job.path}:{job.rows.key[row]}", reason))
+    return problems, count
+
+
+def _bad_members(path: Path) -> list[tuple[str, str]]:
+    """Members that other programs, which unpack the tar, should not meet."""
+    found = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not is_plain(member.name):
+                    found.append((member.name, "its name is not a plain file name: unpacked, it could lead elsewhere"))
+                elif not member.isfile():
+                    found.append((member.name, "is no plain file but a link, folder or device"))
+    except (tarfile.TarError, OSError) as error:
+        found.append(("", f"is no readable tar from there on ({error})"))
+    return found
+
+
+def _verify_sample(descriptor: int, rows: Index, row: int) -> str:
+    """What is wrong with a sample, or an empty string."""
+    try:
+        pcm, _ = audio.decode(os.pread(descriptor, int(rows.size[row]), int(rows.offset[row])))
+    except audio.AudioError as error:
+        return str(error)
+    if len(pcm) != rows.num_samples[row]:
+        return f"has {len(pcm):,} samples; the index says {rows.num_samples[row]:,}"
+    if rows.phones_offset[row] >= 0:
+        stored = os.pread(descriptor, int(rows.phones_size[row]), int(rows.phones_offset[row]))
+        try:
+            phones = np.load(io.BytesIO(stored), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            return f"its phones cannot be read ({error})"
+        if phones.shape != (num_phone_frames(len(pcm)),):
+            return f"has phones of shape {phones.shape}; ({num_phone_frames(len(pcm))},) is needed"
+    return ""

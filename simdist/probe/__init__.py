@@ -1,0 +1,1 @@
+"""`python -m simdist.probe`: classifiers on the features of each greedy module."""

@@ -1,0 +1,75 @@
+"""Probe what each greedy module knows: `accelerate launch -m simdist.probe --run-dir RUN --label speaker`.
+
+Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
+answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from simdist.config.parser import Parser, add_fields, fields_from
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK
+from simdist.probe.settings import ProbeSettings
+
+DESCRIPTION = """\
+Probe what each greedy module of a trained encoder knows: a simple classifier on its frozen features.
+
+The corpus is encoded once for all modules and the features are kept, so that further probes take seconds. Each result
+goes to RUN/probes/NAME/; the same command does only what is missing, on any number of processes, or of jobs at once.
+
+Examples:
+  accelerate launch -m simdist.probe --run-dir runs/sim --label speaker --module 3
+  accelerate launch -m simdist.probe --run-dir runs/sim --all --features trained,untrained,mfcc
+  accelerate launch -m simdist.probe --run-dir runs/sim --label phone --probe lbfgs
+  accelerate launch -m simdist.probe --run-dir runs/sim --label phone --checkpoints all
+  accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
+  accelerate launch -m simdist.probe --run-dir runs/vgim --label vowel --pooling max --bias false --module 0
+
+Exit codes: 0 finished, 2 wrong input, 75 preempted (run it again), 130 stopped with Ctrl-C.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    return probe(fields_from(ProbeSettings, parser, parser.parse_args(argv)))
+
+
+def probe(settings: ProbeSettings) -> int:
+    """Do every probe that `settings` asks for and that is not done; returns the exit code."""
+    from simdist.core.signals import Stop, StoppedError, exit_code
+    from simdist.probe.command import Command
+    from simdist.runs.folder import existing_run
+    from simdist.training.accelerator import build_accelerator
+    from simdist.training.hardware import warn_of_cpu
+
+    existing_run(settings.run)  # before processes are joined, which takes a second
+    accelerator, stop = build_accelerator("no"), Stop()
+    with stop.installed():
+        command = Command(settings, accelerator, stop)
+        say = command.console.print
+        say(f"world size {accelerator.num_processes} on {accelerator.device.type}")
+        if accelerator.is_main_process:
+            warn_of_cpu(accelerator.device.type, say, command.run.event)
+        try:
+            jobs = command.work()
+        except StoppedError as stopped:
+            say("stopped; what was finished is kept, and the same command continues there")
+            return exit_code(stopped.signal_number)
+    if accelerator.is_main_process:
+        command.show(jobs)
+    accelerator.end_training()
+    return EXIT_OK
+
+
+def _parser() -> Parser:
+    """One option for each field of `ProbeSettings`, with the sentence under it."""
+    parser = Parser(prog="python -m simdist.probe", description=DESCRIPTION)
+    add_fields(parser, ProbeSettings)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,276 @@
+"""Features on disk: encoded once, shared by every probe, rank and job that needs them.
+
+    CACHE/KEY/entry.json              what it is, and the bytes it is to take when complete
+    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio
+    CACHE/locks/                      claims on shards, and who is reading what
+
+KEY is a hash of the source (weights and architecture), the split's fingerprint and the view, so a changed checkpoint or
+corpus never meets old features. A shard appears by rename; whoever finds one missing may claim and encode it, so ranks
+and jobs share the work, and a killed one loses a shard at most. Entries that nobody reads make room, the one that was
+used longest ago first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from simdist.config.schema import SAMPLE_RATE
+from simdist.core.errors import InputError
+from simdist.core.files import replacing, write_json
+from simdist.core.signals import Stop
+from simdist.data.splits import Split
+from simdist.probe.claims import POLL_SECONDS, Hold, share
+from simdist.probe.sources import Source
+from simdist.probe.views import View, encode_rows, num_vectors
+
+SHARD_SAMPLES = 120 * SAMPLE_RATE  # audio in a shard of features: the unit of work and of loss
+GIGABYTE = 10**9
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One view of one split by one source."""
+
+    source: Source
+    split: Split
+    view: View
+
+    @property
+    def key(self) -> str:
+        parts = (self.source.identity, self.split.manifest.fingerprint, self.view.identity())
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Features:
+    """An entry that was opened; tensors are mapped from the files and read when touched."""
+
+    shards: list[dict[str, Tensor]]
+    rows: list[list[int]]
+    """Index rows of each shard, in order."""
+    counts: list[list[int]]
+    """Vectors of each row."""
+
+    def of_module(self, module: int) -> dict[int, Tensor]:
+        """Each row's (n, D)."""
+        found: dict[int, Tensor] = {}
+        for tensors, rows, counts in zip(self.shards, self.rows, self.counts, strict=True):
+            parts = tensors[f"module_{module}"].split(counts)
+            found |= dict(zip(rows, parts, strict=True))
+        return found
+
+
+def shard_rows(split: Split) -> list[list[int]]:
+    """The split's rows in shards of about two minutes; a function of the index alone."""
+    ends = np.cumsum(split.index.num_samples) - split.index.num_samples
+    shard = ends // SHARD_SAMPLES
+    return [np.flatnonzero(shard == number).tolist() for number in np.unique(shard)]
+
+
+class FeatureCache:
+    """The features below one folder.
+
+    Args:
+        folder: is created when something is written.
+        limit_gb: most that it may hold.
+        stop: asked between shards.
+        advance: told how many utterances have been encoded.
+    """
+
+    def __init__(self, folder: Path, limit_gb: float, stop: Stop) -> None:
+        self._folder, self._limit, self._stop = folder, int(limit_gb * GIGABYTE), stop
+
+    @contextmanager
+    def opened(
+        self, entries: list[Entry], device: torch.device, report: Callable[[int], None], first: float = 0.0
+    ) -> Iterator[list[Features]]:
+        """Entries of one source, encoded where they are missing, kept from eviction inside the block.
+
+        Args:
+            device: encodes.
+            report: told the number of utterances after each shard that this process encoded.
+            first: where in the list of shards to begin, as a share of it, so that ranks seldom meet.
+
+        Raises:
+            InputError: they do not fit the cache, or the disk.
+            StoppedError: a signal came.
+        """
+        holds: list[Hold] = []
+        try:
+            yield self._ready(entries, holds, device, report, first)
+        finally:
+            for hold in holds:
+                hold.release()
+
+    def _ready(
+        self, entries: list[Entry], holds: list[Hold], device: torch.device, report: Callable[[int], None], first: float
+    ) -> list[Features]:
+        """Hold, reserve, encode and open."""
+        try:
+            holds += [self._hold(entry) for entry in entries]
+            for entry in entries:
+                self._reserve(entry)
+            return self._complete(entries, device, report, first)
+        except OSError as error:
+            raise InputError(
+                f"the feature cache {self._folder} cannot be used: {error.strerror or error}; "
+                "name another with --cache, or go without: --cached false"
+            ) from error
+
+    def _complete(
+        self, entries: list[Entry], device: torch.device, report: Callable[[int], None], first: float
+    ) -> list[Features]:
+        while True:
+            self._encode_missing(entries, device, report, first)
+            opened = [self._open(entry) for entry in entries]
+            if all(features is not None for features in opened):
+                return [features for features in opened if features is not None]
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def _encode_missing(
+        self, entries: list[Entry], device: torch.device, report: Callable[[int], None], first: float
+    ) -> None:
+        by_split: dict[str, list[Entry]] = {}
+        for entry in entries:
+            by_split.setdefault(str(entry.split.folder), []).append(entry)
+        units = [(group, number) for group in by_split.values() for number in range(len(shard_rows(group[0].split)))]
+
+        def encode(unit: tuple[list[Entry], int]) -> None:
+            missing = [entry for entry in unit[0] if not self._shard(entry, unit[1]).exists()]
+            report(self._encode(missing, unit[1], device))
+
+        share(
+            units,
+            lambda unit: all(self._shard(entry, unit[1]).exists() for entry in unit[0]),
+            lambda unit: self._lock(_same_audio(unit[0][0]), f"shard-{unit[1]:05d}"),
+            encode,
+            self._stop,
+            int(first * len(units)),
+        )
+
+    def _encode(self, entries: list[Entry], number: int, device: torch.device) -> int:
+        """Encode and write one shard of several views of the same audio; returns the number of utterances."""
+        source, split = entries[0].source, entries[0].split
+        rows = shard_rows(split)[number]
+        source.network.to(device)
+        found = dict(encode_rows(source, split, rows, [entry.view for entry in entries], device))
+        for place, entry in enumerate(entries):
+            tensors = {
+                f"module_{module}": torch.cat([found[row][place][module] for row in rows])
+                for module in range(len(source.dimensions))
+            }
+            with replacing(self._shard(entry, number)) as temporary:
+                temporary.write_bytes(save(tensors))  # its own save_file makes files that nobody else may read
+        return len(rows)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _shard(self, entry: Entry, number: int) -> Path:
+        return self._folder / entry.key / f"shard-{number:05d}.safetensors"
+
+    def _lock(self, *names: str) -> Path:
+        return self._folder / "locks" / "-".join(names)
+
+    def _open(self, entry: Entry) -> Features | None:
+        """Map an entry's shards; None if one was damaged, and is gone now."""
+        rows = shard_rows(entry.split)
+        counts = [[num_vectors(entry.split, row, entry.view) for row in shard] for shard in rows]
+        shards = []
+        for number in range(len(rows)):
+            path = self._shard(entry, number)
+            try:
+                shards.append(load_file(path))
+                complete = all(len(tensor) == sum(counts[number]) for tensor in shards[-1].values())
+            except (SafetensorError, FileNotFoundError):
+                complete = False
+            if not complete:
+                path.unlink(missing_ok=True)
+                return None
+        return Features(shards, rows, counts)
+
+    def _hold(self, entry: Entry) -> Hold:
+        hold = Hold(self._lock(entry.key, "use"), shared=True)
+        while not hold.take():  # someone is removing it
+            self._stop.check()
+            time.sleep(POLL_SECONDS)
+        return hold
+
+    # --- the bound ----------------------------------------------------------------------------------------------------
+
+    def _reserve(self, entry: Entry) -> None:
+        """Note how much an entry is going to take, and make room for it."""
+        description = self._folder / entry.key / "entry.json"
+        guard = Hold(self._lock("reserve"))
+        while not guard.take():
+            self._stop.check()
+            time.sleep(POLL_SECONDS)
+        try:
+            if not description.exists():
+                size = entry_bytes(entry)
+                self._make_room(size, entry.key)
+                description.parent.mkdir(parents=True, exist_ok=True)
+                write_json(description, _describe(entry) | {"bytes": size})
+            os.utime(description)
+        finally:
+            guard.release()
+
+    def _make_room(self, size: int, key: str) -> None:
+        others = sorted(self._folder.glob("*/entry.json"), key=lambda path: path.stat().st_mtime)
+        taken = {path.parent: int(json.loads(path.read_text())["bytes"]) for path in others}
+        for folder in list(taken):
+            if sum(taken.values()) + size <= self._limit:
+                return
+            hold = Hold(self._lock(folder.name, "use"))
+            if folder.name != key and hold.take():
+                shutil.rmtree(folder, ignore_errors=True)
+                del taken[folder]
+            hold.release()
+        if sum(taken.values()) + size > self._limit:
+            raise InputError(
+                f"the features need {size / GIGABYTE:.3g} GB, and {self._folder} may hold {self._limit / GIGABYTE:.3g} "
+                f"GB, of which {sum(taken.values()) / GIGABYTE:.3g} GB are in use; raise --cache-gb, "
+                "or probe fewer labels in one command"
+            )
+
+
+def entry_bytes(entry: Entry) -> int:
+    """Bytes that an entry takes when complete."""
+    view, index = entry.view, entry.split.index
+    vectors = sum(num_vectors(entry.split, row, view) for row in range(len(index)))
+    if view.kind == "frames":
+        return 2 * vectors * sum(entry.source.dimensions)
+    length = 1
+    if view.pooling == "flatten":
+        samples = view.crop or int(index.num_samples.max())
+        length = max(1, samples // min(grid.stride for grid in entry.source.grids) + 1)
+    return 4 * vectors * sum(entry.source.dimensions) * length
+
+
+def _same_audio(entry: Entry) -> str:
+    return hashlib.sha256(f"{entry.source.identity}/{entry.split.manifest.fingerprint}".encode()).hexdigest()[:16]
+
+
+def _describe(entry: Entry) -> dict[str, object]:
+    return {
+        "source": entry.source.kind,
+        "step": entry.source.step,
+        "weights": entry.source.identity,
+        "split": str(entry.split.folder),
+        "fingerprint": entry.split.manifest.fingerprint,
+        "view": asdict(entry.view),
+    }

@@ -1,0 +1,100 @@
+"""Accuracy against the number of labelled examples a class (thesis, few labels), repeated over random draws."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from simdist.core.errors import InputError
+from simdist.core.files import write_json
+from simdist.probe.examples import CachedExamples, Examples, few
+from simdist.probe.jobs import Job, Vectors, Workplace, describe, examples_of, fit
+from simdist.probe.metrics import accuracy, mean_interval, scores
+from simdist.probe.results import write_result
+from simdist.probe.training import Progress, evaluate
+
+POINTS = "points.json"  # accuracies that are known so far, as {"size/repetition": {...}}
+
+
+def check_sizes(job: Job) -> None:
+    """Raise an InputError if no class has as many examples as the largest size asks for."""
+    most = int(job.data.train.counts().max())
+    if job.sizes and max(job.sizes) > most:
+        raise InputError(
+            f"--examples-per-class asks for {max(job.sizes)}, but the largest class of {job.data.label!r} has {most} "
+            f"examples; give sizes up to {most}, such as 1,2,4"
+        )
+
+
+def do_few_labels(job: Job, place: Workplace, vectors: tuple[Vectors, Vectors]) -> None:
+    """Train and test a probe for every size and repetition, and write the curve.
+
+    Raises:
+        StoppedError: a signal came; the points that are known are kept.
+    """
+    begin = time.monotonic()
+    folder = place.folder / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    known = _read_points(folder / POINTS)
+    _, test = examples_of(job, place.device, vectors)
+    wanted = [(size, repetition) for size in job.sizes for repetition in range(job.settings.repetitions)]
+    with place.bar(f"training {job.name}", len(wanted)) as advance:
+        for size, repetition in wanted:
+            place.stop.check()
+            if f"{size}/{repetition}" not in known:
+                known[f"{size}/{repetition}"] = _point(job, place, vectors[0], test, size, repetition)
+                write_json(folder / POINTS, known)
+            advance(1)
+    seconds = {"training_and_testing": time.monotonic() - begin}
+    write_result(folder, describe(job, test.dimensions) | {"curve": _curve(job, known), "seconds": seconds}, None)
+    (folder / POINTS).unlink()
+
+
+def _point(job: Job, place: Workplace, vectors: Vectors, test: Examples, size: int, repetition: int) -> dict[str, Any]:
+    data, seed = job.data, job.settings.seed + repetition
+    per_frame = data.view.kind == "frames"
+    drawn, targets = few(vectors, data.train, per_frame, size, seed)
+    train = CachedExamples(drawn, targets, np.zeros(len(targets.rows), np.int32), place.device, per_frame=False)
+    settings = replace(job.settings, seed=seed)
+    quiet = replace(place, bar=_no_bar)
+    probe, _ = fit(replace(job, settings=settings), train, quiet, Progress(None, place.stop))
+    found = evaluate(probe, test, len(data.train.names), place.stop)
+    balanced = scores(found.correct, found.total, 1, 0)[1].value
+    return {"accuracy": float(accuracy(found.correct.sum(0), found.total.sum(0))), "balanced_accuracy": balanced}
+
+
+def _curve(job: Job, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    counts, curve = job.data.train.counts(), []
+    for size in job.sizes:
+        points = [known[f"{size}/{repetition}"] for repetition in range(job.settings.repetitions)]
+        values = [point["accuracy"] for point in points]
+        curve.append(
+            {
+                "examples_per_class": size,
+                "accuracy": mean_interval(values).as_dict(),
+                "accuracies": values,
+                "balanced_accuracies": [point["balanced_accuracy"] for point in points],
+                "classes_with_fewer": [
+                    name for name, count in zip(job.data.train.names, counts, strict=True) if 0 < count < size
+                ],
+            }
+        )
+    return curve
+
+
+def _read_points(path: Any) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _no_bar(what: str, total: int) -> Any:
+    from contextlib import nullcontext
+
+    del what, total
+    return nullcontext(lambda count: None)

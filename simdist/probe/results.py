@@ -1,0 +1,179 @@
+"""Results of probes on disk, on the terminal and in Weights & Biases.
+
+`RUN/probes/NAME/` holds, `result.json` written last:
+
+    result.json         see below
+    probe.safetensors   the probe: output.weight (num_classes, D), output.bias, hidden.*, mean and scale of the features
+    confusion.png       confusion matrix, each row a true class
+    per_class.tsv       vectors, recall, precision, F1 of every class
+
+`result.json`, format version 1:
+
+    name, label, classes            classes in the order of their numbers
+    source       kind (trained, untrained, mfcc, supervised), module, step, weights (hash), dimensions of a vector
+    view         kind (pooled: a vector a clip; frames: a vector each 10 ms), pooling, crop in samples (null: whole
+                 utterance), crops of an utterance, align, sampled, seed
+    probe        kind and every setting that can change a number
+    data         train, test: split, fingerprint, utterances, labels; test: unseen_classes_left_out
+    chance       1 / classes in training;  majority: class, accuracy of always answering with it
+    train        loss in nats; with L-BFGS also gradient (largest entry), iterations, converged
+    test         accuracy, balanced_accuracy: value, interval (95 %, bootstrap over utterances); loss; per_class;
+                 confusion (row: true class, column: answer; counts of vectors); for phones without_silence
+    curve        instead of train and test with few labels: a list of examples_per_class, accuracy (value, interval:
+                 95 % of the mean over repetitions, Student's t), accuracies, balanced_accuracies, classes_with_fewer
+    seconds      training_and_testing
+    finished, environment           unix time; versions of simdist and torch, host
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import socket
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from safetensors.torch import save_file
+
+from simdist.config.schema import identity, to_dict
+from simdist.core.files import replacing, write_json, write_text
+from simdist.models.probes import Probe
+from simdist.probe.plots import plot_confusion
+from simdist.runs.folder import Run
+
+FORMAT_VERSION = 1
+RESULT = "result.json"
+WANDB_ID_LENGTH = 64
+
+
+def write_result(folder: Path, result: dict[str, Any], probe: Probe | None) -> None:
+    """Write a job's folder; without a probe (few labels) only `result.json`."""
+    if probe is not None:
+        with replacing(folder / "probe.safetensors") as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in probe.state_dict().items()}, temporary)
+        write_text(folder / "per_class.tsv", _as_tsv(result["test"]["per_class"]))
+        with replacing(folder / "confusion.png") as temporary:
+            title = describe_source(result)
+            plot_confusion(np.array(result["test"]["confusion"]), result["classes"], result["label"], title, temporary)
+    packages = {name: metadata.version(name) for name in ("simdist", "torch")}
+    environment = {"host": socket.gethostname(), "packages": packages}
+    write_json(folder / RESULT, result | {"finished": time.time(), "environment": environment})
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The `result.json` of a finished job."""
+    return json.loads((folder / RESULT).read_text())
+
+
+def describe_source(result: dict[str, Any]) -> str:
+    """What was probed, for people: `module 3, step 1,975`."""
+    source = result["source"]
+    if source["kind"] == "mfcc":
+        return "MFCC"
+    where = f"module {source['module']}"
+    return f"{where}, step {source['step']:,}" if source["kind"] == "trained" else f"{source['kind']} {where}"
+
+
+def _as_tsv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_table(results: list[dict[str, Any]]) -> Table:
+    """One row a probe, for the terminal."""
+    table = Table(title="accuracy in %, with 95 % intervals over test utterances")
+    for column in ("label", "features", "probe", "accuracy", "balanced", "without silence", "chance", "majority"):
+        table.add_column(column, justify="left" if column in ("label", "features", "probe") else "right", no_wrap=True)
+    for result in results:
+        test = result["test"]
+        quiet = test.get("without_silence")
+        table.add_row(
+            result["label"],
+            describe_source(result),
+            result["probe"]["probe"],
+            percent(test["accuracy"]),
+            percent(test["balanced_accuracy"]),
+            percent(quiet["accuracy"]) if quiet else "",
+            f"{100 * result['chance']:.1f}",
+            f"{100 * result['majority']['accuracy']:.1f}",
+        )
+    return table
+
+
+def curve_table(results: list[dict[str, Any]]) -> Table:
+    """Few labels: one row a probe, one column a number of examples."""
+    table = Table(title="accuracy in % by labelled examples a class, mean over repetitions")
+    table.add_column("label")
+    table.add_column("features", no_wrap=True)
+    sizes = sorted({point["examples_per_class"] for result in results for point in result["curve"]})
+    for size in sizes:
+        table.add_column(str(size), justify="right")
+    for result in results:
+        values = {point["examples_per_class"]: point["accuracy"]["value"] for point in result["curve"]}
+        cells = [f"{100 * values[size]:.1f}" if size in values else "" for size in sizes]
+        table.add_row(result["label"], describe_source(result), *cells)
+    return table
+
+
+def percent(score: dict[str, Any]) -> str:
+    """`61.2 [58.0, 64.4]`"""
+    low, high = score["interval"]
+    return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path]) -> str | None:
+    """Log results to wandb where the run's config says so; returns the folder of an offline run.
+
+    A run of its own in the training run's group, with an id that the results decide: training may be going on.
+    """
+    settings = run.config.wandb
+    if settings.mode == "disabled":
+        return None
+    import wandb
+
+    name = run.folder.resolve().name
+    digest = hashlib.sha256("/".join(sorted(result["name"] for result in results)).encode()).hexdigest()[:8]
+    logged = wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        group=name,
+        job_type="probe",
+        name=f"{name} probes",
+        id=f"{name}-{identity(run.config)[:8]}-probe-{digest}"[-WANDB_ID_LENGTH:],
+        resume="allow",
+        dir=str(run.folder),
+        mode=settings.mode,
+        config=to_dict(run.config),
+        settings=wandb.Settings(silent=True),
+    )
+    logged.define_metric("probe/step")
+    logged.define_metric("probe/*", step_metric="probe/step")
+    by_step: dict[int, dict[str, Any]] = {}
+    for result in results:
+        by_step.setdefault(result["source"]["step"] or 0, {}).update(_as_metrics(result))
+    for step, values in sorted(by_step.items()):
+        logged.log({"probe/step": step, **values})
+    logged.log({f"probe/plots/{path.parent.name}": wandb.Image(str(path)) for path in plots})
+    folder = str(Path(logged.dir).parent)
+    logged.finish()
+    return folder if settings.mode == "offline" else None
+
+
+def _as_metrics(result: dict[str, Any]) -> dict[str, float]:
+    source = result["source"]
+    where = source["kind"] if source["module"] is None else f"{source['kind']}/module_{source['module']}"
+    prefix = f"probe/{result['label']}/{where}/{result['probe']['probe']}"
+    if "curve" in result:
+        points = result["curve"]
+        return {f"{prefix}/{point['examples_per_class']}_a_class": point["accuracy"]["value"] for point in points}
+    test = result["test"]
+    return {f"{prefix}/{name}": test[name]["value"] for name in ("accuracy", "balanced_accuracy")}

@@ -1,0 +1,150 @@
+"""What is probed: a trained encoder, the same one untrained, or MFCC. All answer with frames of every module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from simdist.config.schema import SAMPLE_RATE, Config, ModelConfig, to_dict
+from simdist.core.errors import InputError
+from simdist.loading import load_encoder
+from simdist.models.encoder import GreedyEncoder, hash_weights
+from simdist.probe.alignment import MFCC_GRID, FrameGrid, frame_grids
+from simdist.probe.settings import numbers_in
+
+NUM_MFCC = 13  # with first and second differences 39 dimensions, as is usual in speech recognition
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that turns audio into frames."""
+
+    kind: str
+    """`trained`, `untrained`, `mfcc` or `supervised`."""
+    identity: str
+    """Hash of everything that decides the frames, weights included."""
+    grids: list[FrameGrid]
+    """Where each module's frames lie."""
+    dimensions: list[int]
+    """Channels of each module's frames."""
+    network: nn.Module
+    """What computes them: moved between devices, trained by the supervised baseline."""
+    encode: Callable[[Tensor, torch.Generator | None], list[Tensor]]
+    """(B, 1, T) audio, and a generator to sample latents from -> (B, L, C) for each module."""
+    step: int | None = None
+    """Optimizer steps of a trained encoder."""
+
+    def where(self, module: int) -> str:
+        """Short name of a module of this source, part of a result's name."""
+        if self.kind == "mfcc":
+            return "mfcc"
+        if self.kind == "trained":
+            return f"module{module}-step{self.step}"
+        return f"{self.kind}{module}"
+
+
+def encoder_source(kind: str, encoder: GreedyEncoder, model: ModelConfig, step: int | None = None) -> Source:
+    """The contexts of all modules of an encoder; the identity is that of its weights."""
+    description = json.dumps(to_dict(Config(model=model))["model"], sort_keys=True)
+    return Source(
+        kind,
+        hashlib.sha256((description + hash_weights(encoder)).encode()).hexdigest(),
+        frame_grids(model),
+        [module.context_channels for module in encoder.stack],
+        encoder,
+        lambda audio, generator: contexts(encoder, audio, generator),
+        step,
+    )
+
+
+def contexts(encoder: GreedyEncoder, audio: Tensor, generator: torch.Generator | None, depth: int = 0) -> list[Tensor]:
+    """The context of every module up to `depth` modules (0: of all) in one pass; carries gradient if enabled.
+
+    Args:
+        audio: (B, 1, T).
+        generator: samples variational latents on the way up; None takes their means.
+
+    Returns:
+        (B, L, C) for each module.
+    """
+    latent, found = audio.transpose(1, 2), []  # (B, 1, T) -> (B, T, 1)
+    for module in encoder.stack[: depth or None]:
+        encoding = module.encode(latent) if generator is None else module.sample(latent, generator)
+        found.append(encoding.context)
+        latent = encoding.latent
+    return found
+
+
+class Mfcc(nn.Module):
+    """13 mel-frequency cepstral coefficients with first and second differences, each 10 ms over 25 ms.
+
+    (B, 1, T) -> (B, 1 + (T - 400) // 160, 39): the frames that CPC's phone labels describe.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from simdist.core.torchaudio_import import torchaudio
+
+        window = {"n_fft": 400, "hop_length": 160, "n_mels": 40, "center": False}
+        self._transform = torchaudio.transforms.MFCC(SAMPLE_RATE, n_mfcc=NUM_MFCC, melkwargs=window)
+        self._deltas = torchaudio.functional.compute_deltas
+
+    def forward(self, audio: Tensor) -> Tensor:
+        static = self._transform(audio.squeeze(1))  # (B, 13, L)
+        first = self._deltas(static)
+        return torch.cat([static, first, self._deltas(first)], dim=1).transpose(1, 2)
+
+
+def mfcc_source() -> Source:
+    """The classical baseline; its one "module" is number 0."""
+    mfcc = Mfcc()
+    identity = hashlib.sha256(f"mfcc {NUM_MFCC} + 2 differences, 40 bands, 400/160".encode()).hexdigest()
+    return Source("mfcc", identity, [MFCC_GRID], [3 * NUM_MFCC], mfcc, lambda audio, generator: [mfcc(audio)])
+
+
+def untrained_source(config: Config, kind: str = "untrained") -> Source:
+    """The encoder as the run's seed initialised it."""
+    encoder = GreedyEncoder(config.model, config.loss, config.seed).eval()
+    return encoder_source(kind, encoder, config.model)
+
+
+def trained_source(checkpoint: Path, config: Config) -> Source:
+    """The encoder of one checkpoint."""
+    return encoder_source("trained", load_encoder(checkpoint, config), config.model, _step(checkpoint))
+
+
+def choose_checkpoints(run: Path, wanted: str) -> list[Path]:
+    """The checkpoint folders that `--checkpoints` means, oldest first; for `latest` the run itself decides.
+
+    Raises:
+        InputError: there is none, or none of a step asked for.
+    """
+    from simdist.training.checkpoint import latest_checkpoint
+
+    found = {_step(path): path for path in sorted((run / "checkpoints").glob("step_*"))}
+    if not found:
+        raise InputError(f"run {run} has no checkpoint; train it first, or probe it with --features untrained,mfcc")
+    if wanted == "all":
+        return [found[step] for step in sorted(found)]
+    if wanted == "latest":
+        damaged: list[str] = []
+        newest = latest_checkpoint(run / "checkpoints", damaged.append)
+        if newest is None:
+            raise InputError("; ".join([f"run {run} has no complete checkpoint; train it first", *damaged]))
+        return [newest]
+    steps = numbers_in("--checkpoints", wanted, "latest, all, or steps such as 100,200")
+    for step in steps:
+        if step not in found:
+            there = ", ".join(map(str, sorted(found)))
+            raise InputError(f"run {run} has no checkpoint of step {step}; it has {there}")
+    return [found[step] for step in sorted(set(steps))]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))

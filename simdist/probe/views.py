@@ -1,0 +1,190 @@
+"""What of an utterance is kept for a probe, and how it is made from audio.
+
+Two kinds of view. `pooled`: one vector a clip, the frames' mean, maximum or all of them flattened; float32. `frames`:
+one vector a phone label; float16, half the disk. Both are made for all modules at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simdist.config.schema import Config
+from simdist.core.errors import InputError
+from simdist.core.random_streams import stream_seed
+from simdist.data.crops import CropReader
+from simdist.data.labels import PHONE_WINDOW, num_phone_frames
+from simdist.data.order import crop_start
+from simdist.data.splits import Split
+from simdist.probe.alignment import align, resolve_alignment
+from simdist.probe.labels import SplitPair
+from simdist.probe.settings import FRAME_LABEL, ProbeSettings
+from simdist.probe.sources import Source
+
+VERSION = 1  # raise when the same audio and weights would give other features
+BATCH_SAMPLES = 2**18  # audio samples that are encoded together: bounds the memory of a wide first module
+
+
+@dataclass(frozen=True)
+class View:
+    """What is kept of each utterance."""
+
+    kind: Literal["pooled", "frames"]
+    pooling: str = "mean"
+    crop: int | None = None
+    """Samples of a crop; None takes the whole utterance."""
+    crops: int = 1
+    align: str = "auto"
+    sampled: bool = False
+    seed: int = 0
+    """Of crops and noise; 0 where there is neither."""
+
+    def identity(self) -> str:
+        return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()
+
+
+def view_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPair) -> View:
+    """The view that a label's probe needs.
+
+    Raises:
+        InputError: `flatten`, and clips are not of one length.
+    """
+    sampled = settings.latents == "sampled"
+    if label == FRAME_LABEL:
+        return View("frames", align=settings.align, sampled=sampled, seed=settings.seed if sampled else 0)
+    lengths = np.concatenate([pair.train.index.num_samples, pair.test.index.num_samples])
+    crop = settings.crop or config.data.crop
+    cropped = settings.clip == "crop" or (settings.clip == "auto" and bool((lengths > crop).any()))
+    if settings.pooling == "flatten" and not cropped and lengths.min() != lengths.max():
+        raise InputError(
+            f"--pooling flatten needs clips of one length, utterances have {lengths.min():,} to {lengths.max():,} "
+            "samples; use --clip crop"
+        )
+    return View(
+        "pooled",
+        settings.pooling,
+        crop if cropped else None,
+        settings.crops if cropped else 1,
+        sampled=sampled,
+        seed=settings.seed if cropped or sampled else 0,
+    )
+
+
+def check_lengths(config: Config, view: View, pair: SplitPair, with_mfcc: bool) -> None:
+    """Raise an InputError if a clip is too short for the encoder, or for one frame of MFCC."""
+    shortest = view.crop or int(min(split.index.num_samples.min() for split in (pair.train, pair.test)))
+    what = "--crop" if view.crop else "the shortest utterance"
+    if with_mfcc and shortest < PHONE_WINDOW:
+        raise InputError(f"{what} has {shortest} samples; MFCC needs {PHONE_WINDOW}")
+    try:
+        config.model.num_frames(shortest)
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def crop_of(split: Split, row: int, view: View, number: int) -> tuple[int, int]:
+    """First sample and length of clip `number` of an utterance."""
+    length = int(split.index.num_samples[row])
+    if view.crop is None:
+        return 0, length
+    return crop_start(view.seed, number, str(split.index.key[row]), length, view.crop), view.crop
+
+
+def num_vectors(split: Split, row: int, view: View) -> int:
+    """How many vectors a view keeps of an utterance."""
+    if view.kind == "pooled":
+        return view.crops
+    has_phones = split.index.phones_offset[row] >= 0
+    return num_phone_frames(int(split.index.num_samples[row])) if has_phones else 0
+
+
+def as_audio(clips: list[np.ndarray], device: torch.device) -> Tensor:
+    """Int16 clips of one length -> (B, 1, T) float32 in [-1, 1)."""
+    return torch.from_numpy(np.stack(clips)).to(device).float().div_(32768).unsqueeze(1)
+
+
+def noise_for(view: View, device: torch.device, *names: int | str) -> torch.Generator | None:
+    """The generator of sampled latents that `names` identify; None for deterministic ones."""
+    if not view.sampled:
+        return None
+    return torch.Generator(device).manual_seed(stream_seed(view.seed, "probe", *names))
+
+
+def pool(frames: Tensor, pooling: str) -> Tensor:
+    """(B, L, C) -> (B, C), or (B, L * C) flattened."""
+    if pooling == "mean":
+        return frames.float().mean(dim=1)
+    return frames.float().amax(dim=1) if pooling == "max" else frames.float().flatten(1)
+
+
+def grid_alignment(view: View, source: Source, module: int) -> str:
+    """How this module's frames are aligned; an encoder of several frame rates is aligned module by module."""
+    return resolve_alignment(view.align, source.grids[module])
+
+
+@torch.no_grad()
+def encode_rows(
+    source: Source, split: Split, rows: list[int], views: list[View], device: torch.device
+) -> Iterator[tuple[int, list[list[Tensor]]]]:
+    """Encode utterances once for several views.
+
+    Yields:
+        A row and, for each view, each module's (num_vectors, D) on the CPU; rows may come in another order.
+    """
+    reader = CropReader(split)
+    whole = [view for view in views if view.crop is None]
+    found: dict[int, dict[View, list[Tensor]]] = {row: {} for row in rows}
+    for group in _batches(split, rows) if whole else []:
+        audio = as_audio([reader.read_all(row) for row in group], device)
+        noise = noise_for(whole[0], device, split.manifest.split, str(split.index.key[group[0]]))
+        encoded = source.encode(audio, noise)  # one command samples all its views alike, so they share it
+        for place, row in enumerate(group):
+            frames = [module[place] for module in encoded]
+            found[row] |= {view: _keep(source, split, row, view, frames) for view in whole}
+    for row in rows:
+        for view in views:
+            if view.crop is not None:
+                found[row][view] = _encode_crops(source, split, row, view, reader, device)
+        yield row, [found[row][view] for view in views]
+
+
+def _keep(source: Source, split: Split, row: int, view: View, frames: list[Tensor]) -> list[Tensor]:
+    if view.kind == "pooled":
+        return [pool(one[None], view.pooling).cpu() for one in frames]
+    count = num_vectors(split, row, view)
+    return [
+        align(one, count, source.grids[module], grid_alignment(view, source, module)).half().cpu()
+        for module, one in enumerate(frames)
+    ]
+
+
+def _encode_crops(
+    source: Source, split: Split, row: int, view: View, reader: CropReader, device: torch.device
+) -> list[Tensor]:
+    clips = [reader.read(row, *crop_of(split, row, view, number)) for number in range(view.crops)]
+    noise = noise_for(view, device, split.manifest.split, str(split.index.key[row]), "crops")
+    parts = [
+        [pool(frames, view.pooling).cpu() for frames in source.encode(part, noise)]
+        for part in as_audio(clips, device).split(max(1, BATCH_SAMPLES // (view.crop or 1)))
+    ]
+    return [torch.cat(module) for module in zip(*parts, strict=True)]
+
+
+def _batches(split: Split, rows: list[int]) -> list[list[int]]:
+    """Rows in groups of one length, never padded: padding would change a convolution's last frames."""
+    groups: list[list[int]] = []
+    length = split.index.num_samples
+    for row in sorted(rows, key=lambda row: (int(length[row]), row)):
+        group = groups[-1] if groups else []
+        if group and length[group[0]] == length[row] and (len(group) + 1) * int(length[row]) <= BATCH_SAMPLES:
+            group.append(row)
+        else:
+            groups.append([row])
+    return groups

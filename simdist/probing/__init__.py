@@ -1,1 +1,0 @@
-"""Probes: how well a simple classifier reads a label off what each greedy module says."""

@@ -1,0 +1,1 @@
+"""`python -m simdist.report`: runs in one page and in tables."""

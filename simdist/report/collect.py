@@ -1,0 +1,208 @@
+"""Numbers out of run folders: each run's configuration, metrics, probes, decoders and analyses. Imports no torch.
+
+Run folders are written to while they are read, by jobs of other versions and by people: what cannot be read is named
+and passed over, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simdist.config.schema import Config, identity_keys
+from simdist.core.errors import InputError
+from simdist.core.files import read_json_lines
+from simdist.core.secrets import redacted
+from simdist.report.analyses import Finding, read_findings
+from simdist.report.files import SHAPELESS, Problem, flat, reason_of
+from simdist.report.measurement import Measurement
+from simdist.report.probes import Trajectory, read_probes
+from simdist.runs.collapsed_modules import FEWEST, idle_modules
+from simdist.runs.folder import CHECKPOINTS, CONFIG, DONE, EVENTS, METRICS
+
+ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
+STEP_EVENTS = ("start", "resumed", "stopped", "finished")
+MOST_LINES = 400  # of a kind that are parsed
+KIND, STAGE = re.compile(r'"kind": ?"(\w+)"'), re.compile(r'"module": ?(\d+)')
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of a run."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Flat: every key that makes up its identity, and its name."""
+    finished: bool
+    step: int
+    """The newest that is known; 0 before the first."""
+    name: str
+    """The folder's, with the one above where several runs are called alike."""
+    idle: tuple[int, ...] = ()
+    """Modules that have learnt nothing so far."""
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """All that is reported of a run."""
+
+    record: RunRecord
+    measurements: list[Measurement]
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl that hold modules, in order; of long files some of each kind, the last always."""
+    findings: list[Finding] = field(default_factory=list)
+    """Newest analysis of each kind and module, and decoders."""
+    trajectories: list[Trajectory] = field(default_factory=list)
+    examples: dict[str, int] = field(default_factory=dict)
+    """Training examples that the largest class of a label has, or more."""
+    problems: list[Problem] = field(default_factory=list)
+    """Files that could not be used."""
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run folders among `paths` and directly below them.
+
+    Raises:
+        InputError: a path that neither is a run nor holds one.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path} does not exist; name run folders, or a folder of runs")
+        runs = [path] if (path / CONFIG).is_file() else sorted(child.parent for child in path.glob(f"*/{CONFIG}"))
+        if not runs:
+            raise InputError(f"{path} is no run and holds none (no {CONFIG}); name run folders, or a folder of runs")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What each run is called: its folder, with folders above where that tells it from others."""
+    parts = {folder: folder.resolve().parts[1:] for folder in folders}
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for own in parts.values():
+        alike.setdefault(own[-1], []).append(own)
+    names = {}
+    for folder, own in parts.items():
+        count = 1
+        while count < len(own) and sum(other[-count:] == own[-count:] for other in alike[own[-1]]) > 1:
+            count += 1
+        names[folder] = "/".join(own[-count:])
+    return names
+
+
+def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
+    """A run and all its measurements; why not, where its configuration cannot be read.
+
+    Args:
+        folder: the run's.
+        name: what it is called; null takes the folder's name.
+    """
+    name = name or folder.name
+    try:
+        config = flat(LOADER((folder / CONFIG).read_text(encoding="utf-8")).get_single_data())
+        kept = {key: _shown(config[key]) for key in ("name", *identity_keys(Config())) if key in config}
+        kept["name"], kept["seed"] = str(kept["name"]), int(kept["seed"])
+    except (OSError, yaml.YAMLError, *SHAPELESS) as error:
+        return Problem(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
+    problems: list[Problem] = []
+    lines = _metrics(folder / METRICS, problems)
+    step = max([line["step"] for line in lines[-1:]] + _steps_saved(folder, problems), default=0)
+    record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, tuple(_idle(lines, kept)))
+    probed = read_probes(folder, name, problems)
+    findings = read_findings(folder, name, problems)
+    analysed = [item for finding in findings for item in finding.measurements]
+    measured = [*_of_encoder(name, lines), *probed.measurements, *analysed]
+    return RunContent(record, measured, lines, findings, probed.trajectories, probed.examples, problems)
+
+
+def _steps_saved(folder: Path, problems: list[Problem]) -> list[int]:
+    """Steps of the checkpoints and of the last event with one: a run logs only some steps, and stops in between."""
+    saved = [int(path.name.removeprefix("step_")) for path in (folder / CHECKPOINTS).glob("step_" + 8 * "[0-9]")]
+    try:
+        events = read_json_lines(folder / EVENTS)
+        told = [event["step"] for event in events if event["event"] in STEP_EVENTS]
+        return saved + [int(step) for step in told[-1:]]
+    except (OSError, *SHAPELESS) as error:
+        problems.append(Problem(folder / EVENTS, f"is not what a run writes ({reason_of(error)})"))
+        return saved
+
+
+def _shown(value: Any) -> Any:
+    """A value without secrets: a page is sent to others."""
+    return redacted(value) if isinstance(value, str) else value
+
+
+def _metrics(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Lines with modules, of long files some (`_chosen`); how many are torn or of another kind is a problem."""
+    lines, foreign = [], 0
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        problems.append(Problem(path, f"cannot be read ({reason_of(error)})"))
+        return []
+    whole = [line for line in text.split("\n") if line.startswith("{") and line.endswith("}")]
+    foreign += sum(1 for line in text.split("\n") if line.strip()) - len(whole)
+    for line in _chosen(whole):
+        try:
+            found = json.loads(line)
+            fits = isinstance(found["step"], int) and all(isinstance(module, dict) for module in found["modules"])
+            lines += [found] if fits and isinstance(found["kind"], str) else []
+            foreign += not fits
+        except SHAPELESS:
+            foreign += 1
+    if foreign:
+        problems.append(Problem(path, f"has {foreign} lines that are torn or no metrics; they are left out"))
+    return lines
+
+
+def _chosen(lines: list[str]) -> list[str]:
+    """At most `MOST_LINES` of each kind and stage, evenly, the last always: a long run has 10,000 of them."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, line in enumerate(lines):
+        kind, stage = KIND.search(line), STAGE.search(line)
+        places.setdefault((kind[1] if kind else "", stage[1] if stage else ""), []).append(place)
+    kept: set[int] = set()
+    for own in places.values():
+        step = max(1, -(-len(own) // MOST_LINES))
+        kept.update(own[::-step])
+    return [lines[place] for place in sorted(kept)]
+
+
+def _last_values(lines: list[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
+    """Metrics of each module in the last line of a kind that holds it."""
+    last: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line["kind"] == kind:
+            last |= {module.get("module", m): module for m, module in enumerate(line["modules"])}
+    return last
+
+
+def _idle(lines: list[dict[str, Any]], config: dict[str, Any]) -> list[int]:
+    """Modules that have learnt nothing, by the last line that holds them."""
+    num_negatives = config.get("loss.num_negatives")
+    if not lines or lines[-1]["step"] < FEWEST or not isinstance(num_negatives, int):
+        return []
+    last = _last_values(lines, "train")
+    numbers = {m: {k: v for k, v in values.items() if isinstance(v, int | float)} for m, values in last.items()}
+    return idle_modules({"modules": [{**values, "module": m} for m, values in numbers.items()]}, num_negatives)
+
+
+def _of_encoder(run: str, lines: list[dict[str, Any]]) -> Iterator[Measurement]:
+    """The last line of each kind in which a module appears; a stagewise run's lines hold one module each."""
+    for kind in ("train", "validation"):
+        for m, values in sorted(_last_values(lines, kind).items()):
+            for metric in ENCODER_METRICS:
+                if isinstance(values.get(metric), int | float):
+                    yield Measurement(run, "encoder", {"split": kind}, m, metric, float(values[metric]))

@@ -1,0 +1,230 @@
+"""One HTML page with everything: tables, charts, figures and sounds of runs, readable without a network.
+
+Every text that comes from a run passes through jinja's escaping and through `redacted`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+from markupsafe import Markup
+
+from simdist.core.secrets import redacted
+from simdist.report import curves
+from simdist.report.albums import albums
+from simdist.report.charts import DASHES, GREY, OTHER, Chart, Line
+from simdist.report.collect import RunContent
+from simdist.report.configurations import common_settings, configuration_sections
+from simdist.report.files import Problem
+from simdist.report.interactive_charts import as_json, library
+from simdist.report.missing import missing_pieces
+from simdist.report.players import players, reconstructions
+from simdist.report.selection import Selection
+from simdist.report.significance import FEWEST_SEEDS
+from simdist.report.static_charts import as_svg
+from simdist.report.summary import Cell, Statistic
+from simdist.report.tables import Section, split_by
+
+TEMPLATES = Path(__file__).parent / "templates"
+BY_LABEL = ("probes", "few-labels", "weights", "robustness")  # a table for each label
+Item = TypeVar("Item")
+Track = Callable[[Iterable[Item], str, int], Iterable[Item]]
+"""A progress bar over (items, what is done, how many)."""
+
+CONTENTS = {
+    "runs": "Runs and configurations",
+    "losses": "Losses",
+    "probes": "Probes",
+    "few-labels": "Few labels",
+    "distributions": "Distributions",
+    "weights": "Weights",
+    "contribution": "Contribution",
+    "reconstructions": "Reconstructions",
+    "traversals": "Traversals",
+    "interpolations": "Interpolations",
+    "samples": "Samples",
+    "others": "Other analyses",
+    "methods": "How the numbers were made",
+}
+METHODS = (
+    "± is the sample standard deviation (n − 1) over runs that differ in nothing but the seed. A number in brackets "
+    "behind a mean says of how many seeds it is, where they are fewer than elsewhere in the table.",
+    "Probes: accuracy on the test split, of the last checkpoint that was probed. Chance is 1 / classes.",
+    "Differences: Welch's t-test over seeds (unequal variances, two-sided), only where both encoders have "
+    f"{FEWEST_SEEDS} seeds or more; p is corrected by Holm's method over all comparisons of one label. The interval is "
+    "Welch's, not corrected. A few seeds find large differences only: no star is no proof of equality.",
+    "Curves: at most 200 points of a run, evenly chosen, values as they were logged; 60 points where there are more "
+    "than 60 runs. Thin lines are runs, the thick one their mean, the band ± one standard deviation.",
+    "Few labels: a run's point is the mean over its draws of examples; the band is ± one standard deviation of seeds.",
+    "Weight densities: each class's weights divided by the largest magnitude, Gaussian kernels of Scott's bandwidth.",
+    "Contribution: error to the decoded second clip that is left when the n most different dimensions are taken from "
+    "it, as a share of the error with none taken; medians over pairs of clips.",
+    "Sounds have the samples of the run's WAV files (FLAC, lossless), the first 30 seconds; a drawn waveform is scaled "
+    "to the loudest sound beside it.",
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes onto the page."""
+
+    title: str
+    runs: Sequence[RunContent]
+    cells: Mapping[Cell, Statistic]
+    selection: Selection
+    sections: Sequence[Section]
+    """All tables."""
+    notes: Sequence[str]
+    """Sentences on unfinished and absent runs."""
+    problems: list[Problem]
+    """Files that could not be used; those of charts, figures and sounds are added."""
+
+
+def render(contents: Contents, track: Track[Any]) -> str:
+    """The page.
+
+    Args:
+        contents: what it shows.
+        track: a progress bar.
+    """
+    problems, selection = contents.problems, contents.selection
+    charts = _charts(contents)
+    detailed = selection.detailed
+    made = {
+        "title": contents.title,
+        "about": _about(contents),
+        "notes": contents.notes,
+        "detail": f"Figures and sounds are of {_names(detailed)} ({selection.reason}; --detail chooses others).",
+        "tables": _tables(contents),
+        "common": common_settings(contents.runs),
+        "legends": {name: _legend(contents, own) for name, own in charts.items()},
+        "charts": _drawn(charts, track),
+        "reading": _reading(contents),
+        "no_test": f"Differences are tested where two encoders have {FEWEST_SEEDS} seeds or more; here none have.",
+        "reconstructions": reconstructions(detailed, problems),
+        "players": players(detailed, problems),
+        "albums": albums(detailed, problems, track),
+        "missing": [
+            {"name": p.name, "section": p.section, "of": p.of, "commands": p.commands}
+            | {"runs": len({run for run, _ in p.commands})}
+            for p in missing_pieces(contents.runs)
+        ],
+        "methods": METHODS,
+    }
+    made["has_others"] = any(album.section == "others" for album in made["albums"]) or any(
+        name in made["tables"] for name in ("total-correlation", "disentanglement", "robustness")
+    )
+    made["contents"] = [(n, title) for n, title in CONTENTS.items() if n != "others" or made["has_others"]]
+    made["problems"] = problems
+    return _environment().get_template("report.html.j2").render(
+        page=made,
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "script.js").read_text(encoding="utf-8")),
+        library=Markup(library()),
+    )  # fmt: skip
+
+
+def _environment() -> jinja2.Environment:
+    """Escapes everything, and takes secrets out of all that is not ours."""
+
+    @functools.cache  # cells repeat each other
+    def shown(text: str) -> str:
+        return redacted(text)
+
+    def finalize(value: Any) -> Any:
+        is_ours = isinstance(value, Markup) or (isinstance(value, str) and value.startswith("data:"))
+        return value if is_ours or isinstance(value, int) else shown(str(value))
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _charts(contents: Contents) -> dict[str, list[Chart]]:
+    """Charts by the part of the page that they stand in."""
+    runs, cells, selection, problems = contents.runs, contents.cells, contents.selection, contents.problems
+    return {
+        "losses": curves.loss_charts(runs, selection),
+        "probes": [*curves.module_charts(runs, selection), *curves.trajectory_charts(runs, selection)],
+        "few-labels": curves.few_label_charts(cells, selection),
+        "distributions": curves.distribution_charts(runs, selection, problems),
+        "weights": curves.weight_charts(runs, selection, problems),
+        "contribution": curves.contribution_charts(runs, selection, problems),
+    }
+
+
+def _drawn(charts: Mapping[str, Sequence[Chart]], track: Track[Any]) -> dict[str, list[dict[str, Any]]]:
+    """Each panel twice: as SVG for everybody, and for bokeh."""
+    every = [(c.name, place, panel) for own in charts.values() for c in own for place, panel in enumerate(c.panels)]
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for name, place, panel in track(every, "drawing charts", len(every)):
+        drawn.setdefault(name, []).append(
+            {
+                "title": panel.title,
+                "reference": panel.reference[1] if panel.reference else "",
+                "svg": Markup(as_svg(panel, f"{name}-{place}")),
+                "json": Markup(as_json(panel)),
+            }
+        )
+    return {
+        where: [{"title": chart.title, "note": chart.note, "panels": drawn[chart.name]} for chart in own]
+        for where, own in charts.items()
+    }
+
+
+def _tables(contents: Contents) -> dict[str, list[Section]]:
+    """Tables by name, none of a kind that no run has; some in parts, one a label."""
+    found: defaultdict[str, list[Section]] = defaultdict(list)
+    for section in [*configuration_sections(contents.runs, contents.selection), *contents.sections]:
+        parts = split_by(section, "label") if section.name in BY_LABEL else [section]
+        found[section.name] += parts
+    return found
+
+
+def _legend(contents: Contents, charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """The encoders that have a line in these charts."""
+    selection = contents.selection
+    places = {line.place for chart in charts for panel in chart.panels for line in panel.lines}
+    items = []
+    for place, group in enumerate(selection.coloured):
+        if place not in places:
+            continue
+        line = Line(place, "", [], [])  # pyright: ignore[reportArgumentType]
+        dash = " ".join(map(str, DASHES[place % len(DASHES)]))
+        items.append({"place": place, "colour": line.colour, "dash": dash, "label": selection.label(group)})
+    others = len(set(selection.groups.values())) - len(selection.coloured)
+    if others and OTHER in places:
+        items.append({"place": OTHER, "colour": GREY, "dash": "", "label": f"{others} other encoders"})
+    return items
+
+
+def _about(contents: Contents) -> str:
+    runs, groups = len(contents.runs), len(set(contents.selection.groups.values()))
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    encoders = f"{groups} encoder{'s' * (groups > 1)}" + " (runs that differ only in the seed are one)" * (
+        runs > groups
+    )
+    return f"{runs} run{'s' * (runs > 1)} of {encoders}. Made {when} by simdist {metadata.version('simdist')}."
+
+
+def _reading(contents: Contents) -> str:
+    several = len(contents.runs) > len(set(contents.selection.groups.values()))
+    text = "Colours and dashes mean the same in all charts; click on a name to hide it, drag to zoom."
+    return text + " Thin lines are runs, the thick one their mean, the band ± one standard deviation." * several
+
+
+def _names(runs: Sequence[RunContent]) -> str:
+    return ", ".join(run.record.name for run in runs)

@@ -1,0 +1,264 @@
+"""Statistics as tables, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from simdist.report.collect import ENCODER_METRICS
+from simdist.report.significance import Comparison, winners
+from simdist.report.summary import Cell, Statistic, telling_keys
+
+FIXED = ("label", "features", "probe.probe")  # columns that every table of probes has
+PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
+EMPTY = "–"
+HEADINGS = {"nce": "InfoNCE", "kl": "KL", "accuracy": "accuracy %", "active_units": "active dimensions"}
+KL_MEANS = {
+    "upstream": "summed over the frames of a crop, averaged over channels and crops",
+    "mean": "averaged over frames, channels and crops",
+}
+"""What the KL of training is, by loss.kl_reduction."""
+KINDS_OF_LOSS = {"train": "training step logged", "validation": "validation"}
+INTERVAL_MEANS = "behind a single seed, its 95 % bootstrap interval over test utterances"
+STAR, STAR_MEANS = " *", "* above every other encoder on this probe and module (Welch's t-test, Holm, 5 %)"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table."""
+
+    name: str
+    """A word: its anchor on the page, its label in LaTeX."""
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    num_text: int
+    """Columns from the left that are text, the rest are numbers."""
+    note: str = ""
+    """A sentence under the table."""
+
+
+def sections(
+    cells: Mapping[Cell, Statistic],
+    keys: Sequence[str],
+    metric: str = "accuracy",
+    comparisons: Sequence[Comparison] = (),
+    reductions: Sequence[str] = (),
+) -> list[Section]:
+    """Every table of encoders and probes that has a row: encoders, probes, few labels.
+
+    Args:
+        cells: what `summarize` found.
+        keys: the configuration keys that its groups have values of.
+        metric: of the probes.
+        comparisons: of the probes' accuracies; groups that are above all others get a star.
+        reductions: each `loss.kl_reduction` of the runs.
+    """
+    heads = headings(keys)
+    every = (
+        _encoders(cells, heads, reductions),
+        _probes(cells, heads, metric, winners(comparisons)),
+        _few_labels(cells, heads),
+    )
+    return [section for section in every if section.rows]
+
+
+def headings(keys: Sequence[str]) -> list[str]:
+    """What the configuration keys that tell groups apart are called at the head of a column."""
+    return [key.rpartition(".")[2] if key != "name" else "encoder" for key in keys]
+
+
+def _encoders(cells: Mapping[Cell, Statistic], heads: list[str], reductions: Sequence[str]) -> Section:
+    own = {cell: value for cell, value in cells.items() if cell.family == "encoder"}
+    splits = {json.loads(cell.what)["split"] for cell in own}
+    split = "validation" if "validation" in splits else "train"
+    own = {cell: value for cell, value in own.items() if json.loads(cell.what)["split"] == split}
+    most = most_of(own)
+    metrics = [metric for metric in ENCODER_METRICS if any(cell.metric == metric for cell in own)]
+    rows = []
+    for group, module in dict.fromkeys((cell.group, cell.module) for cell in own):
+        values = {cell.metric: value for cell, value in own.items() if (cell.group, cell.module) == (group, module)}
+        cells_of_row = [_text_of_metric(metric, values.get(metric), most) for metric in metrics]
+        rows.append([*map(plain, group), str(module), str(most_of(values)), *cells_of_row])
+    names = [HEADINGS.get(metric, metric) for metric in metrics]
+    title = f"Encoders: last {KINDS_OF_LOSS[split]} of each greedy module, mean ± standard deviation over seeds"
+    note = _kl_note(reductions) if "kl" in metrics else ""
+    return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1, note)
+
+
+def _text_of_metric(metric: str, value: Statistic | None, most: int) -> str:
+    if metric == "active_units":
+        return count_of(value, most)
+    return text_of(value, most, 100 if metric in PERCENT else 1)
+
+
+def _kl_note(reductions: Sequence[str]) -> str:
+    """What the KL of training is, which is not the KL that `analyze distributions` measures."""
+    said = [f"{KL_MEANS[name]} (loss.kl_reduction {name})" for name in KL_MEANS if name in reductions]
+    if not said:
+        return ""
+    return f"KL in nats, {', or '.join(said)}; under Distributions it is a frame's, summed over dimensions."
+
+
+def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best: Collection[Any]) -> Section:
+    own = {cell: value for cell, value in cells.items() if cell.family == "probe" and cell.metric == metric}
+    modules = _modules(own)
+    keys = _settings(own)
+    most = most_of(own)
+    rows = []
+    for (what, values, _), groups in _lines(own).items():
+        said, of_module = json.loads(what), dict(values)
+        numbers = [
+            _accuracy(of_module.get(module), most) + STAR * any((what, module, group) in best for group in groups)
+            for module in modules
+        ]
+        named = [plain(found[0]) if len(set(found)) == 1 else EMPTY for found in zip(*groups, strict=True)]
+        settings = [plain(said.get(key)) for key in keys]
+        rows.append([*named, *settings, str(most_of(of_module)), *numbers, f"{100 * said['chance']:.1f}"])
+    named = [key.rpartition(".")[2] for key in keys]
+    columns = ["whole" if module is None else f"module {module}" for module in modules]
+    title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
+    texts = [text for row in rows for text in row]
+    notes = {STAR_MEANS: any(STAR in text for text in texts), INTERVAL_MEANS: any("[" in text for text in texts)}
+    note = "; ".join(text for text, is_needed in notes.items() if is_needed)
+    return Section("probes", title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named), note)
+
+
+Values = tuple[tuple[int | None, Statistic], ...]
+"""Accuracies by module."""
+
+
+def _lines(own: Mapping[Cell, Statistic]) -> dict[tuple[str, Values, Any], list[tuple[Any, ...]]]:
+    """The groups of each row: one, or of MFCC, which no encoder changes, all that measured the very same."""
+    found: dict[tuple[str, tuple[Any, ...]], list[tuple[int | None, Statistic]]] = {}
+    for cell in _by_label(own):
+        found.setdefault((cell.what, cell.group), []).append((cell.module, own[cell]))
+    lines: dict[tuple[str, Values, Any], list[tuple[Any, ...]]] = {}
+    for (what, group), values in found.items():
+        of_encoder = None if json.loads(what)["features"] == "mfcc" else group
+        lines.setdefault((what, tuple(values), of_encoder), []).append(group)
+    return lines
+
+
+def _accuracy(value: Statistic | None, most: int) -> str:
+    """In %: `61.2 ± 0.4`, and of a single seed with its interval `61.2 [57.9, 64.4]`."""
+    if value is None or value.interval is None:
+        return text_of(value, most, 100)
+    low, high = value.interval
+    return f"{text_of(value, value.count, 100)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
+    own = {cell: value for cell, value in cells.items() if cell.family == "few-labels"}
+    sizes = sorted({json.loads(cell.what)["examples"] for cell in own})
+    keys = _settings(own, never=("examples", "probe.examples_per_class"))
+    most = most_of(own)
+    lines: dict[tuple[str, ...], dict[int, Statistic]] = {}
+    for cell in _by_label(own):
+        said = json.loads(cell.what)
+        module = EMPTY if cell.module is None else str(cell.module)
+        row = (*map(plain, cell.group), *(plain(said.get(key)) for key in keys), module)
+        lines.setdefault(row, {})[said["examples"]] = own[cell]
+    rows = [
+        [*row, str(most_of(values)), *(text_of(values.get(size), most, 100) for size in sizes)]
+        for row, values in lines.items()
+    ]
+    named = [key.rpartition(".")[2] for key in keys]
+    title = "Few labels: test accuracy in % by labelled examples a class, mean ± standard deviation over seeds"
+    columns = [*heads, *named, "module", "seeds", *map(str, sizes)]
+    return Section("few-labels", title, columns, rows, len(heads) + len(named) + 1)
+
+
+def _settings(cells: Mapping[Cell, Statistic], never: Sequence[str] = ()) -> list[str]:
+    """The probe settings to show: the fixed ones, and those in which probes of one kind differ."""
+    said = [json.loads(what) for what in dict.fromkeys(cell.what for cell in cells)]
+    told = telling_keys(said, first=FIXED, never=["chance", *never])
+    return [*FIXED, *(key for key in told if key not in FIXED)]
+
+
+def _by_label(cells: Mapping[Cell, Statistic]) -> list[Cell]:
+    """Rows that are compared with each other stand together: by label and settings, then by group in order."""
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    return sorted(
+        cells, key=lambda cell: (cell.what, groups.index(cell.group), -1 if cell.module is None else cell.module)
+    )
+
+
+def _modules(cells: Mapping[Cell, Statistic]) -> list[int | None]:
+    found = {cell.module for cell in cells}
+    numbers = sorted(module for module in found if module is not None)
+    return [*numbers, *([None] if None in found else [])]
+
+
+def most_of(values: Mapping[Any, Statistic]) -> int:
+    """The largest number of seeds among some statistics."""
+    return max((value.count for value in values.values()), default=0)
+
+
+def text_of(value: Statistic | None, most: int, scale: float = 1, digits: int | None = None) -> str:
+    """`61.2 ± 0.4`, with `(3)` behind it where fewer seeds than elsewhere are in."""
+    if value is None:
+        return EMPTY
+    if digits is None:
+        digits = 1 if scale == 100 else 3
+    text = f"{scale * value.mean:.{digits}f}"
+    if value.deviation is not None:
+        text += f" ± {scale * value.deviation:.{digits}f}"
+    return text if value.count == most else f"{text} ({value.count})"
+
+
+def count_of(value: Statistic | None, most: int) -> str:
+    """Like `text_of`, of a number of things: `64`, `25.6 ± 14.3`."""
+    is_whole = value is not None and not value.deviation and value.mean.is_integer()
+    return text_of(value, most, digits=0 if is_whole else 1)
+
+
+def plain(value: Any) -> str:
+    """A value of a configuration, for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return EMPTY if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def split_by(section: Section, column: str) -> list[Section]:
+    """A table in parts, one for each value of a column, which then stands in the title."""
+    place = section.columns.index(column)
+    values = list(dict.fromkeys(row[place] for row in section.rows))
+    if len(values) < 2:
+        return [section]
+    return [
+        replace(
+            section,
+            name=f"{section.name}-{number}",
+            title=f"{section.title}: {value}",
+            columns=section.columns[:place] + section.columns[place + 1 :],
+            rows=[row[:place] + row[place + 1 :] for row in section.rows if row[place] == value],
+            num_text=section.num_text - 1,
+        )
+        for number, value in enumerate(values)
+    ]
+
+
+def as_rich(section: Section) -> Table:
+    """For the terminal."""
+    note = escape(section.note) or None
+    table = Table(title=escape(section.title), title_justify="left", caption=note, caption_justify="left")
+    for number, column in enumerate(section.columns):
+        table.add_column(escape(column), justify="left" if number < section.num_text else "right", no_wrap=True)
+    for row in section.rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def as_markdown(section: Section) -> str:
+    """A heading and a table."""
+    marks = [":--" if number < section.num_text else "--:" for number in range(len(section.columns))]
+    rows = [section.columns, marks, *section.rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    notes = ["", section.note] if section.note else []
+    return "\n".join([f"## {section.title}", "", *lines, *notes, ""])

@@ -1,0 +1,174 @@
+"""Metrics: lines of `metrics.jsonl` are the truth; the terminal and wandb show them.
+
+A line is `{"kind": "train" | "validation", "step": …, "epoch": …, "modules": [{"module": 0, "loss": …, …}, …], …}`; a
+stagewise run's lines hold the modules that learn in that stage. When a run resumes at step s, lines after s are dropped
+first, so that no step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from simdist.config.schema import Config, identity, to_dict
+from simdist.core.files import append_json, naming_the_disk, read_json_lines, write_text
+from simdist.runs.collapsed_modules import idle_modules, is_patience_over
+from simdist.runs.folder import Run
+
+SHOWN = {"train": "train", "validation": "valid"}
+_DEAD = (
+    "Its ReLUs may have died: stop it (Ctrl-C), and try a lower --optim.lr, --optim.warmup_epochs 1 or another --seed"
+)
+_REMEDY = {
+    "variational": "Its latent may have collapsed onto the prior: stop it (Ctrl-C), and try --loss.beta_warmup_epochs, "
+    "a lower --loss.beta or a lower --optim.lr",
+    "mu": _DEAD,
+    "none": _DEAD,
+}
+
+
+class MetricsLog:
+    """Rank 0's reporter; on other ranks every method does nothing.
+
+    Args:
+        run: where metrics go.
+        total_steps: for the progress bar.
+        is_main: whether this process reports.
+    """
+
+    def __init__(self, run: Run[Any], total_steps: int, is_main: bool) -> None:
+        self._run, self._total, self._is_main = run, total_steps, is_main
+        self._console = Console(soft_wrap=True, highlight=False, quiet=not is_main)
+        self._bar: Progress | None = None
+        self._wandb: Any = None
+        self._idle: set[int] = set()
+
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal."""
+        self._console.print(text, markup=False)
+
+    def rewind(self, step: int) -> None:
+        """Forget lines after `step`: these steps are trained again."""
+        if not self._is_main:
+            return
+        kept = [line for line in read_json_lines(self._run.metrics) if line["step"] <= step]
+        write_text(self._run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        """What has been recorded of one kind."""
+        return [line for line in read_json_lines(self._run.metrics) if line["kind"] == kind]
+
+    @contextmanager
+    def reporting(self, step: int) -> Iterator[None]:
+        """While training: a progress bar on a terminal, and wandb if it is on."""
+        self._start_wandb()
+        if self._console.is_terminal and self._is_main:
+            columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()]
+            self._bar = Progress(*columns, TextColumn("{task.fields[losses]}"), console=self._console, transient=True)
+            self._bar.add_task("", total=self._total, completed=step, losses="")
+            self._bar.start()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+            if self._wandb is not None:
+                self._wandb.finish()
+                if self._run.config.wandb.mode == "offline":
+                    self.say(
+                        f"wandb wrote offline; on a machine with internet: wandb sync {Path(self._wandb.dir).parent}"
+                    )
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Write one line to the file, to wandb, and to the terminal."""
+        if not self._is_main:
+            return
+        with naming_the_disk(f"metrics of step {line['step']}", self._run.folder, len(json.dumps(line))):
+            append_json(self._run.metrics, line)
+        text = describe(line, self._total)
+        if self._bar is not None and line["kind"] == "train":
+            self._bar.update(self._bar.task_ids[0], losses=text.partition(" | ")[2])
+        else:
+            self._console.print(text, markup=False)
+        if self._wandb is not None:
+            self._wandb.log(flatten(line))
+        self._warn_of_idle_modules(line)
+
+    def show(self, step: int, sounds: dict[str, Path]) -> None:
+        """Pass WAV files of a step on to wandb, by name."""
+        if self._wandb is None or not sounds:
+            return
+        import wandb
+
+        audio = {f"audio/{name}": wandb.Audio(str(path), caption=f"step {step}") for name, path in sounds.items()}
+        self._wandb.log({"step": step, **audio})
+
+    def _warn_of_idle_modules(self, line: dict[str, Any]) -> None:
+        """Once for each module that learns nothing, at the terminal and in events.jsonl."""
+        config = self._run.config
+        if not isinstance(config, Config) or not is_patience_over(line["step"], self._total):
+            return
+        for module in set(idle_modules(line, config.loss.num_negatives)) - self._idle:
+            self._idle.add(module)
+            self._run.event("idle_module", module=module, step=line["step"])
+            self.say(
+                f"warning: module {module} has learnt nothing in {line['step']} steps: no dimension of it is active, "
+                f"and its InfoNCE is that of a guess, ln {config.loss.num_negatives + 1}. {_REMEDY[config.model.head]}"
+            )
+
+    def _start_wandb(self) -> None:
+        settings = self._run.config.wandb
+        if settings.mode == "disabled" or not self._is_main:
+            return
+        import wandb
+
+        name = self._run.name
+        self._wandb = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            name=name,
+            id=f"{name}-{identity(self._run.config)}"[-64:],
+            resume="allow",
+            dir=str(self._run.folder),
+            mode=settings.mode,
+            config=to_dict(self._run.config),
+            settings=wandb.Settings(silent=True),
+        )
+        self._wandb.define_metric("step")
+        self._wandb.define_metric("*", step_metric="step")
+
+
+def describe(line: dict[str, Any], total_steps: int) -> str:
+    """One line for the terminal: losses of all modules side by side."""
+    modules = line["modules"]
+    losses = " ".join(f"{module['loss']:.3f}" for module in modules)
+    accuracy = " ".join(f"{module['accuracy']:.2f}" for module in modules if "accuracy" in module)
+    stage = f"module {line['stage']} " if "stage" in line else ""
+    text = f"{SHOWN[line['kind']]} step {line['step']}/{total_steps} {stage}epoch {line['epoch']:.2f} | "
+    text += f"loss {losses}" + (f" | accuracy {accuracy}" if accuracy else "")
+    if "samples_per_s" in line:
+        text += f" | {line['samples_per_s']:.0f} clips/s, {line['data_wait']:.0%} waiting for data"
+    return text
+
+
+def flatten(line: dict[str, Any]) -> dict[str, float]:
+    """A line as wandb wants it: `train/module_0/loss`, …"""
+    plain = {"step": line["step"]}
+    for key, value in line.items():
+        if isinstance(value, int | float) and key != "step":
+            plain[f"{line['kind']}/{key}"] = value
+    for module in line["modules"]:
+        prefix = f"{line['kind']}/module_{module['module']}"
+        plain |= {f"{prefix}/{key}": value for key, value in module.items() if key != "module"}
+    return plain

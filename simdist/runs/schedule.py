@@ -1,0 +1,109 @@
+"""When things happen and how large they are: pure functions of the step, so that nothing of it needs saving."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from simdist.config.schema import Config, Experiment
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The course of one run.
+
+    Args:
+        config: the experiment.
+        num_samples: usable clips of the training split, N; an epoch is N of them.
+    """
+
+    config: Experiment
+    num_samples: int
+
+    @property
+    def stages(self) -> int:
+        """Parts of the run that each go through all epochs: one, or one a greedy module with `stagewise`."""
+        if isinstance(self.config, Config) and self.config.train.schedule == "stagewise":
+            return len(self.config.model.modules)
+        return 1
+
+    @property
+    def stage_steps(self) -> int:
+        """Optimizer steps of one stage."""
+        steps = math.ceil(round(self.config.train.epochs * self.num_samples / self.config.data.batch_size, 6))
+        limit = self.config.train.max_steps
+        return steps if limit is None else min(steps, limit)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether max_steps ends it before the epochs do."""
+        return self.stage_steps == self.config.train.max_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.stage_steps * self.stages
+
+    def stage(self, step: int) -> int:
+        """The stage that step number `step` belongs to; after the last step, the last one."""
+        return min(step // self.stage_steps, self.stages - 1)
+
+    def consumed(self, step: int) -> int:
+        """Samples that all ranks have consumed in this stage before step number `step`."""
+        return (step - self.stage(step) * self.stage_steps) * self.config.data.batch_size
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training split that this stage has completed before step number `step`."""
+        return self.consumed(step) / self.num_samples
+
+    def epoch_after(self, step: int) -> float:
+        """Passes that the stage of the `step`-th step has completed with it."""
+        return self._batches(((step - 1) % self.stage_steps) + 1) if step else 0.0
+
+    def _batches(self, count: int) -> float:
+        return count * self.config.data.batch_size / self.num_samples
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step number `step`."""
+        optim, epoch = self.config.optim, self.epoch(step)
+        if epoch < optim.warmup_epochs:
+            return optim.lr * self.epoch_after(step + 1) / max(optim.warmup_epochs, self.epoch_after(step + 1))
+        if optim.schedule == "exponential":
+            return optim.lr * optim.lr_decay ** math.floor(epoch)
+        if optim.schedule == "cosine":
+            end = self._batches(self.stage_steps)
+            return (
+                optim.lr * 0.5 * (1 + math.cos(math.pi * (epoch - optim.warmup_epochs) / (end - optim.warmup_epochs)))
+            )
+        return optim.lr
+
+    def beta(self, step: int) -> float:
+        """Weight of the KL in step number `step`: rises linearly from 0 during the warm-up; 0 where there is none."""
+        if not isinstance(self.config, Config):
+            return 0.0
+        loss = self.config.loss
+        return (
+            loss.beta * min(1.0, self.epoch(step) / loss.beta_warmup_epochs) if loss.beta_warmup_epochs else loss.beta
+        )
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation is due once `step` steps have been taken."""
+        every = self.config.train.validate_every
+        if every == 0 or step == 0:
+            return False
+        passed = math.floor(self.epoch_after(step) / every) > math.floor(self.epoch(step - 1) / every)
+        return passed or self.ends_stage(step)
+
+    def ends_stage(self, step: int) -> bool:
+        """Whether a stage is complete once `step` steps have been taken."""
+        return step > 0 and step % self.stage_steps == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due once `step` steps have been taken."""
+        return step % self.config.train.checkpoint_every == 0 or self.ends_stage(step)
+
+    def logs(self, step: int) -> bool:
+        """Whether metrics of the `step`-th step are recorded."""
+        return (
+            step % self.config.train.log_every == 0 or self.ends_stage(step) or self.ends_stage(step - 1) or step == 1
+        )

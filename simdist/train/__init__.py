@@ -1,0 +1,1 @@
+"""`python -m simdist.train`: train an encoder."""

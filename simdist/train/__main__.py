@@ -1,0 +1,129 @@
+"""Train an encoder: `accelerate launch -m simdist.train --config FILE`.
+
+Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
+answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from simdist.config.load import CONFIGS, experiment_parser, parse_experiment, read_yaml
+from simdist.config.schema import RUN_DIR, Config
+from simdist.core.console import run
+from simdist.core.errors import EXIT_OK
+from simdist.core.signals import Stop
+
+DEMO = CONFIGS / "demo.yaml"
+DESCRIPTION = """\
+Train the greedy modules of an encoder. Running the same command again continues the run.
+
+Without --config this trains the demo: a small Smooth InfoMax on synthetic speech, in about two minutes.
+
+Examples:
+  accelerate launch -m simdist.train
+  accelerate launch -m simdist.train --config configs/sim_librispeech.yaml --data.root data/librispeech
+  python -m simdist.train --config configs/gim_librispeech.yaml --config configs/debug.yaml --optim.lr 1e-4
+  python -m simdist.train --profile   # where does a step's time go? A table, and a trace for ui.perfetto.dev
+
+Exit codes: 0 finished; 1 failed (a full disk, diverging numbers, ...); 2 wrong input; 75 run it again: preempted and
+saved, or hung; 130 stopped with Ctrl-C and saved.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = experiment_parser("python -m simdist.train", DESCRIPTION)
+    parser.add_argument(
+        *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder; default: runs/NAME-HASH."
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="Go on in a run folder although the configuration differs."
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="Print where a step's time goes and write RUN/profile/trace.json."
+    )
+    from simdist.training.world import enter
+
+    # torch asks Linux for huge pages then: on a CPU, a fifth of a small model's step goes to page faults without them
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    config, parsed = parse_experiment(parser, argv, default=DEMO)
+    stop = Stop(config.train.preempt_signals)
+    with stop.installed(interrupt=False):  # a preemption may come while torch is imported
+        enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
+        if config.data.root == read_yaml(DEMO)["data"]["root"]:  # a corpus of somebody's own is never made up
+            _make_demo_data(Path(config.data.root))
+        return train(config, parsed.run, parsed.force, stop, parsed.profile)
+
+
+def train(
+    config: Config,
+    folder: Path | None = None,
+    force: bool = False,
+    stop: Stop | None = None,
+    profile: bool = False,
+) -> int:
+    """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
+    from simdist.runs.folder import default_folder, open_run, saved_precision, with_precision
+    from simdist.train.encoder_task import EncoderTask
+    from simdist.training.accelerator import resolve_precision
+    from simdist.training.lifecycle import build_process, complete
+    from simdist.training.trainer import Trainer
+
+    wanted = config.train.precision
+    precision = resolve_precision(wanted, saved_precision(config, folder))
+    config = with_precision(config, precision)
+    run = open_run(folder or default_folder(config), config, force)
+    process = build_process(run, stop or Stop(), wanted)
+    trainer = Trainer(run, EncoderTask(run, process), process)
+    say = trainer.metrics.say
+    if run.is_finished and not force:
+        limit = "--train.max_steps" if trainer.timetable.is_cut_short else "--train.epochs"
+        say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
+        say(f"to train it longer: the same command with a larger {limit}, --run-dir {run.folder} --force")
+        return EXIT_OK
+    if profile and process.accelerator.is_main_process:
+        from simdist.training.profiler import StepProfile
+
+        trainer.profile = StepProfile(run.folder / "profile", trainer.task.modules, process.accelerator.device, say)
+    code = complete(trainer, process)
+    if trainer.profile is not None:
+        trainer.profile.close()
+    if code == EXIT_OK and process.accelerator.is_main_process:
+        for line in summary(trainer.metrics.lines("train")):
+            say(line)
+        say(f"run folder: {run.folder}")
+        say(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
+    return code
+
+
+def summary(lines: list[dict]) -> list[str]:
+    """How far each module's loss fell, from the first to the last recorded step."""
+    rows = []
+    for m in sorted({module["module"] for line in lines for module in line["modules"]}):
+        of_module = [module for line in lines for module in line["modules"] if module["module"] == m]
+        before, after = of_module[0], of_module[-1]
+        rows.append(
+            f"module {m}: loss {before['loss']:.3f} -> {after['loss']:.3f}, "
+            f"accuracy {before['accuracy']:.2f} -> {after['accuracy']:.2f}"
+        )
+    return [f"finished: {lines[-1]['step']} steps, {lines[-1]['epoch']:.4g} epochs", *rows]
+
+
+def _make_demo_data(root: Path) -> None:
+    from simdist.pack.synthetic import ensure
+
+    ensure(
+        root.with_name(root.name + "-source"),
+        root,
+        speakers=8,
+        minutes=8,
+        seed=0,
+        progress=os.environ.get("LOCAL_RANK", "0") == "0",
+    )
+
+
+if __name__ == "__main__":
+    run(main)

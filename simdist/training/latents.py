@@ -1,0 +1,223 @@
+"""Latents of frozen modules, written once as shards, so that a stagewise run does not compute them in every step.
+
+A split of latents looks like one of audio (`simdist.data.splits`) with members KEY.npy: (frames, C) float16 means, or
+(frames, 2C) means and log-variances of a variational module, of which each step draws a fresh sample. Whole utterances
+are encoded: at a crop's edges the next module sees real neighbours where it would otherwise see padding. Shards are
+shared out over ranks; each is whole or absent, so that a run killed in between goes on with the next shard.
+
+Latents are far larger than speech: 512 variational channels at 100 frames/s are 205 kB/s, FLAC about 20.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from webdataset.writer import TarWriter
+
+from simdist.core.errors import InputError
+from simdist.core.files import TEMPORARY, replacing, sha256_of, write_json
+from simdist.core.random_streams import stream_seed
+from simdist.core.signals import Stop, StoppedError
+from simdist.data.crops import CorruptSampleError, CropReader
+from simdist.data.integrity import damaged_shards
+from simdist.data.loader import Clips
+from simdist.data.shard_files import RETRY_SECONDS
+from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest, open_split
+from simdist.training.accelerator import Process
+from simdist.training.step import NumberedModule
+
+
+class LatentCache:
+    """Writes the latents of `trainers`' last module for the clips of one split.
+
+    Args:
+        folder: the split of latents; complete once it has a manifest.
+        trainers: the frozen modules, in eval mode.
+        clips: the audio.
+        crop: utterances are padded to at least so many samples.
+        seed: decides the noise of the modules below the last one.
+        retry_seconds: how long a shard of audio that cannot be read is tried again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trainers: Sequence[NumberedModule],
+        clips: Clips,
+        crop: int,
+        seed: int,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._folder, self._trainers, self._clips, self._crop, self._seed = folder, trainers, clips, crop, seed
+        self._reader = CropReader(clips.split, retry_seconds)
+        self.skipped: tuple[str, ...] = ()
+        """Why utterances are not in the split: the messages of their `CorruptSampleError`s."""
+
+    def write(self, process: Process) -> bool:
+        """Write what is missing, shard after shard on all ranks; then rank 0 completes the split.
+
+        Utterances that do not decode are left out, and told of in `skipped` once the split is complete.
+
+        Returns:
+            Whether it is complete; not if any rank was asked to stop, and then finished shards stay.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        accelerator, identity = process.accelerator, self._identity()
+        if accelerator.is_main_process:
+            self._begin(identity)
+        accelerator.wait_for_everyone()
+        shards = np.unique(self._clips.split.index.shard[self._clips.rows])
+        rank, world = accelerator.process_index, accelerator.num_processes
+        for first in range(0, len(shards), world):  # in step, so that all ranks hear of a stop request
+            if first + rank < len(shards):
+                self._write_missing(int(shards[first + rank]), accelerator, process.stop)
+            if process.stopped():
+                return False
+        if accelerator.is_main_process and not (self._folder / MANIFEST).exists():
+            self._finish([int(shard) for shard in shards], identity)
+        accelerator.wait_for_everyone()
+        self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with.get("skipped", []))
+        return True
+
+    def _write_missing(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
+        if (self._folder / MANIFEST).exists() or self._sidecar(shard).exists():
+            return
+        try:
+            self._write_shard(shard, accelerator, stop)
+        except StoppedError:
+            return  # the shard is not there; `write` hears of the request on all ranks
+        except OSError as error:
+            raise InputError(
+                f"latents cannot be written to {self._folder} ({error.strerror}): they take about "
+                f"{self._expected_bytes():,} bytes; make room, or set --train.cache_latents false --force"
+            ) from error
+
+    def _identity(self) -> str:
+        """sha256 over the frozen weights and the audio."""
+        digest = hashlib.sha256(self._clips.split.manifest.fingerprint.encode())
+        for trainer in self._trainers:
+            for tensor in trainer.module.state_dict().values():
+                digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _begin(self, identity: str) -> None:
+        """Remove latents of other weights, shards that were damaged since, and what a killed process left."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f"{TEMPORARY}*"):
+            leftover.unlink()
+        marker = self._folder / ".identity"
+        if not marker.exists() or marker.read_text() != identity:
+            for path in self._folder.iterdir():
+                path.unlink()
+            with replacing(marker) as temporary:
+                temporary.write_text(identity)
+        if (self._folder / MANIFEST).exists():
+            self._drop_damaged()
+
+    def _drop_damaged(self) -> None:
+        """Make damaged shards missing ones, and the split with them incomplete: they are written again."""
+        try:
+            split = open_split(self._folder.parent, self._folder.name)
+            damaged = {split.manifest.shards[i]["name"] for i in damaged_shards(split)}
+        except InputError:  # index or manifest
+            damaged = {path.name for path in self._folder.glob("shard-*.tar")}
+            (self._folder / MANIFEST).unlink()
+        for name in sorted(damaged):
+            (self._folder / MANIFEST).unlink(missing_ok=True)
+            (self._folder / f".{Path(name).stem}.json").unlink(missing_ok=True)
+
+    def _write_shard(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
+        index, rows, skipped = self._clips.split.index, [], []
+        final = self._folder / f"shard-{shard:06d}.tar"
+        with replacing(final) as temporary:
+            with TarWriter(str(temporary), mtime=0) as tar:
+                for row in self._clips.rows[index.shard[self._clips.rows] == shard]:
+                    stop.check()
+                    try:
+                        latent = self._encode(int(row), accelerator)
+                    except CorruptSampleError as error:
+                        skipped.append(str(error))
+                        continue
+                    tar.write({"__key__": str(index.key[row]), "npy": latent})
+                    rows.append({"key": str(index.key[row]), "row": int(row), "num_samples": len(latent)})
+            with tarfile.open(temporary) as tar:
+                for row, member in zip(rows, tar, strict=True):
+                    row["offset"], row["size"] = member.offset_data, member.size
+            facts = {"name": final.name, "sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
+        write_json(self._sidecar(shard), {"rows": rows, "shard": facts, "skipped": skipped})
+
+    @torch.no_grad()
+    def _encode(self, row: int, accelerator: Accelerator) -> np.ndarray:
+        """(frames, C or 2C) float16."""
+        samples = self._reader.read(row, 0, max(self._crop, int(self._clips.split.index.num_samples[row])))
+        x = torch.from_numpy(samples).to(accelerator.device).float().div_(32768)[None, :, None]  # (1, T, 1)
+        generator = torch.Generator(accelerator.device)
+        with accelerator.autocast():
+            for trainer in self._trainers[:-1]:
+                seed = stream_seed(self._seed, "cached latent", str(self._clips.split.index.key[row]), trainer.number)
+                x = trainer.module.sample(x, generator.manual_seed(seed)).latent
+            mu, log_var = self._trainers[-1].module.distribution(x)
+        stored = mu.float() if log_var is None else torch.cat([mu.float(), log_var], dim=2)
+        return stored[0].cpu().half().numpy()
+
+    def _finish(self, shards: list[int], identity: str) -> None:
+        sidecars = [json.loads(self._sidecar(shard).read_text()) for shard in shards]
+        rows = [row | {"shard": number} for number, s in enumerate(sidecars) for row in s["rows"]]
+        none = np.full(len(rows), -1, dtype=np.int64)
+        index = Index(
+            key=np.array([row["key"] for row in rows]),
+            shard=np.array([row["shard"] for row in rows], dtype=np.int32),
+            offset=np.array([row["offset"] for row in rows], dtype=np.int64),
+            size=np.array([row["size"] for row in rows], dtype=np.int64),
+            num_samples=np.array([row["num_samples"] for row in rows], dtype=np.int64),
+            phones_offset=none,
+            phones_size=np.zeros_like(none),
+            labels={},
+        )
+        with replacing(self._folder / INDEX) as temporary:
+            index.save(temporary)
+        source = self._clips.split.manifest
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            corpus=f"{source.corpus} through module {self._trainers[-1].number}",
+            split=source.split,
+            encoding="npy",
+            sample_rate=source.sample_rate,
+            num_samples=len(rows),
+            num_seconds=source.num_seconds,
+            shards=[s["shard"] | {"num_samples": len(s["rows"]), "num_seconds": 0.0} for s in sidecars],
+            labels={},
+            fingerprint=identity,
+            packed_with={"skipped": [text for s in sidecars for text in s.get("skipped", [])]},
+        )
+        write_json(self._folder / MANIFEST, asdict(manifest))
+
+    def _sidecar(self, shard: int) -> Path:
+        return self._folder / f".shard-{shard:06d}.json"
+
+    def _expected_bytes(self) -> int:
+        channels = self._trainers[-1].module.latent_channels * (2 if self._trainers[-1].module.log_var else 1)
+        samples = int(self._clips.split.index.num_samples[self._clips.rows].sum())
+        for layer in [layer for trainer in self._trainers for layer in trainer.module.config.layers]:
+            samples = layer.output_frames(samples)
+        return 2 * channels * samples
+
+
+def sampled(stored: Tensor, trainer: NumberedModule, generator: torch.Generator) -> Tensor:
+    """A latent (B, F, C) drawn from what was stored of it, (B, F, C) or (B, F, 2C)."""
+    if trainer.module.log_var is None:
+        return stored
+    mu, log_var = stored.chunk(2, dim=2)
+    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+    return mu + (log_var / 2).exp() * noise

@@ -1,0 +1,108 @@
+"""Back into the queue: what is asked of SLURM, and when it is not. `scontrol` is a script here, real in tests/slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simdist.core.requeue import job_id, requeue, requeue_if_dying, without_job
+
+JOB = {"SLURM_JOB_ID": "42"}
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `scontrol` that writes down what it was asked."""
+    script = tmp_path / "bin" / "scontrol"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n'
+        f'[ "$1" = show ] && cat {tmp_path}/state && exit 0\n'
+        f'[ -e {tmp_path}/refuse ] && echo "Requested operation is presently disabled" >&2 && exit 1\nexit 0\n'
+    )
+    script.chmod(0o755)
+    (tmp_path / "state").write_text("JobId=42 JobName=train\n   JobState=RUNNING Reason=None\n")
+    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    return tmp_path / "asked"
+
+
+def test_outside_slurm_nothing_is_asked_or_said() -> None:
+    assert requeue({}, 0, 10) == (False, "")
+
+
+def test_a_job_and_an_array_task(asked: Path) -> None:
+    assert requeue(JOB, 0, 10) == (True, "job 42 is requeued")
+    array = JOB | {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}
+    assert job_id(array) == "40_2"
+    assert requeue(array, 0, 10)[0]
+    assert asked.read_text().splitlines() == ["show job 42", "requeue 42", "show job 40_2", "requeue 40_2"]
+
+
+def test_an_endless_loop_ends(asked: Path) -> None:
+    done, sentence = requeue(JOB, 10, 10)
+    assert not done
+    assert "was requeued 10 times (max_requeues)" in sentence
+    assert not asked.exists()
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
+def test_a_job_that_was_cancelled_or_requeued_is_left_alone(asked: Path, state: str) -> None:
+    (asked.parent / "state").write_text(f"JobId=42\n   JobState={state} Reason=None Dependency=(null)\n")
+    done, sentence = requeue(JOB, 0, 10)
+    assert not done
+    assert sentence.startswith(f"job 42 is {state}: cancelled, or SLURM has requeued it already")
+    assert "requeue" not in asked.read_text()
+
+
+def test_a_job_that_is_preempted_for_good_comes_back_and_a_cancelled_one_does_not(asked: Path) -> None:
+    """`PreemptMode=CANCEL`: the job is COMPLETING as a cancelled one is, but says since when it is preempted."""
+    state = "JobId=42\n   JobState=COMPLETING Reason=None Dependency=(null)\n"
+    (asked.parent / "state").write_text(f"{state}   PreemptEligibleTime=1 PreemptTime=2026-11-26T01:18:35\n")
+    assert requeue(JOB, 0, 10)[0]
+    assert requeue_if_dying(JOB, 0, 10)
+    (asked.parent / "state").write_text(f"{state}   PreemptEligibleTime=1 PreemptTime=None\n")
+    assert not requeue(JOB, 0, 10)[0]
+    assert not requeue_if_dying(JOB, 0, 10)
+    times = "StartTime=2026-11-26T02:00:00 PreemptTime=2026-11-26T01:18:35"  # it was requeued, and is cancelled now
+    (asked.parent / "state").write_text(f"{state}   {times}\n")
+    assert not requeue(JOB, 0, 10)[0]
+
+
+def test_a_job_that_has_grace_saves_before_it_asks(asked: Path) -> None:
+    (asked.parent / "state").write_text("   JobState=RUNNING Reason=None\n   PreemptTime=2026-11-26T01:18:35\n")
+    assert not requeue_if_dying(JOB, 0, 10)
+    assert requeue(JOB, 0, 10)[0]
+
+
+def test_sbatch_gets_nothing_of_the_job_that_it_is_called_from() -> None:
+    of_a_job = {
+        "SLURM_JOB_ID": "42",
+        "SLURM_MEM_PER_CPU": "100",
+        "SRUN_DEBUG": "3",
+        "RANK": "1",
+        "SUBMITIT_FOLDER": "x",
+    }
+    of_a_user = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "PATH": "/bin", "WANDB_MODE": "offline"}
+    assert without_job(of_a_job | of_a_user) == of_a_user
+    outside = {"SLURM_TIME_FORMAT": "relative", "RANK": "0"}
+    assert without_job(outside) == outside
+
+
+def test_a_job_whose_time_is_over_comes_back(asked: Path) -> None:
+    (asked.parent / "state").write_text("JobId=42\n   JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
+    assert requeue(JOB, 0, 10)[0]
+
+
+def test_slurm_refuses(asked: Path) -> None:
+    (asked.parent / "refuse").touch()
+    done, sentence = requeue(JOB, 0, 10)
+    assert not done
+    assert sentence == "SLURM does not requeue job 42: Requested operation is presently disabled"
+
+
+def test_no_scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done, sentence = requeue(JOB, 0, 10)
+    assert not done
+    assert "scontrol cannot be run here (No such file or directory); exit code 75 asks for a successor" in sentence
