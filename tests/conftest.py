@@ -13,8 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads that
 
 from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
-
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 PACKAGE, LAUNCH = ROOT / "simdist", ROOT / "launch"
 BASE = {"core", "config"}
 LIBRARY = BASE | {"runs", "data", "models", "training", "loading"}

@@ -97,7 +97,7 @@ def test_the_old_name_of_run_dir_still_works(monkeypatch: pytest.MonkeyPatch) ->
         for words in (["--run-dir", "runs/a"], ["--run-dir=runs/a"], ["--run", "runs/a"], ["--run=runs/a"]):
             assert str(parser.parse_args(words).run) == "runs/a"
     words = ["model.ckpt", "--run", "runs/a"]
-    assert str(parser_of("import_upstream", monkeypatch).parse_args(words).run) == "runs/a"
+    assert str(parser_of("import_reference", monkeypatch).parse_args(words).run) == "runs/a"
     parsed = parser_of("analyze", monkeypatch).parse_args(["traversal", "--run", "runs/a", "--start", "clip"])
     assert (str(parsed.traversal.run), parsed.traversal.start) == ("runs/a", "clip")
 

@@ -19,7 +19,9 @@ from simdist.config.load import CONFIGS
 from simdist.core.files import read_json_lines
 from simdist.training.checkpoint import load_checkpoint
 
-CODE = "import sys; from simdist.config.parser import run; from simdist.train import main; run(main, sys.argv[1:])"
+CODE = (
+    "import sys; from simdist.core.console import run; from simdist.train.__main__ import main; run(main, sys.argv[1:])"
+)
 
 
 class Ranks:

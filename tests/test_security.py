@@ -40,9 +40,9 @@ from simdist.probe.training import Progress
 from simdist.runs import folder as run_module
 from simdist.runs.folder import Run
 from simdist.training.checkpoint import Checkpoint, Retention, load_checkpoint, save_checkpoint
+from tests.support import ROOT
 from tests.support.packing_cases import small_corpus
 
-ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"
 
 

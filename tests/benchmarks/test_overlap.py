@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "overlap.py"
+SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "overlap.py"
 
 
 def test_all_reduces_overlap_the_next_modules_forward(tmp_path: Path) -> None:

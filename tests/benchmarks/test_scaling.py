@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.scaling import NVLINK, Fabric, all_reduce_time  # noqa: E402
+from benchmarks.scaling import NVLINK, Fabric, all_reduce_time
 
 
 def scaling(*options: str) -> subprocess.CompletedProcess[str]:

@@ -22,10 +22,10 @@ from torch import Tensor
 from simdist.config.load import CONFIGS
 from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
 from tests.chaos.child import Order
+from tests.support import ROOT
 from tests.support.packing_cases import SmallCorpus, small_corpus
 from tests.support.training import lines
 
-ROOT = Path(__file__).parent.parent.parent
 SLOW = 240.0  # seconds after which a process that should have ended counts as hung
 VARIANTS: dict[str, list[str]] = {
     "joint": ["--train.max_steps=24", "--data.num_workers=0"],

@@ -25,7 +25,8 @@ from simdist.config.schema import Config
 from simdist.data.splits import open_split
 from simdist.loading import load_encoder
 from simdist.train.__main__ import train
-from tests.support.pages import ROOT, commands_of, file_of
+from tests.support import ROOT
+from tests.support.pages import commands_of, file_of
 
 
 def run(folder: Path, *words: str, code: Path = ROOT) -> str:
@@ -103,11 +104,11 @@ x = torch.randn(2, 12, 3)  # (B, L, C)
 means = torch.stack([x[:, i : i + 4].mean(dim=1) for i in (0, 4, 8)], dim=1)
 assert torch.allclose(AvgPool(LayerConfig(4, 4, kind="avgpool"))(x), means, atol=1e-6)
 from pathlib import Path
-from simdist.config.parser import read_config
-from simdist.train import train
+from simdist.config.load import read_config
+from simdist.train.__main__ import train
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_adding_pages import small
+from tests.docs.test_adding_pages import small
 config = read_config(sys.argv[2] + "/configs/sim_librispeech.yaml", "averaged.yaml")
 print(config.model.num_frames(20_480))
 assert train(small(config, Path(sys.argv[3])), Path("run")) == 0
@@ -122,7 +123,7 @@ def test_another_kind_of_layer(speech: Path, tmp_path: Path) -> None:
     apply = next(c.words for c in commands_of(ROOT / "docs" / "adding_a_module.md") if c.words[0] == "git")
     applied = subprocess.run([*apply, "--verbose"], cwd=tmp_path / "clone", capture_output=True, text=True)
     assert applied.returncode == 0, applied.stderr
-    paths = (str(Path(__file__).parent), str(ROOT), str(speech))
+    paths = (str(ROOT), str(ROOT), str(speech))
     said = run(tmp_path / "clone", "-c", CHECK, *paths, code=tmp_path / "clone")
     assert "[255, 127, 127]" in said
     assert modules_in_metrics(tmp_path / "clone" / "run") == [0, 1, 2]

@@ -28,7 +28,8 @@ from simdist.config.parser import Parser, fields_from
 from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.probe.settings import ProbeSettings
-from tests.support.pages import PAGES, ROOT, Command, blocks, commands_of, inline_commands_of, main_module
+from tests.support import ROOT
+from tests.support.pages import PAGES, Command, blocks, commands_of, inline_commands_of, main_module
 
 NOT_TRIED = {
     "sinfo": "a program of SLURM",

@@ -19,8 +19,9 @@ import torch
 from simdist.config.load import CONFIGS, read_config
 from simdist.data.splits import open_split
 from simdist.runs.folder import default_folder
+from tests.support import ROOT
 from tests.support.packing_cases import small_corpus
-from tests.support.pages import ROOT, blocks, commands_of, main_module
+from tests.support.pages import blocks, commands_of, main_module
 from tests.support.published import published
 
 README = commands_of(ROOT / "README.md")

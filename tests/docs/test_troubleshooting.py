@@ -23,8 +23,9 @@ from simdist.pack import __main__ as pack
 from simdist.probe import __main__ as probe
 from simdist.runs.folder import Run
 from simdist.train import __main__ as train
+from tests.support import ROOT
 from tests.support.packing_cases import small_corpus
-from tests.support.pages import ROOT, blocks
+from tests.support.pages import blocks
 from tests.support.published import COMMAND, published
 from tests.support.web import web_server
 

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-from test_commands import UnderstoodError, parsing_only
 
 from simdist.analyze import __main__ as analyze
 from simdist.config.parser import Parser
 from simdist.decode.__main__ import main as decode
 from simdist.probe import __main__ as probe
 from simdist.train.__main__ import main as train
-from tests.support.pages import ROOT
+from tests.docs.test_commands import UnderstoodError, parsing_only
+from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "upstream.md").read_text()
 ROWS = [line.strip("|").rsplit(" | ", 1) for line in PAGE.splitlines() if re.match(r"\| [`a-zA-Z…]", line)]

@@ -127,11 +127,12 @@ def test_the_same_command_fetches_only_what_is_missing(web: Web, capsys: pytest.
 
 REAL = """
 import json, sys
-from simdist import cli, download
-from simdist.data import addresses
+from simdist.core.console import run
+from simdist.download import addresses
+from simdist.download.__main__ import main
 told = json.loads(sys.argv.pop(1))
 addresses.SUBSETS[told["archive"]["subset"]] = addresses.Archive(**told["archive"])
-cli.run(download.main, sys.argv[1:])
+run(main, sys.argv[1:])
 """
 
 
@@ -149,7 +150,7 @@ def test_a_download_that_was_stopped_asks_for_the_rest_only(
     web.answers[TAR] = [Answer(pace=0.05)]
     told = json.dumps({"archive": asdict(SUBSETS[SUBSET])})
     command = [sys.executable, "-c", REAL, told, "librispeech", SUBSET, "--mirror", web.url, "--no-labels"]
-    environ = os.environ | {"PYTHONPATH": str(Path(download.__file__).parent.parent)}
+    environ = os.environ | {"PYTHONPATH": str(Path(download.__file__).parent.parent.parent)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ)
     part = Path("data/corpora") / PART
     deadline = time.monotonic() + 60

@@ -22,7 +22,7 @@ from launch.records import Records, last_lines
 from launch.states import find_states
 from simdist.core.signals import Stop
 
-ACTING = Path(__file__).parent / "acting"
+ACTING = Path(__file__).parent.parent / "support" / "acting"
 PATIENCE = 120.0
 
 
@@ -131,8 +131,7 @@ def test_in_this_process_a_job_runs_as_it_would_in_its_own(tmp_path: Path, monke
 PROGRAM = """
 import sys
 from pathlib import Path
-sys.path.append({here!r})
-from test_local import chain
+from tests.launch.test_local import chain
 from launch.cancel import write_owner
 from launch.local import run_locally
 from simdist.core.signals import Stop
@@ -149,7 +148,7 @@ sys.exit(outcome.code)
 def start(root: Path) -> subprocess.Popen[Any]:
     """The chain `a`, `wait`, `c` in a process of its own, once its second job waits for a signal."""
     here = Path(__file__).parent
-    program = PROGRAM.format(here=str(here), root=str(root))
+    program = PROGRAM.format(root=str(root))
     path = f"{here.parent.parent}{os.pathsep}{ACTING}"
     process = subprocess.Popen([sys.executable, "-c", program, "sweep"], env=os.environ | {"PYTHONPATH": path})
     deadline = time.monotonic() + PATIENCE

@@ -376,7 +376,7 @@ def test_a_full_disk_gives_one_line_with_the_bytes_needed_and_leaves_no_temporar
     out = tmp_path / "out"
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        "from simdist import cli, pack; cli.run(pack.main, sys.argv[1:])"
+        "from simdist.core.console import run; from simdist.pack.__main__ import main; run(main, sys.argv[1:])"
     )
     for workers in ("1", "2"):
         command = [sys.executable, "-c", limited, *corpus.arguments(out, "--workers", workers)]

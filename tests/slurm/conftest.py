@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from slurm.testbed import cluster
-from tests.support.slurm_jobs import ROOT, Slurm, Training, user_environment
+from tests.support import ROOT
+from tests.support.slurm_jobs import Slurm, Training, user_environment
 
 HERE = Path(__file__).parent
 

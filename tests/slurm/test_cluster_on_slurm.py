@@ -15,7 +15,8 @@ from simdist.cluster.discovery import Limits
 from simdist.cluster.profile import SECTION_OF, load_profile, profile_for
 from simdist.doctor.cluster import slurm_options
 from slurm.testbed import cluster
-from tests.support.slurm_jobs import ROOT, Slurm, user_environment
+from tests.support import ROOT
+from tests.support.slurm_jobs import Slurm, user_environment
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from simdist.cluster.profile import load_profile
-from tests.support.slurm_jobs import ROOT, Slurm
+from tests.support import ROOT
+from tests.support.slurm_jobs import Slurm
 
 
 def examine(testbed: Slurm, *options: str, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:

@@ -16,7 +16,8 @@ from launch.listing import read_plan
 from launch.plan import Plan
 from launch.records import Records
 from simdist.core.files import read_json_lines, sha256_of
-from tests.support.slurm_jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_
+from tests.support import ROOT
+from tests.support.slurm_jobs import PACE, SWEEP_CONFIG, Slurm, await_
 
 PROFILE = {
     "partition": "low",

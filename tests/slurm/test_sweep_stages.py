@@ -24,7 +24,8 @@ from launch.plan import Plan
 from launch.records import Record, Records
 from simdist.core.files import read_json_lines, sha256_of
 from slurm.testbed import cluster
-from tests.support.slurm_jobs import PACE, ROOT, SWEEP_CONFIG, Slurm, await_, user_environment
+from tests.support import ROOT
+from tests.support.slurm_jobs import PACE, SWEEP_CONFIG, Slurm, await_, user_environment
 
 PROFILE = {
     "partition": "low",

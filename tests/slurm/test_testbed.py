@@ -12,7 +12,8 @@ import pytest
 
 from slurm.testbed import cluster, daemons
 from slurm.testbed.settings import Layout
-from tests.support.slurm_jobs import ROOT, Slurm, await_, user_environment
+from tests.support import ROOT
+from tests.support.slurm_jobs import Slurm, await_, user_environment
 
 UP, DOWN = ROOT / "slurm/testbed/up", ROOT / "slurm/testbed/down"
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from simdist.core.files import read_json_lines, sha256_of
 from slurm.testbed.cluster import Layout
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 PACE = Path(__file__).parent / "pace"
 PATIENCE = 600.0  # seconds until a test gives up waiting; it waits for seconds where nothing else runs
 STEPS = 200

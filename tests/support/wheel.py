@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support import ROOT
 
 
 def install_wheel(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from simdist.config.schema import differences
 from simdist.core.console import run
 from simdist.core.files import read_json_lines
 from simdist.train import __main__ as train_command
+from tests.support import ROOT
 
 DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml"), "--data.crop=8000"]
 
@@ -294,7 +295,7 @@ def test_two_processes_share_the_epoch(speech: Path, tmp_path: Path) -> None:
     """Real processes under accelerate's launcher; each writes the keys that it trained on."""
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2")
     launcher += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
-    script = str(Path(__file__).parent / "processes" / "train_and_record_keys.py")
+    script = str(ROOT / "tests" / "support" / "processes" / "train_and_record_keys.py")
     argv = command(speech, tmp_path / "run", "--train.epochs=1", "--train.max_steps=null", "--data.num_workers=2")
     running = process(str(tmp_path / "keys"), *argv, launcher=(*launcher, script), ACCELERATE_USE_CPU="true")
     printed, _ = running.communicate(timeout=120)

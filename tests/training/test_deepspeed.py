@@ -26,6 +26,7 @@ from simdist.core.files import read_json_lines
 from simdist.training.accelerator import build_accelerator
 from simdist.training.checkpoint import load_checkpoint
 from simdist.training.deepspeed_settings import check_started, fill, read_plugin
+from tests.support import ROOT
 from tests.support.training import lines, train, weights
 
 pytestmark = [
@@ -35,7 +36,6 @@ pytestmark = [
         reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'",
     ),
 ]
-TESTS = Path(__file__).parent.parent
 STEPS = 20
 CLIP = 0.5  # some modules in some steps, which a test asserts
 
@@ -68,7 +68,7 @@ def patient(config: Config) -> Config:
 def environment() -> dict[str, str]:
     """Of launched processes; DeepSpeed compiles something on import, which without Dynamo takes a second less."""
     ours = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
-    return os.environ | ours | {"PYTHONPATH": str(TESTS / "engine")}
+    return os.environ | ours | {"PYTHONPATH": str(ROOT)}
 
 
 def run_jobs(folder: Path, processes: int, jobs: list[tuple[str | None, Config, str, dict[str, int]]]) -> str:
@@ -80,7 +80,7 @@ def run_jobs(folder: Path, processes: int, jobs: list[tuple[str | None, Config, 
     (folder / "jobs.json").write_text(json.dumps(listed))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]  # accelerate's own takes longer to start
-    command += [str(TESTS / "processes" / "deepspeed_runs.py"), str(folder / "jobs.json")]
+    command += [str(ROOT / "tests" / "support" / "processes" / "deepspeed_runs.py"), str(folder / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
