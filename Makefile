@@ -36,7 +36,7 @@ check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
 chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults, half an hour on two idle cores
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
-bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/performance.md
+bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/explanation/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)
 
 format: $(VENV)/installed-dev

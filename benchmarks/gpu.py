@@ -34,7 +34,7 @@ from simdist.core.errors import EXIT_OK
 from simdist.data.loader import Batch, BatchLoader, open_clips
 from simdist.models.costs import module_costs
 from simdist.training.profiler import PARTS, TIMED, WARM_UP, StepProfile
-from simdist.training.step import DrawSource, Step, train_step
+from simdist.training.step import RandomStreams, Step, train_step
 
 UTTERANCES = 28_539  # of LibriSpeech train-clean-100
 FLOP_SHARE, MEMORY_SHARE, TIMES_STAND_IN = 0.4, 0.7, 10.0
@@ -109,7 +109,7 @@ class Measured:
 def measure(config: Config, clips: int, device: torch.device, rounds: int) -> Measured:
     """Time whole steps, then their parts."""
     config = replace(config, data=replace(config.data, batch_size=clips))
-    trainers, draws = trainers_of(config, device), DrawSource(0, 0, device)
+    trainers, draws = trainers_of(config, device), RandomStreams(0, 0, device)
     frames, batches = config.model.num_frames(config.data.crop), batches_of(config, device)
 
     def step(inputs: Tensor) -> None:

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
-from simdist.training.step import DrawSource, ModuleTrainer, Step, running_statistics, train_step
+from simdist.training.step import ModuleTrainer, RandomStreams, Step, running_statistics, train_step
 
 
 def trainers_of(config: Config, device: torch.device) -> list[ModuleTrainer]:
@@ -37,7 +37,7 @@ def trainers_of(config: Config, device: torch.device) -> list[ModuleTrainer]:
     return trainers
 
 
-def joint_step(trainers: list[ModuleTrainer], x: torch.Tensor, frames: list[int], draws: DrawSource) -> None:
+def joint_step(trainers: list[ModuleTrainer], x: torch.Tensor, frames: list[int], draws: RandomStreams) -> None:
     """All graphs kept until one backward of the sum of the losses."""
     losses = []
     for trainer in trainers:
@@ -52,7 +52,7 @@ def joint_step(trainers: list[ModuleTrainer], x: torch.Tensor, frames: list[int]
 def peak(trainers: list[ModuleTrainer], config: Config, how: str) -> int:
     """Bytes that a step holds at its peak, beyond what was there before it."""
     device = next(trainers[0].module.parameters()).device
-    draws, frames = DrawSource(0, 0, device), config.model.num_frames(config.data.crop)
+    draws, frames = RandomStreams(0, 0, device), config.model.num_frames(config.data.crop)
     inputs = torch.randn(config.data.batch_size, config.data.crop, 1, device=device) * 0.1
 
     def step() -> None:

@@ -24,7 +24,7 @@ from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
 from simdist.training.accelerator import build_accelerator, under_ddp
 from simdist.training.reduction import OverlappedReduction
-from simdist.training.step import DrawSource, ModuleTrainer, Step, train_step
+from simdist.training.step import ModuleTrainer, RandomStreams, Step, train_step
 
 CONFIG = replace(Config(), model=replace(Config().model, width=384))
 CLIPS = 2
@@ -53,7 +53,7 @@ def trainers_of(accelerator: Accelerator, overlapped: bool) -> list[ModuleTraine
 def hidden_share(accelerator: Accelerator, overlapped: bool, out: Path | None) -> tuple[float, float]:
     """Milliseconds of a step's all-reduces, and the share of them during which a module's forward runs."""
     trainers, device = trainers_of(accelerator, overlapped), accelerator.device
-    draws, frames = DrawSource(0, 0, device), CONFIG.model.num_frames(CONFIG.data.crop)
+    draws, frames = RandomStreams(0, 0, device), CONFIG.model.num_frames(CONFIG.data.crop)
     inputs = torch.randn(CLIPS, CONFIG.data.crop, 1, device=device) * 0.1
     for _ in range(2):  # DDP arranges its buckets anew after the first step
         train_step(trainers, inputs, frames, Step(0, lr=0.0, beta=0.0), draws)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
 from simdist.probe.command import Command
 from simdist.probe.examples import LiveExamples
@@ -61,7 +61,7 @@ def copy_of(run: Path, folder: Path) -> Path:
 def cached(run: Path, data_root: Path | None) -> tuple[list[Job], float, float]:
     """Do every probe; returns them, the processor's seconds and the clock's."""
     settings = ProbeSettings(run=run, all=True, unseen="drop", data_root=data_root)
-    command = Command(settings, build_accelerator("no"), Stop())
+    command = Command(settings, build_accelerator("no"), SignalHandler())
     begin, clock = time.process_time(), time.perf_counter()
     jobs = command.work()
     return jobs, time.process_time() - begin, time.perf_counter() - clock

@@ -26,15 +26,15 @@ from benchmarks.standin import Recorded, StandIn
 from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
 from simdist.config.schema import Config
 from simdist.data.loader import BatchLoader, open_clips
-from simdist.models.module import Draws
-from simdist.runs.schedule import Timetable
-from simdist.training.step import DrawSource, Step, train_step
+from simdist.models.module import RandomInputs
+from simdist.runs.schedule import Schedule
+from simdist.training.step import RandomStreams, Step, train_step
 
 MINUTES, DIFFERENCE, COMPARED = 10, 0.01, 20
 WAITING = 5  # per cent of a step
 
 
-def as_recorded(draws: Draws, clips: int, frames: int) -> Recorded:
+def as_recorded(draws: RandomInputs, clips: int, frames: int) -> Recorded:
     """simdist's draws as the stand-in takes them: its context noise covers all frames."""
     noise = []
     if draws.context_noise is not None and draws.latent_noise is not None:
@@ -51,8 +51,8 @@ def train_both(config: Config, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """
     clips = open_clips(config.data, config.data.train_split)
     loader = BatchLoader(clips, config.data, config.seed, 0, 1, torch.device("cpu"))
-    trainers, draws = trainers_of(config, torch.device("cpu")), DrawSource(config.seed, 0, torch.device("cpu"))
-    frames, table = config.model.num_frames(config.data.crop), Timetable(config, len(clips))
+    trainers, draws = trainers_of(config, torch.device("cpu")), RandomStreams(config.seed, 0, torch.device("cpu"))
+    frames, table = config.model.num_frames(config.data.crop), Schedule(config, len(clips))
     standin = StandIn(config)
     for trainer, module in zip(trainers, standin.stack, strict=True):
         trainer.optimizer.state.clear()  # it has taken a step, with gradients of zero
@@ -83,7 +83,7 @@ def outcomes(config: Config, steps: int = 60) -> list[Outcome]:
     """Time to the end, and the largest difference of a module's InfoNCE before rounding has grown chaotic."""
     config = replace(config, data=replace(config.data, cache="memory"))
     seconds, losses = train_both(config, steps)
-    total = Timetable(config, len(open_clips(config.data, config.data.train_split))).total_steps
+    total = Schedule(config, len(open_clips(config.data, config.data.train_split))).total_steps
     ours, theirs, waiting = np.median(seconds, axis=1) * total / 60
     first, last = (" and ".join(f"{nce:.3f}" for nce in losses[0, number]) for number in (0, -1))
     return [

@@ -29,7 +29,11 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TRAFFIC = 4  # times the kept bytes cross the memory bus: written, read again, and their gradients written and read
 ADAM_BYTES = 28  # a parameter: gradient, two moments and weight read; moments and weight written
 BUCKET, FIRST_BUCKET = 25 * 2**20, 2**20  # bytes: DDP's defaults
-FLAC_READ, FLAC_RATE, WAV_RATE = 68_300, 1_400, 45_000  # bytes a crop, clips/s a core: measured, see docs/scaling.md
+FLAC_READ, FLAC_RATE, WAV_RATE = (
+    68_300,
+    1_400,
+    45_000,
+)  # bytes a crop, clips/s a core: measured, see docs/explanation/scaling.md
 
 
 @dataclass(frozen=True)

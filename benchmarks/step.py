@@ -25,7 +25,7 @@ from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
 from simdist.config.schema import Config
 from simdist.models.infonce import info_nce
 from simdist.training.hardware import SLOW_BF16, emulates_bf16
-from simdist.training.step import DrawSource, Step, train_step
+from simdist.training.step import RandomStreams, Step, train_step
 
 STEPS = ("stand-in", "float32", "bf16")
 UPSTREAM_INFO_NCE = 1.9 / 0.4  # upstream's InfoNCE of a module against one batched product, as measured on its code
@@ -39,7 +39,7 @@ def step_of(name: str, config: Config) -> Callable[[], object]:
     if name == "stand-in":
         standin, waves = StandIn(config).to(device), audio.transpose(1, 2).contiguous()
         return lambda: standin.step(waves, BETA)
-    trainers, draws = trainers_of(config, device), DrawSource(0, 0, device)
+    trainers, draws = trainers_of(config, device), RandomStreams(0, 0, device)
     frames = config.model.num_frames(config.data.crop)
 
     def step() -> None:

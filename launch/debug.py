@@ -13,14 +13,14 @@ from .local import Outcome
 from .plan import Plan
 
 
-def run_here(plan: Plan, say: Callable[[str], None]) -> Outcome:
+def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
     """Do what is missing in this process; the first preemption or Ctrl-C ends it."""
     outcome = Outcome(done=done_jobs(plan))
     for job in plan.jobs.values():
         hopeless = {*outcome.failed, *blocked_by(plan, outcome.failed)}
         if job.name in outcome.done or job.name in hopeless or not ready(plan, job.name, outcome.done, hopeless):
             continue
-        say(f"{job.name}: python -m simdist.{' '.join(job.command)}")
+        log(f"{job.name}: python -m simdist.{' '.join(job.command)}")
         code = work(job.command, job.marker)
         _forget_processes()
         if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):

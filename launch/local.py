@@ -20,7 +20,7 @@ from pathlib import Path
 
 from simdist.cluster.discovery import Limits
 from simdist.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
-from simdist.core.signals import Stop, exit_code
+from simdist.core.signals import SignalHandler, exit_code
 
 from .graph import done_jobs
 from .job import NOTHING, PARENT
@@ -210,7 +210,9 @@ class LocalScheduler:
             self._log(f"{job.name} failed with exit code {code}{wrote}")
 
 
-def run_locally(plan: Plan, jobs: int, log: Callable[[str], None], stop: Stop, devices: Sequence[str] = ()) -> Outcome:
+def run_locally(
+    plan: Plan, jobs: int, log: Callable[[str], None], stop: SignalHandler, devices: Sequence[str] = ()
+) -> Outcome:
     """Do what is missing of a sweep on this machine, until all is done, nothing more can be, or a signal comes.
 
     Args:

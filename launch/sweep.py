@@ -18,7 +18,7 @@ from rich.console import Console
 from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 from .cancel import OWNER, write_owner
 from .cluster_options import ON_THIS_MACHINE, add_cluster_options, choose_cluster, write_choice
@@ -193,19 +193,19 @@ def sole_owner(folder: Path) -> filelock.BaseFileLock:
 
 
 def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Console) -> int:
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         console.print(text, markup=False)
 
     write_owner(plan.folder)
-    say(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs; logs in {plan.folder}/logs")
+    log(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs; logs in {plan.folder}/logs")
     if cluster == "debug":
-        outcome = run_here(plan, say)
+        outcome = run_here(plan, log)
     else:
         devices = visible_gpus(os.environ)
         number = jobs or len(devices) or max(1, (os.cpu_count() or 1) // 2)
-        stop = Stop()
+        stop = SignalHandler()
         with stop.installed():
-            outcome = run_locally(plan, number, say, stop, devices)
+            outcome = run_locally(plan, number, log, stop, devices)
     (plan.folder / OWNER).unlink(missing_ok=True)
     _conclude(plan, outcome, console)
     return outcome.code

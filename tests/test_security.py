@@ -28,7 +28,7 @@ from simdist.core.console import run
 from simdist.core.errors import InputError
 from simdist.core.files import sha256_of
 from simdist.core.secrets import HIDDEN, redacted, redacted_words
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.splits import INDEX, MANIFEST, Index, open_split
 from simdist.models.encoder import GreedyEncoder
 from simdist.pack.__main__ import main as pack_main
@@ -70,7 +70,7 @@ def mark(tmp_path: Path) -> Path:
 def shards(tmp_path: Path) -> Path:
     corpus = small_corpus(tmp_path / "corpus", speakers=2)
     plan = librispeech(corpus.source, test_fraction=0, phones=corpus.phones)
-    pack(plan, tmp_path / "shards", Options(shard_samples=4), Console(quiet=True), Stop())
+    pack(plan, tmp_path / "shards", Options(shard_samples=4), Console(quiet=True), SignalHandler())
     return tmp_path / "shards"
 
 
@@ -132,14 +132,14 @@ def test_phones_run_no_code(shards: Path, mark: Path) -> None:
         tar.write(planted.getvalue())
     with pytest.raises(InputError, match=r"the phones of .* cannot be read \(Object arrays cannot be loaded"):
         read_phones(split, 0, 41)
-    found = verify(shards, ["train"], 1, Console(quiet=True), Stop())
+    found = verify(shards, ["train"], 1, Console(quiet=True), SignalHandler())
     assert any("its phones cannot be read (Object arrays cannot be loaded" in problem.reason for problem in found)
     assert not mark.exists()
 
 
 def test_an_unfinished_probe_runs_no_code(tmp_path: Path, mark: Path) -> None:
     torch.save({"state": Payload(mark)}, tmp_path / "progress.pt")
-    assert Progress(tmp_path / "progress.pt", Stop()).load() is None
+    assert Progress(tmp_path / "progress.pt", SignalHandler()).load() is None
     assert not mark.exists()
 
 
@@ -268,7 +268,7 @@ def test_members_that_lead_out_of_a_tar_are_found_by_verify(shards: Path, name: 
     path = split.shard_path(0)
     stored["shards"][0] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     (split.folder / MANIFEST).write_text(json.dumps(stored))
-    (problem,) = verify(shards, ["train"], 1, Console(quiet=True), Stop())
+    (problem,) = verify(shards, ["train"], 1, Console(quiet=True), SignalHandler())
     assert problem.path == f"{path}:{name}"
     assert problem.reason.startswith(said)
 

@@ -21,7 +21,7 @@ LOG_COLUMNS = 160  # of a line in a log file, which has no width of its own
 
 DESCRIPTION = """\
 See and hear what each greedy module of a trained encoder holds. Results go to RUN/analysis/NAME/ as JSON and CSV,
-figures as PNG and SVG, audio as WAV; the same command does only what is missing. docs/analyses.md explains each.
+figures as PNG and SVG, audio as WAV; the same command does only what is missing. docs/tasks/analyses.md explains each.
 
   python -m simdist.analyze distributions --run-dir runs/sim
   python -m simdist.analyze contribution --run-dir runs/sim --module 0
@@ -175,9 +175,9 @@ def analyze(
     optional("scipy")  # before anything imports it
     from simdist.analyze.command import Command
     from simdist.analyze.compare import compare
-    from simdist.core.signals import Stop, StoppedError, exit_code
+    from simdist.core.signals import SignalHandler, StoppedError, exit_code
 
-    console, stop = Console(soft_wrap=True, highlight=False), Stop()
+    console, stop = Console(soft_wrap=True, highlight=False), SignalHandler()
     if not console.is_terminal:
         console.width = LOG_COLUMNS
     with stop.installed():

@@ -24,12 +24,12 @@ from simdist.analyze.subject import Subject, analysis_folder, open_subject
 from simdist.core.errors import InputError
 from simdist.core.files import write_json
 from simdist.core.progress import progress
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.probe.settings import modules_in
 from simdist.runs.folder import Run
 from simdist.training.hardware import warn_of_cpu
 
-CLASSES = {  # analysis -> module:class; another package may add its own, see docs/adding_an_analysis.md
+CLASSES = {  # analysis -> module:class; another package may add its own, see docs/tasks/adding_an_analysis.md
     "weights": "simdist.analyze.weights:Weights",
     "contribution": "simdist.analyze.contribution:Contribution",
     "total-correlation": "simdist.analyze.total_correlation:TotalCorrelation",
@@ -52,7 +52,7 @@ class Command:
         stop: asked between units of work.
     """
 
-    def __init__(self, console: Console, stop: Stop) -> None:
+    def __init__(self, console: Console, stop: SignalHandler) -> None:
         self.console, self._stop, self._warned = console, stop, False
 
     def work(self, which: str, settings: AnalysisSettings) -> list[Path]:
@@ -65,11 +65,11 @@ class Command:
         subject = open_subject(settings)
         self.console.print(f"{which} of {escape(str(subject.run.folder))}, step {subject.step:,}, {subject.device}")
         if not self._warned:  # once for several analyses
-            warn_of_cpu(subject.device.type, self._say, subject.run.event, chosen=settings.device == "cpu")
+            warn_of_cpu(subject.device.type, self._log, subject.run.event, chosen=settings.device == "cpu")
             self._warned = True
         return [self._one(which, subject, m, settings, found) for m, found in self._plan(which, subject, settings)]
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         self.console.print(text, markup=False)
 
     def check(self, which: str, settings: AnalysisSettings) -> None:

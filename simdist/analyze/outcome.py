@@ -26,7 +26,7 @@ from simdist.analyze import style
 from simdist.config.schema import SAMPLE_RATE
 from simdist.core.errors import InputError
 from simdist.core.files import replacing, write_text
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 RESULT = "result.json"
 FORMAT_VERSION = 1
@@ -50,7 +50,7 @@ class Outcome:
     """The folder of one analysis; remembers what is written into it."""
 
     folder: Path
-    stop: Stop
+    stop: SignalHandler
     bar: Bar
     files: list[str] = field(default_factory=list)
 

@@ -31,7 +31,7 @@ class StoppedError(Exception):
         self.signal_number = signal_number
 
 
-class Stop:
+class SignalHandler:
     """Whether, and by which signal, this process was asked to stop. One that was never `installed` never is.
 
     Args:
@@ -49,7 +49,7 @@ class Stop:
             raise StoppedError(self.signal_number)
 
     @contextmanager
-    def installed(self, interrupt: bool = True) -> Iterator[Stop]:
+    def installed(self, interrupt: bool = True) -> Iterator[SignalHandler]:
         """Answer to the signals while inside; only in a process's main thread.
 
         Args:
@@ -68,9 +68,9 @@ class Stop:
         name = signal.Signals(number).name
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
-            _say(f"{name}: stopping where it is safe; again to end at once")
+            _log(f"{name}: stopping where it is safe; again to end at once")
         elif number in (self.signal_number, signal.SIGINT) and time.monotonic() - self._since > ECHO:
-            _say(f"{name} again: ending at once")
+            _log(f"{name} again: ending at once")
             os._exit(128 + number)
 
 
@@ -85,6 +85,6 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.write(sys.stderr.fileno(), f"\n{text}\n".encode())

@@ -19,7 +19,7 @@ from simdist.config.load import experiment_parser, read_config, tree_from
 from simdist.config.parser import Parser
 from simdist.config.schema import RUN_DIR, to_dict
 from simdist.core.console import run
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 if TYPE_CHECKING:
     from simdist.runs.folder import Run
@@ -64,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from simdist.training.world import enter
 
     encoder_run = existing_run(parsed.run)
-    stop = Stop(config.train.preempt_signals)
+    stop = SignalHandler(config.train.preempt_signals)
     with stop.installed(interrupt=False):  # a preemption may come while torch is imported
         enter(os.environ)
         return decode(encoder_run, config, stop, parsed.force)
 
 
-def decode(encoder_run: Run, config: DecodingConfig, stop: Stop, force: bool = False) -> int:
+def decode(encoder_run: Run, config: DecodingConfig, stop: SignalHandler, force: bool = False) -> int:
     """Train a decoder to its end, measure it, and show it beside the others; returns the exit code."""
     from simdist.decode.command import Command
 

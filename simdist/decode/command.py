@@ -14,7 +14,7 @@ from simdist.config.load import read_tree
 from simdist.core.errors import EXIT_OK
 from simdist.core.files import replacing
 from simdist.core.progress import progress
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.decode.frozen import open_encoder
 from simdist.decode.measuring import measure
 from simdist.decode.plots import plot_examples
@@ -43,7 +43,7 @@ class Command:
         InputError: anything asked for that cannot be done.
     """
 
-    def __init__(self, encoder_run: Run, config: DecodingConfig, stop: Stop, force: bool) -> None:
+    def __init__(self, encoder_run: Run, config: DecodingConfig, stop: SignalHandler, force: bool) -> None:
         self._encoder_run, self._force = encoder_run, force
         mirrored(encoder_run.config.model, config.module)
         folder, saved = encoder_run.folder / DECODERS / config.folder_name, None
@@ -69,7 +69,7 @@ class Command:
     def work(self) -> int:
         """Train and measure what is not finished, then show it; returns the exit code."""
         if self.run.is_finished and not self._force:
-            self._console.print(f"{self.run.folder} is finished after {self._trainer.timetable.total_steps} steps")
+            self._console.print(f"{self.run.folder} is finished after {self._trainer.schedule.total_steps} steps")
             code = EXIT_OK
         else:
             code = complete(self._trainer, self._process, self._measure)

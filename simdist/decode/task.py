@@ -27,7 +27,7 @@ from simdist.runs.folder import Run
 from simdist.training.accelerator import Process
 from simdist.training.engines import prepare_module
 from simdist.training.shares import check_parts, load_share, open_test_clips, validation_data
-from simdist.training.step import DrawSource, NumberedModule, Step, StepOutcome, unreduced
+from simdist.training.step import NumberedModule, RandomStreams, Step, StepOutcome, unreduced
 
 
 class DecoderTask:
@@ -59,7 +59,7 @@ class DecoderTask:
         self.model = self._new_decoder().to(accelerator.device)
         self._loss = WaveformLoss(config.loss).to(accelerator.device)
         self._trainer = prepare_module(accelerator, 0, self.model, config.optim, config.train.compress_gradients)
-        self._draws = DrawSource(config.seed, accelerator.process_index, accelerator.device)
+        self._draws = RandomStreams(config.seed, accelerator.process_index, accelerator.device)
 
     @property
     def modules(self) -> Sequence[NumberedModule[Decoder]]:
@@ -108,7 +108,7 @@ class DecoderTask:
     def learning(self, stage: int) -> Sequence[NumberedModule[Decoder]]:
         return self.modules
 
-    def batches(self, stage: int, first: int, last: int, say: Callable[[str], None]) -> Iterator[Batch]:
+    def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:
         self.model.train()
         return self._loader.batches(first, last)
 
@@ -158,7 +158,7 @@ class DecoderTask:
         was_training = self.model.training
         self.model.eval()
         batch = audio.to(self._accelerator.device)[None, :, None]  # (T,) -> (1, T, 1)
-        draws = DrawSource(self._config.seed, 0, self._accelerator.device)
+        draws = RandomStreams(self._config.seed, 0, self._accelerator.device)
         with self._accelerator.autocast():
             decoded = self.model(self._latent(batch, draws, "quality", number), len(audio))
         self.model.train(was_training)
@@ -184,7 +184,7 @@ class DecoderTask:
         config = self._config
         return Decoder(self._architecture, config.module, config.data.crop, config.width, config.seed)
 
-    def _latent(self, audio: Tensor, draws: DrawSource, purpose: str, number: int) -> Tensor:
+    def _latent(self, audio: Tensor, draws: RandomStreams, purpose: str, number: int) -> Tensor:
         with self._accelerator.autocast():
             return self._frozen.latent(audio, draws.noise(purpose, number, self._trainer))
 

@@ -19,7 +19,7 @@ from simdist.config.parser import Parser
 from simdist.core.console import fail, run
 from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.file_locks import locked
-from simdist.core.signals import Stop, StoppedError, exit_code
+from simdist.core.signals import SignalHandler, StoppedError, exit_code
 from simdist.download.addresses import (
     DEFAULT_SUBSET,
     LABELLED_SUBSET,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{unknown}; there is one, librispeech, and --list shows its subsets")
     archives = wanted_archives(arguments.subsets or [DEFAULT_SUBSET])
     sources = _sources(arguments)
-    stop = Stop()
+    stop = SignalHandler()
     try:
         with stop.installed(), locked(layout.root, ".download.lock", writer="simdist.download"):
             _bring(layout, archives, sources, arguments, console, stop)
@@ -106,7 +106,7 @@ def _sources(arguments: Any) -> Sources:
 
 
 def _bring(
-    layout: Layout, archives: list[Archive], sources: Sources, arguments: Any, console: Console, stop: Stop
+    layout: Layout, archives: list[Archive], sources: Sources, arguments: Any, console: Console, stop: SignalHandler
 ) -> None:
     missing = [archive for archive in archives if not layout.has(archive)]
     wanted = _has_labels(archives) and not arguments.no_labels

@@ -1,7 +1,7 @@
 """Where LibriSpeech, CPC's splits and its phone labels are published, with the sizes and checksums of the archives.
 
-Sizes and md5 sums are those of https://www.openslr.org/resources/12/md5sum.txt; docs/decisions.md says where each
-address was found.
+Sizes and md5 sums are those of https://www.openslr.org/resources/12/md5sum.txt; the source of each address is in
+docs/explanation/decisions.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from simdist.core.errors import FailedError, InputError
 from simdist.core.progress import transfer
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.download.addresses import LABELLED_SUBSET, LABELS, LABELS_FOLDER, PHONES, TEST_SPLIT, TRAIN_SPLIT, Archive
 from simdist.download.fetching import Patience, WebFile, fetch, part_of, size_of
 from simdist.download.unpacking import list_fault, num_utterances, phones_fault, unpack, unpack_phones
@@ -144,7 +144,7 @@ def _needed(layout: Layout, missing: Sequence[Archive], keep_archives: bool) -> 
 
 
 def bring_subset(
-    layout: Layout, archive: Archive, sources: Sources, keep_archives: bool, console: Console, stop: Stop
+    layout: Layout, archive: Archive, sources: Sources, keep_archives: bool, console: Console, stop: SignalHandler
 ) -> None:
     """Fetch, check and unpack one subset; an archive that is there already is only checked.
 
@@ -171,7 +171,7 @@ def bring_subset(
     console.print(f"{escape(str(layout.corpus / archive.subset))}: {archive.utterances:,} utterances")
 
 
-def _md5(path: Path, console: Console, stop: Stop) -> str:
+def _md5(path: Path, console: Console, stop: SignalHandler) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file, transfer(console, f"checking {path.name}", path.stat().st_size) as at:
         while chunk := file.read(1 << 20):
@@ -181,7 +181,7 @@ def _md5(path: Path, console: Console, stop: Stop) -> str:
     return digest.hexdigest()
 
 
-def bring_labels(layout: Layout, sources: Sources, console: Console, stop: Stop) -> None:
+def bring_labels(layout: Layout, sources: Sources, console: Console, stop: SignalHandler) -> None:
     """Fetch the splits and phone labels that are missing.
 
     Raises:

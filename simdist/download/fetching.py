@@ -24,7 +24,7 @@ from simdist.core.errors import FailedError
 from simdist.core.files import naming_the_disk, sync
 from simdist.core.progress import transfer
 from simdist.core.secrets import redacted
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 CHUNK = 1 << 16  # bytes; what a broken connection may lose
 LONGEST_WAIT = 60.0  # seconds between two attempts
@@ -72,7 +72,7 @@ class WebFile:
     """What to do when no address gave it."""
 
 
-def fetch(file: WebFile, patience: Patience, console: Console, stop: Stop) -> None:
+def fetch(file: WebFile, patience: Patience, console: Console, stop: SignalHandler) -> None:
     """Bring a file from the first of its addresses that gives it.
 
     Raises:
@@ -106,7 +106,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _from_address(url: str, file: WebFile, patience: Patience, console: Console, stop: Stop) -> None:
+def _from_address(url: str, file: WebFile, patience: Patience, console: Console, stop: SignalHandler) -> None:
     part = part_of(file.path)
     resumed = size_of(part)
     if resumed:
@@ -136,7 +136,7 @@ class _Source:
     size: int | None
     patience: Patience
     at: Callable[[int], None]
-    stop: Stop
+    stop: SignalHandler
 
 
 # --- attempts ---------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def _whole(source: _Source, console: Console) -> None:
         error = state.outcome.exception() if state.outcome else None
         return max(longer(state), error.wait if isinstance(error, BrokenError) else 0.0)
 
-    def say(state: tenacity.RetryCallState) -> None:
+    def log(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         seconds = state.next_action.sleep if state.next_action else 0.0
         console.print(f"{escape(_shown(source.url))} {escape(str(error))}; again in {seconds:.0f} s")
@@ -167,7 +167,7 @@ def _whole(source: _Source, console: Console) -> None:
         stop=tenacity.stop_after_attempt(patience.retries + 1),
         wait=wait,
         sleep=pause,
-        before_sleep=say,
+        before_sleep=log,
         reraise=True,
     )
     try:

@@ -17,7 +17,7 @@ from rich.console import Console
 from simdist.core.errors import FailedError
 from simdist.core.files import TEMPORARY, naming_the_disk, replacing, sync
 from simdist.core.progress import transfer
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.download.addresses import PHONES, Archive
 
 _ID = r"\d+-\d+-\d+"
@@ -25,7 +25,7 @@ _LIST_LINE = re.compile(_ID)
 _PHONES_LINE = re.compile(rf"{_ID}( \d+)+ ?")
 
 
-def unpack(path: Path, archive: Archive, corpus: Path, console: Console, stop: Stop) -> None:
+def unpack(path: Path, archive: Archive, corpus: Path, console: Console, stop: SignalHandler) -> None:
     """Unpack the file `path` of a subset into `corpus`/SUBSET, which appears by rename when all of it is there.
 
     Raises:
@@ -62,7 +62,7 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _extract(path: Path, subset: str, folder: Path, console: Console, stop: Stop) -> None:
+def _extract(path: Path, subset: str, folder: Path, console: Console, stop: SignalHandler) -> None:
     try:
         with (
             path.open("rb") as file,

@@ -2,7 +2,7 @@
 
 Legend: B clips, L frames, C channels of the latent. Everything is (B, L, C), from the audio to the loss.
 
-All randomness comes in as `Draws`, made from a generator seeded by (seed, step, rank, module): a resumed run needs no
+All randomness comes in as `RandomInputs`, from a generator seeded by (seed, step, rank, module): a resumed run needs no
 saved generator state, and a test can replay upstream's draws.
 """
 
@@ -26,7 +26,7 @@ LOG_VAR_RANGE = (-30.0, 20.0)  # exp of either end, and sums of it over a batch,
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomInputs:
     """The random numbers of one training forward of one module."""
 
     start: int
@@ -168,7 +168,7 @@ class GreedyModule(nn.Module):
         """Frames that are scored of a latent with so many."""
         return min(frames, self.loss_config.window or frames)
 
-    def draw(self, batch: int, frames: int, generator: torch.Generator, host: torch.Generator) -> Draws:
+    def draw(self, batch: int, frames: int, generator: torch.Generator, host: torch.Generator) -> RandomInputs:
         """Draw what one training forward needs.
 
         Args:
@@ -196,9 +196,9 @@ class GreedyModule(nn.Module):
             rank=world()[0],
             world_size=world()[1],
         )
-        return Draws(start, negatives, *noise)
+        return RandomInputs(start, negatives, *noise)
 
-    def forward(self, x: Tensor, draws: Draws, beta: float) -> ModuleLoss:
+    def forward(self, x: Tensor, draws: RandomInputs, beta: float) -> ModuleLoss:
         """Loss of one batch (B, L_in, C_in); the latent that it returns carries no gradient."""
         mu, log_var = self.distribution(x)
         window = self.window(mu.shape[1])
@@ -218,7 +218,7 @@ class GreedyModule(nn.Module):
         nce, accuracy = self.score(context, latent, draws)
         return ModuleLoss(nce + beta * kl, nce.detach(), kl.detach(), accuracy, latent.detach(), mu.detach())
 
-    def score(self, context: Tensor, latent: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def score(self, context: Tensor, latent: Tensor, draws: RandomInputs) -> tuple[Tensor, Tensor]:
         """InfoNCE and accuracy of the window's context (B, W, C_context) against the latent (B, L, C)."""
         everywhere = self.loss_config.negatives == "global"
         candidates, first_clip = gather_clips(latent) if everywhere else (latent, 0)

@@ -20,7 +20,7 @@ from rich.markup import escape
 from simdist.config.parser import Parser
 from simdist.core.console import fail, run
 from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
-from simdist.core.signals import Stop, StoppedError, exit_code
+from simdist.core.signals import SignalHandler, StoppedError, exit_code
 from simdist.data.splits import open_split
 from simdist.download.addresses import LABELLED_SUBSET
 from simdist.download.downloads import DEFAULT_ROOT, Layout, downloaded
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if corpus_name == "librispeech":
         _fill_in(arguments, console)
     out = Path(arguments.OUT)
-    stop = Stop()
+    stop = SignalHandler()
     try:
         with stop.installed():
             options = Options(
@@ -177,7 +177,7 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _planned(name: str, arguments: Any, console: Console, stop: Stop) -> Corpus:
+def _planned(name: str, arguments: Any, console: Console, stop: SignalHandler) -> Corpus:
     source = Path(arguments.SOURCE)
     if name == "artificial-speech":
         return artificial_speech(source)
@@ -223,7 +223,7 @@ def _fill_in(arguments: Any, console: Console) -> None:
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 
-def _verified(splits: list[PackedSplit], out: Path, options: Options, console: Console, stop: Stop) -> bool:
+def _verified(splits: list[PackedSplit], out: Path, options: Options, console: Console, stop: SignalHandler) -> bool:
     """Whether damage was found."""
     problems = verifying.verify(out, [s.plan.name for s in splits], options.workers, console, stop)
     for problem in problems[:20]:

@@ -64,7 +64,7 @@ class Voice:
             start_new_session=True,  # Ctrl-C is for the parent to handle
         )
 
-    def say(self, text: str) -> Speech:
+    def log(self, text: str) -> Speech:
         """Speak one sentence after those before."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -126,7 +126,7 @@ class _Library:
         self.callback = _Callback(self._receive)  # must outlive the library's use of it
         self.espeak.espeak_SetSynthCallback(self.callback)
 
-    def say(self, voice: str, pitch: int, rate: int, text: str) -> None:
+    def log(self, voice: str, pitch: int, rate: int, text: str) -> None:
         self.pcm.clear()
         self.phonemes.clear()
         self._call("espeak_SetVoiceByName", voice.encode())
@@ -154,7 +154,7 @@ class _Library:
 def _serve() -> None:
     library = _Library()
     for line in sys.stdin:
-        library.say(**json.loads(line))
+        library.log(**json.loads(line))
         header = {"num_bytes": len(library.pcm), "phonemes": library.phonemes}
         sys.stdout.buffer.write(json.dumps(header).encode() + b"\n" + library.pcm)
         sys.stdout.buffer.flush()

@@ -21,7 +21,7 @@ from rich.markup import escape
 from simdist.core.errors import InputError, shortened
 from simdist.core.file_locks import locked
 from simdist.core.progress import progress
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.splits import Manifest
 from simdist.pack import folders, parallel
 from simdist.pack.corpora import Corpus, Problem, SplitPlan, scattered
@@ -71,7 +71,7 @@ class PackedSplit:
         return [] if self.manifest else [job for job in self.jobs if job.name not in self.shards]
 
 
-def pack(corpus: Corpus, out: Path, options: Options, console: Console, stop: Stop) -> list[PackedSplit]:
+def pack(corpus: Corpus, out: Path, options: Options, console: Console, stop: SignalHandler) -> list[PackedSplit]:
     """Pack all splits of `corpus` into folders below `out`; those that are complete already stay as they are.
 
     Raises:
@@ -151,7 +151,7 @@ def _find_what_is_done(split: PackedSplit, options: Options) -> None:
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _write_shards(splits: Sequence[PackedSplit], options: Options, console: Console, stop: Stop) -> None:
+def _write_shards(splits: Sequence[PackedSplit], options: Options, console: Console, stop: SignalHandler) -> None:
     of_folder = {split.folder: split for split in splits}
     jobs = [job for split in splits for job in split.missing()]
     done = sum(len(split.shards) for split in splits)

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from simdist.core.signals import SIGNALS, Stop, ignore_signals
+from simdist.core.signals import SIGNALS, SignalHandler, ignore_signals
 from simdist.pack.shards import PackingError
 
 Job = TypeVar("Job")
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 def results(
-    function: Callable[[Job, Callable[[], None]], Result], jobs: Sequence[Job], workers: int, stop: Stop
+    function: Callable[[Job, Callable[[], None]], Result], jobs: Sequence[Job], workers: int, stop: SignalHandler
 ) -> Iterator[Result]:
     """`function(job, check_stop)` of each job, as they are done; in this process where one worker is enough.
 
@@ -42,7 +42,7 @@ def results(
 
 
 def _spawned(
-    function: Callable[[Job, Callable[[], None]], Result], jobs: Sequence[Job], workers: int, stop: Stop
+    function: Callable[[Job, Callable[[], None]], Result], jobs: Sequence[Job], workers: int, stop: SignalHandler
 ) -> Iterator[Result]:
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")

@@ -26,7 +26,7 @@ from simdist.core.errors import InputError
 from simdist.core.file_locks import locked
 from simdist.core.files import TEMPORARY, write_json, write_text
 from simdist.core.progress import progress as show_progress
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data import audio
 from simdist.data.splits import MANIFEST
 from simdist.pack import espeak, folders, packing
@@ -104,8 +104,8 @@ def ensure(
     folders.require_usable(source, out)
     with locked(out, ".ensure.lock", wait=True):
         if not _is_packed(out, parameters):
-            generate(source, parameters, 1, console, Stop())
-            packing.pack(planned(source, parameters), out, packing.Options(), console, Stop())
+            generate(source, parameters, 1, console, SignalHandler())
+            packing.pack(planned(source, parameters), out, packing.Options(), console, SignalHandler())
 
 
 def planned(source: Path, parameters: Parameters) -> Corpus:
@@ -137,7 +137,7 @@ def _is_packed(out: Path, parameters: Parameters) -> bool:
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-def generate(source: Path, parameters: Parameters, workers: int, console: Console, stop: Stop) -> None:
+def generate(source: Path, parameters: Parameters, workers: int, console: Console, stop: SignalHandler) -> None:
     """Write the corpus to `source`/LibriSpeech/synthetic and its lists to `source`/labels; nothing, if it is there.
 
     Raises:
@@ -165,7 +165,7 @@ def generate(source: Path, parameters: Parameters, workers: int, console: Consol
 
 
 def _speak_missing(
-    source: Path, parameters: Parameters, speakers: list[Speaker], workers: int, console: Console, stop: Stop
+    source: Path, parameters: Parameters, speakers: list[Speaker], workers: int, console: Console, stop: SignalHandler
 ) -> None:
     missing = [i for i, s in enumerate(speakers) if not (_subset(source) / s.name).is_dir()]
     with (
@@ -236,7 +236,7 @@ def _begin(source: Path, parameters: Parameters) -> bool:
     return False
 
 
-def _speak(source: Path, parameters: Parameters, number: int, speaker: Speaker, stop: Stop) -> None:
+def _speak(source: Path, parameters: Parameters, number: int, speaker: Speaker, stop: SignalHandler) -> None:
     """Write one speaker's folder and its phone lines; the folder appears last."""
     temporary = source / f"{TEMPORARY}{os.getpid()}-{speaker.name}"
     lines: list[str] = []
@@ -246,7 +246,7 @@ def _speak(source: Path, parameters: Parameters, number: int, speaker: Speaker, 
             stop.check()
             rng = np.random.default_rng([parameters.seed, 1, number, utterance])
             text = sentence(rng)
-            pcm, phones = _utterance(voice.say(text), rng)
+            pcm, phones = _utterance(voice.log(text), rng)
             chapter = str(1 + utterance // 50)
             key = f"{speaker.name}-{chapter}-{utterance % 50:04d}"
             _write_utterance(temporary / chapter, key, pcm, text)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from simdist.core.files import sha256_of
 from simdist.core.progress import progress
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data import audio
 from simdist.data.labels import num_phone_frames
 from simdist.data.splits import Index, Split, is_plain, open_split
@@ -31,7 +31,7 @@ class _Job:
     """The shard's part of the index."""
 
 
-def verify(root: Path, names: list[str], workers: int, console: Console, stop: Stop) -> list[Problem]:
+def verify(root: Path, names: list[str], workers: int, console: Console, stop: SignalHandler) -> list[Problem]:
     """What is wrong with the complete splits `names` below `root`; nothing, if all is well."""
     jobs = [job for name in names for job in _jobs(open_split(root, name))]
     problems: list[Problem] = []

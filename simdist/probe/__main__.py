@@ -39,24 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def probe(settings: ProbeSettings) -> int:
     """Do every probe that `settings` asks for and that is not done; returns the exit code."""
-    from simdist.core.signals import Stop, StoppedError, exit_code
+    from simdist.core.signals import SignalHandler, StoppedError, exit_code
     from simdist.probe.command import Command
     from simdist.runs.folder import existing_run
     from simdist.training.accelerator import build_accelerator
     from simdist.training.hardware import warn_of_cpu
 
     existing_run(settings.run)  # before processes are joined, which takes a second
-    accelerator, stop = build_accelerator("no"), Stop()
+    accelerator, stop = build_accelerator("no"), SignalHandler()
     with stop.installed():
         command = Command(settings, accelerator, stop)
-        say = command.console.print
-        say(f"world size {accelerator.num_processes} on {accelerator.device.type}")
+        log = command.console.print
+        log(f"world size {accelerator.num_processes} on {accelerator.device.type}")
         if accelerator.is_main_process:
-            warn_of_cpu(accelerator.device.type, say, command.run.event)
+            warn_of_cpu(accelerator.device.type, log, command.run.event)
         try:
             jobs = command.work()
         except StoppedError as stopped:
-            say("stopped; what was finished is kept, and the same command continues there")
+            log("stopped; what was finished is kept, and the same command continues there")
             return exit_code(stopped.signal_number)
     if accelerator.is_main_process:
         command.show(jobs)

@@ -31,7 +31,7 @@ from torch import Tensor
 from simdist.config.schema import SAMPLE_RATE
 from simdist.core.errors import InputError
 from simdist.core.files import replacing, write_json
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.splits import Split
 from simdist.probe.claims import POLL_SECONDS, Hold, share
 from simdist.probe.sources import Source
@@ -91,7 +91,7 @@ class FeatureCache:
         advance: told how many utterances have been encoded.
     """
 
-    def __init__(self, folder: Path, limit_gb: float, stop: Stop) -> None:
+    def __init__(self, folder: Path, limit_gb: float, stop: SignalHandler) -> None:
         self._folder, self._limit, self._stop = folder, int(limit_gb * GIGABYTE), stop
 
     @contextmanager

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 POLL_SECONDS = 0.2
 Unit = TypeVar("Unit")
@@ -69,7 +69,7 @@ def share(
     is_done: Callable[[Unit], bool],
     lock: Callable[[Unit], Path],
     do: Callable[[Unit], None],
-    stop: Stop,
+    stop: SignalHandler,
     first: int = 0,
 ) -> None:
     """Do every unit that nobody has done or is doing, then wait until others have done the rest.

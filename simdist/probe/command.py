@@ -13,7 +13,7 @@ from rich.console import Console
 from simdist.core.errors import InputError
 from simdist.core.files import replacing
 from simdist.core.progress import progress
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.probe import plots
 from simdist.probe.cache import Entry, FeatureCache, Features
 from simdist.probe.claims import share
@@ -42,7 +42,7 @@ class Command:
         InputError: anything asked for that cannot be done.
     """
 
-    def __init__(self, settings: ProbeSettings, accelerator: Accelerator, stop: Stop) -> None:
+    def __init__(self, settings: ProbeSettings, accelerator: Accelerator, stop: SignalHandler) -> None:
         self.run = existing_run(settings.run)
         self._settings, self._stop, self._device = settings, stop, accelerator.device
         self._is_main, self._rank = accelerator.is_main_process, accelerator.process_index

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
 from simdist.probe.examples import CachedExamples, Examples, LiveExamples
 from simdist.probe.labels import SILENCE, SplitPair, Targets
@@ -118,7 +118,7 @@ class Workplace:
     folder: Path
     """RUN/probes."""
     device: torch.device
-    stop: Stop
+    stop: SignalHandler
     bar: Bar
 
     def is_done(self, job: Job) -> bool:

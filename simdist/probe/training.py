@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simdist.core.files import replacing
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
 from simdist.probe.examples import Examples
 from simdist.probe.settings import ProbeSettings
@@ -50,7 +50,7 @@ class Progress:
         stop: asked after every step.
     """
 
-    def __init__(self, path: Path | None, stop: Stop) -> None:
+    def __init__(self, path: Path | None, stop: SignalHandler) -> None:
         self._path, self._stop, self._saved = path, stop, time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -168,7 +168,7 @@ def standardize(probe: Probe, examples: Examples) -> None:
 
 
 @torch.no_grad()
-def evaluate(probe: Probe, examples: Examples, num_classes: int, stop: Stop) -> Evaluation:
+def evaluate(probe: Probe, examples: Examples, num_classes: int, stop: SignalHandler) -> Evaluation:
     """Test a probe on all vectors of all utterances.
 
     Raises:

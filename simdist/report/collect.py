@@ -23,7 +23,7 @@ from simdist.report.analyses import Finding, read_findings
 from simdist.report.files import SHAPELESS, Problem, flat, reason_of
 from simdist.report.measurement import Measurement
 from simdist.report.probes import Trajectory, read_probes
-from simdist.runs.collapsed_modules import FEWEST, idle_modules
+from simdist.runs.collapsed_modules import FEWEST, collapsed_modules
 from simdist.runs.folder import CHECKPOINTS, CONFIG, DONE, EVENTS, METRICS
 
 ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
@@ -196,7 +196,7 @@ def _idle(lines: list[dict[str, Any]], config: dict[str, Any]) -> list[int]:
         return []
     last = _last_values(lines, "train")
     numbers = {m: {k: v for k, v in values.items() if isinstance(v, int | float)} for m, values in last.items()}
-    return idle_modules({"modules": [{**values, "module": m} for m, values in numbers.items()]}, num_negatives)
+    return collapsed_modules({"modules": [{**values, "module": m} for m, values in numbers.items()]}, num_negatives)
 
 
 def _of_encoder(run: str, lines: list[dict[str, Any]]) -> Iterator[Measurement]:

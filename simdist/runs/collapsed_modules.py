@@ -10,7 +10,7 @@ PATIENCE = 0.05  # of all steps, before a module is called idle
 FEWEST, MOST = 100, 1000  # steps of patience
 
 
-def idle_modules(line: Mapping[str, Any], num_negatives: int) -> list[int]:
+def collapsed_modules(line: Mapping[str, Any], num_negatives: int) -> list[int]:
     """Modules of a line of metrics that do not tell one clip from another.
 
     None of their dimensions is active, and their InfoNCE is that of a guess among the positive and N negatives,

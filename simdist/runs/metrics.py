@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from simdist.config.schema import Config, identity, to_dict
 from simdist.core.files import append_json, naming_the_disk, read_json_lines, write_text
-from simdist.runs.collapsed_modules import idle_modules, is_patience_over
+from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
 
 SHOWN = {"train": "train", "validation": "valid"}
@@ -49,7 +49,7 @@ class MetricsLog:
         self._wandb: Any = None
         self._idle: set[int] = set()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line for the person at the terminal."""
         self._console.print(text, markup=False)
 
@@ -81,7 +81,7 @@ class MetricsLog:
             if self._wandb is not None:
                 self._wandb.finish()
                 if self._run.config.wandb.mode == "offline":
-                    self.say(
+                    self.log(
                         f"wandb wrote offline; on a machine with internet: wandb sync {Path(self._wandb.dir).parent}"
                     )
 
@@ -119,10 +119,10 @@ class MetricsLog:
         config = self._run.config
         if not isinstance(config, Config) or not is_patience_over(line["step"], self._total):
             return
-        for module in set(idle_modules(line, config.loss.num_negatives)) - self._idle:
+        for module in set(collapsed_modules(line, config.loss.num_negatives)) - self._idle:
             self._idle.add(module)
             self._run.event("idle_module", module=module, step=line["step"])
-            self.say(
+            self.log(
                 f"warning: module {module} has learnt nothing in {line['step']} steps: no dimension of it is active, "
                 f"and its InfoNCE is that of a guess, ln {config.loss.num_negatives + 1}. {_REMEDY[config.model.head]}"
             )

@@ -9,7 +9,7 @@ from simdist.config.schema import Config, Experiment
 
 
 @dataclass(frozen=True)
-class Timetable:
+class Schedule:
     """The course of one run.
 
     Args:

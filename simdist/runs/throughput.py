@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from simdist.config.schema import SAMPLE_RATE, Experiment
 
 
-class Meter:
+class Throughput:
     """Throughput since the last reading, and the share of that time spent waiting for data."""
 
     def __init__(self, config: Experiment) -> None:

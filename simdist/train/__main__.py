@@ -14,7 +14,7 @@ from simdist.config.load import CONFIGS, experiment_parser, parse_experiment, re
 from simdist.config.schema import RUN_DIR, Config
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 DEMO = CONFIGS / "demo.yaml"
 DESCRIPTION = """\
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch asks Linux for huge pages then: on a CPU, a fifth of a small model's step goes to page faults without them
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     config, parsed = parse_experiment(parser, argv, default=DEMO)
-    stop = Stop(config.train.preempt_signals)
+    stop = SignalHandler(config.train.preempt_signals)
     with stop.installed(interrupt=False):  # a preemption may come while torch is imported
         enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
         if config.data.root == read_yaml(DEMO)["data"]["root"]:  # a corpus of somebody's own is never made up
@@ -62,7 +62,7 @@ def train(
     config: Config,
     folder: Path | None = None,
     force: bool = False,
-    stop: Stop | None = None,
+    stop: SignalHandler | None = None,
     profile: bool = False,
 ) -> int:
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
@@ -76,26 +76,26 @@ def train(
     precision = resolve_precision(wanted, saved_precision(config, folder))
     config = with_precision(config, precision)
     run = open_run(folder or default_folder(config), config, force)
-    process = build_process(run, stop or Stop(), wanted)
+    process = build_process(run, stop or SignalHandler(), wanted)
     trainer = Trainer(run, EncoderTask(run, process), process)
-    say = trainer.metrics.say
+    log = trainer.metrics.log
     if run.is_finished and not force:
-        limit = "--train.max_steps" if trainer.timetable.is_cut_short else "--train.epochs"
-        say(f"{run.folder} is finished after {trainer.timetable.total_steps} steps; nothing to do")
-        say(f"to train it longer: the same command with a larger {limit}, --run-dir {run.folder} --force")
+        limit = "--train.max_steps" if trainer.schedule.is_cut_short else "--train.epochs"
+        log(f"{run.folder} is finished after {trainer.schedule.total_steps} steps; nothing to do")
+        log(f"to train it longer: the same command with a larger {limit}, --run-dir {run.folder} --force")
         return EXIT_OK
     if profile and process.accelerator.is_main_process:
         from simdist.training.profiler import StepProfile
 
-        trainer.profile = StepProfile(run.folder / "profile", trainer.task.modules, process.accelerator.device, say)
+        trainer.profile = StepProfile(run.folder / "profile", trainer.task.modules, process.accelerator.device, log)
     code = complete(trainer, process)
     if trainer.profile is not None:
         trainer.profile.close()
     if code == EXIT_OK and process.accelerator.is_main_process:
         for line in summary(trainer.metrics.lines("train")):
-            say(line)
-        say(f"run folder: {run.folder}")
-        say(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
+            log(line)
+        log(f"run folder: {run.folder}")
+        log(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
     return code
 
 

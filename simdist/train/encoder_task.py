@@ -19,7 +19,7 @@ from simdist.training.accelerator import Process
 from simdist.training.engines import build_engine
 from simdist.training.latents import LatentCache, sampled
 from simdist.training.shares import check_parts, load_share, open_test_clips, validation_data
-from simdist.training.step import DrawSource, NumberedModule, Step, StepOutcome, frozen_latent, validation_step
+from simdist.training.step import NumberedModule, RandomStreams, Step, StepOutcome, frozen_latent, validation_step
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EncoderTask:
         self.model = GreedyEncoder(config.model, config.loss, config.seed).to(self._accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
         self._engine = build_engine(self._accelerator, self.model, config)
-        self._draws = DrawSource(config.seed, self._accelerator.process_index, self._accelerator.device)
+        self._draws = RandomStreams(config.seed, self._accelerator.process_index, self._accelerator.device)
 
     @property
     def modules(self) -> Sequence[NumberedModule]:
@@ -97,8 +97,8 @@ class EncoderTask:
     def learning(self, stage: int) -> Sequence[NumberedModule]:
         return self._engine.modules[stage : stage + 1] if self._is_stagewise else self._engine.modules
 
-    def batches(self, stage: int, first: int, last: int, say: Callable[[str], None]) -> Iterator[Batch] | None:
-        source = self._open_source(stage, say)
+    def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch] | None:
+        source = self._open_source(stage, log)
         if source is None:
             return None
         self._source = source
@@ -154,7 +154,7 @@ class EncoderTask:
         for trainer in self.learning(stage):
             trainer.module.train()
 
-    def _open_source(self, stage: int, say: Callable[[str], None]) -> Source | None:
+    def _open_source(self, stage: int, log: Callable[[str], None]) -> Source | None:
         """Where a stage's inputs come from: audio, or cached latents; None if a stop request came while caching."""
         frozen = self._frozen(stage)
         if not (frozen and self._config.train.cache_latents):
@@ -167,7 +167,7 @@ class EncoderTask:
         self.model.eval()
         folder = self._run.folder / "latents" / f"module_{frozen[-1].number}"
         data = self._config.data
-        say(f"latents of module {frozen[-1].number}: {folder}")
+        log(f"latents of module {frozen[-1].number}: {folder}")
         seed = self._config.seed
         cache = LatentCache(folder / data.train_split, frozen, self._clips, data.crop, seed, data.retry_seconds)
         if not cache.write(self._process):

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from simdist.core.errors import InputError
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.training.deepspeed_settings import check_started, is_wanted, read_plugin
 from simdist.training.hardware import SLOW_BF16, emulates_bf16, uses_cpu
 from simdist.training.watchdog import Watchdog
@@ -98,7 +98,7 @@ def under_ddp(accelerator: Accelerator, module: nn.Module) -> nn.Module:
         return accelerator.prepare_model(module)
 
 
-class HostGroup:
+class CpuGroup:
     """Agreement between ranks over host memory (gloo), so that no step waits for the GPU to hear of a signal."""
 
     def __init__(self) -> None:
@@ -127,8 +127,8 @@ class Process:
     """This process among the others, and how it is asked to end."""
 
     accelerator: Accelerator
-    hosts: HostGroup
-    stop: Stop
+    hosts: CpuGroup
+    stop: SignalHandler
     watchdog: Watchdog
     no_gpu: str | None = None
     """Why it runs on the CPU although it could have a GPU; None if all is well."""

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import Draws, GreedyModule, ModuleLoss
+from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
 from simdist.training.accelerator import resolve_precision
 from simdist.training.deepspeed_settings import fill
 from simdist.training.step import (
-    DrawSource,
     NumberedModule,
+    RandomStreams,
     Step,
     StepOutcome,
     metrics_of,
@@ -51,7 +51,7 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.stack = nn.ModuleList(stack)
 
-    def forward(self, x: Tensor, draws: list[Draws], beta: float) -> tuple[Tensor, list[ModuleLoss]]:
+    def forward(self, x: Tensor, draws: list[RandomInputs], beta: float) -> tuple[Tensor, list[ModuleLoss]]:
         """The sum of the modules' losses on (B, T, 1) audio, and what each made of it.
 
         A loss that is not finite makes all gradients of its module NaN, so that every rank learns of it from the sum.
@@ -125,7 +125,7 @@ class DeepSpeedEngine:
         inputs: Tensor,
         frames: list[int],
         step: Step,
-        draws: DrawSource,
+        draws: RandomStreams,
     ) -> StepOutcome:
         """Train all modules on one batch; see `train_step`."""
         assert len(learning) == len(self.modules)

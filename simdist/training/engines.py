@@ -15,7 +15,7 @@ from simdist.config.schema import Config, OptimConfig
 from simdist.models.encoder import GreedyEncoder
 from simdist.training.accelerator import under_ddp
 from simdist.training.reduction import OverlappedReduction
-from simdist.training.step import DrawSource, ModuleT, ModuleTrainer, NumberedModule, Step, StepOutcome, train_step
+from simdist.training.step import ModuleT, ModuleTrainer, NumberedModule, RandomStreams, Step, StepOutcome, train_step
 
 
 class Engine(Protocol):
@@ -37,7 +37,7 @@ class Engine(Protocol):
         inputs: Tensor,
         frames: list[int],
         step: Step,
-        draws: DrawSource,
+        draws: RandomStreams,
     ) -> StepOutcome:
         """Train `learning` on one batch; see `train_step`."""
         ...
@@ -89,7 +89,7 @@ class LocalEngine:
         inputs: Tensor,
         frames: list[int],
         step: Step,
-        draws: DrawSource,
+        draws: RandomStreams,
     ) -> StepOutcome:
         trainers = [self._trainers[module.number] for module in learning]
         return train_step(trainers, inputs, frames, step, draws, self._config.train.accumulate)

@@ -122,11 +122,11 @@ def no_gpu(
     return f"running on the CPU although {why}: {reason}"
 
 
-def warn_of_cpu(device: str, say: Callable[[str], None], event: Callable[..., None], chosen: bool = False) -> None:
+def warn_of_cpu(device: str, log: Callable[[str], None], event: Callable[..., None], chosen: bool = False) -> None:
     """Say that a command runs on the CPU although it could have a GPU, and add it to its run's events."""
     text = no_gpu(os.environ, device, chosen=chosen)
     if text is not None:
-        say(f"warning: {text}")
+        log(f"warning: {text}")
         event("no_gpu", text=text)
 
 

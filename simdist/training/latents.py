@@ -26,7 +26,7 @@ from webdataset.writer import TarWriter
 from simdist.core.errors import InputError
 from simdist.core.files import TEMPORARY, replacing, sha256_of, write_json
 from simdist.core.random_streams import stream_seed
-from simdist.core.signals import Stop, StoppedError
+from simdist.core.signals import SignalHandler, StoppedError
 from simdist.data.crops import CorruptSampleError, CropReader
 from simdist.data.integrity import damaged_shards
 from simdist.data.loader import Clips
@@ -90,7 +90,7 @@ class LatentCache:
         self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with.get("skipped", []))
         return True
 
-    def _write_missing(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
+    def _write_missing(self, shard: int, accelerator: Accelerator, stop: SignalHandler) -> None:
         if (self._folder / MANIFEST).exists() or self._sidecar(shard).exists():
             return
         try:
@@ -137,7 +137,7 @@ class LatentCache:
             (self._folder / MANIFEST).unlink(missing_ok=True)
             (self._folder / f".{Path(name).stem}.json").unlink(missing_ok=True)
 
-    def _write_shard(self, shard: int, accelerator: Accelerator, stop: Stop) -> None:
+    def _write_shard(self, shard: int, accelerator: Accelerator, stop: SignalHandler) -> None:
         index, rows, skipped = self._clips.split.index, [], []
         final = self._folder / f"shard-{shard:06d}.tar"
         with replacing(final) as temporary:

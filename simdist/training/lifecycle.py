@@ -10,16 +10,16 @@ from typing import Any
 
 from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.requeue import requeue
-from simdist.core.signals import Stop, exit_code, ignore_signals
+from simdist.core.signals import SignalHandler, exit_code, ignore_signals
 from simdist.runs.folder import SLOW_PRECISION, Run
 from simdist.runs.lease import Lease
-from simdist.training.accelerator import HostGroup, Process, build_accelerator, slow_precision
+from simdist.training.accelerator import CpuGroup, Process, build_accelerator, slow_precision
 from simdist.training.hardware import no_gpu
 from simdist.training.trainer import Trainer
 from simdist.training.watchdog import Watchdog
 
 
-def build_process(run: Run[Any], stop: Stop, wanted: str = "auto") -> Process:
+def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> Process:
     """This process among the others that train `run`.
 
     Args:
@@ -29,7 +29,7 @@ def build_process(run: Run[Any], stop: Stop, wanted: str = "auto") -> Process:
     """
     settings = run.config.train
     accelerator = build_accelerator(settings.precision)
-    hosts = HostGroup()
+    hosts = CpuGroup()
     precisions = hosts.gather(settings.precision)  # CPUs of nodes may differ, and with them what `auto` took
     if len(set(precisions)) > 1:
         raise InputError(
@@ -72,9 +72,9 @@ def complete(trainer: Trainer, process: Process, finish: Callable[[], int] = lam
 
 def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int:
     """Resume and train; returns the signal that stopped it, or 0."""
-    accelerator, run, say = process.accelerator, trainer.run, trainer.metrics.say
+    accelerator, run, log = process.accelerator, trainer.run, trainer.metrics.log
     for line in trainer.describe():
-        say(line)
+        log(line)
     step = trainer.resume()
     if accelerator.is_main_process:
         run.write()
@@ -84,7 +84,7 @@ def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int
         if process.slow_precision is not None:
             run.event(SLOW_PRECISION, text=process.slow_precision)
     accelerator.wait_for_everyone()
-    say(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
+    log(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
     signal_number = trainer.fit() or finish()
     if accelerator.is_main_process:
         run.event("stopped" if signal_number else "finished", step=trainer.step, signal=signal_number)
@@ -93,8 +93,8 @@ def _train(trainer: Trainer, process: Process, finish: Callable[[], int]) -> int
 
 def _leave(trainer: Trainer, process: Process, signal_number: int) -> None:
     """Say that everything is saved, and ask for the job to be run again if it was not a person who ended it."""
-    run, say = trainer.run, trainer.metrics.say
-    say(f"stopped at step {trainer.step}, everything is saved; the same command continues")
+    run, log = trainer.run, trainer.metrics.log
+    log(f"stopped at step {trainer.step}, everything is saved; the same command continues")
     if not process.accelerator.is_main_process or signal_number == signal.SIGINT:
         return
     ignore_signals()  # SLURM ends the job as soon as it is back in the queue, before that could be written down
@@ -102,4 +102,4 @@ def _leave(trainer: Trainer, process: Process, signal_number: int) -> None:
     if asked:
         run.event("requeued", step=trainer.step)
     if sentence:
-        say(sentence)
+        log(sentence)

@@ -78,10 +78,10 @@ class StepProfile:
         folder: Path,
         modules: Sequence[NumberedModule],
         device: torch.device,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         trace: bool = True,
     ) -> None:
-        self._folder, self._modules, self._device, self._say = folder, modules, device, say
+        self._folder, self._modules, self._device, self._log = folder, modules, device, log
         self._traces = TRACED if trace else 0
         self.times = Times()
         self._open: list[float] = []
@@ -194,12 +194,12 @@ class StepProfile:
             console.print(self.times.table())
         (self._folder / "table.txt").write_text(capture.get())
         for line in capture.get().splitlines():
-            self._say(line)
-        self._say(f"trace of {TRACED} steps: {trace} (open it in https://ui.perfetto.dev)")
+            self._log(line)
+        self._log(f"trace of {TRACED} steps: {trace} (open it in https://ui.perfetto.dev)")
 
     def close(self) -> None:
         """Say so if the training ended before there was anything to report."""
         if self._count < self._last:
             if self._profiler is not None:
                 self._profiler.stop()
-            self._say(f"no profile: it takes {self._last} steps, and there were {self._count}")
+            self._log(f"no profile: it takes {self._last} steps, and there were {self._count}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from simdist.training.checkpoint import Checkpoint, Retention, save_checkpoint
 
 
-class Saver:
+class AsyncCheckpointer:
     """Writes a run's checkpoints, one after the other, in a thread of its own.
 
     Args:

@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import TypeVar
 
 from simdist.core.random_streams import stream_seed
-from simdist.models.module import Draws, GreedyModule, ModuleLoss, active_units
+from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs, active_units
 from simdist.training.reduction import OverlappedReduction
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module, default=GreedyModule)
 
 
-class DrawSource:
+class RandomStreams:
     """Noise, negatives and windows from (seed, purpose, step, rank, module) alone.
 
     Args:
@@ -37,7 +37,7 @@ class DrawSource:
         self._generator = torch.Generator(device)
         self._host = torch.Generator()
 
-    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> Draws:
+    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> RandomInputs:
         """The draws of one module in one step of training or validation (`purpose`)."""
         self._host.manual_seed(stream_seed(self._seed, purpose, step, trainer.number, *_attempt(trainer)))
         generator = self.noise(purpose, step, trainer)
@@ -170,7 +170,7 @@ def train_step(
     inputs: Tensor,
     frames: list[int],
     step: Step,
-    draws: DrawSource,
+    draws: RandomStreams,
     accumulate: int = 1,
 ) -> StepOutcome:
     """Train every module on one batch, from the audio upwards.
@@ -226,7 +226,7 @@ def unreduced(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def validation_step(
-    trainers: Sequence[NumberedModule], x: Tensor, frames: list[int], number: int, draws: DrawSource, beta: float
+    trainers: Sequence[NumberedModule], x: Tensor, frames: list[int], number: int, draws: RandomStreams, beta: float
 ) -> list[dict[str, Tensor]]:
     """Metrics of modules on one batch (B, L, C); they are in eval mode, latents are sampled as in training."""
     measured = []
@@ -238,7 +238,7 @@ def validation_step(
 
 
 @torch.no_grad()
-def frozen_latent(trainers: Sequence[NumberedModule], x: Tensor, step: int, draws: DrawSource) -> Tensor:
+def frozen_latent(trainers: Sequence[NumberedModule], x: Tensor, step: int, draws: RandomStreams) -> Tensor:
     """What frozen modules, in eval mode, make of (B, T, 1) audio: a sample of the last one's latent, (B, L, C)."""
     for trainer in trainers:
         x = trainer.module.sample(x, draws.noise("frozen", step, trainer)).latent

@@ -15,7 +15,7 @@ from simdist.training.step import NumberedModule, Step, StepOutcome
 class Task(Protocol):
     """The part of a training that knows its model; the loop, checkpoints, signals and metrics are the trainer's.
 
-    A training has one or more stages of `Timetable.stage_steps` steps. Everything a task does is a function of its
+    A training has one or more stages of `Schedule.stage_steps` steps. Everything a task does is a function of its
     weights, the batch and the step: it keeps no other state from step to step, so that resuming is exact.
     """
 
@@ -52,7 +52,7 @@ class Task(Protocol):
         """Those of `modules` that learn in a stage: the order of metrics and of `StepOutcome.bad`."""
         ...
 
-    def batches(self, stage: int, first: int, last: int, say: Callable[[str], None]) -> Iterator[Batch] | None:
+    def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch] | None:
         """Get ready to train a stage, and yield its batches.
 
         Args:

@@ -16,8 +16,8 @@ from simdist.data.loader import Batch
 from simdist.runs.folder import Run
 from simdist.runs.lease import Lease
 from simdist.runs.metrics import MetricsLog
-from simdist.runs.schedule import Timetable
-from simdist.runs.throughput import Meter
+from simdist.runs.schedule import Schedule
+from simdist.runs.throughput import Throughput
 from simdist.training.accelerator import Process
 from simdist.training.bad_steps import BadSteps
 from simdist.training.checkpoint import (
@@ -29,7 +29,7 @@ from simdist.training.checkpoint import (
     remove_unfinished,
 )
 from simdist.training.profiler import StepProfile
-from simdist.training.saving import Saver
+from simdist.training.saving import AsyncCheckpointer
 from simdist.training.step import Course, Step
 from simdist.training.task import Task
 
@@ -54,8 +54,8 @@ class Trainer:
         self.run, self.config, self.task, self._process = run, config, task, process
         self._accelerator = process.accelerator
         self._is_main = self._accelerator.is_main_process
-        self.timetable = Timetable(config, task.num_clips)
-        self.metrics = MetricsLog(run, self.timetable.total_steps, self._is_main)
+        self.schedule = Schedule(config, task.num_clips)
+        self.metrics = MetricsLog(run, self.schedule.total_steps, self._is_main)
         self.lease: Lease | None = None
         """Rank 0's right to write the run; None where there is no other process to fear."""
         self.profile: StepProfile | None = None
@@ -67,8 +67,8 @@ class Trainer:
         self._bad_samples: set[str] = set()
         self._news: set[str] = set()
         retention = Retention(config.train.keep_last, config.train.keep_every)
-        self._saver = Saver(run.checkpoints, retention, self._check_lease)
-        self._meter = Meter(config)
+        self._saver = AsyncCheckpointer(run.checkpoints, retention, self._check_lease)
+        self._meter = Throughput(config)
 
     def fit(self) -> int:
         """Train to the end, or until a stop request; returns the signal that stopped it, 0 if it is finished.
@@ -81,8 +81,8 @@ class Trainer:
         with self._process.watchdog.watching(), self.metrics.reporting(self.step):
             try:
                 stopped = self._catch_up()
-                while not stopped and self.step < self.timetable.total_steps:
-                    stopped = self._run_stage(self.timetable.stage(self.step))
+                while not stopped and self.step < self.schedule.total_steps:
+                    stopped = self._run_stage(self.schedule.stage(self.step))
             except InputError:
                 self._save()  # what is in memory is good: only the next step cannot be taken
                 raise
@@ -97,7 +97,7 @@ class Trainer:
         if self._is_main:
             remove_unfinished(self.run.checkpoints)
         self._accelerator.wait_for_everyone()
-        found = latest_checkpoint(self.run.checkpoints, self.metrics.say)
+        found = latest_checkpoint(self.run.checkpoints, self.metrics.log)
         if found is not None:
             self._restore(load_checkpoint(found))
         elif self.run.has_begun:
@@ -114,7 +114,7 @@ class Trainer:
 
     def _course(self) -> str:
         """How long the run is."""
-        table = self.timetable
+        table = self.schedule
         epochs = f"{table.epoch_after(table.total_steps):.4g} epochs"
         if table.stages == 1:
             return f"{table.total_steps} steps = {epochs}"
@@ -122,9 +122,9 @@ class Trainer:
 
     def _run_stage(self, stage: int) -> int:
         """Train one stage to its end, or until a stop request."""
-        end = (stage + 1) * self.timetable.stage_steps
+        end = (stage + 1) * self.schedule.stage_steps
         last = self._consumed + (end - self.step) * self.config.data.batch_size
-        batches = self.task.batches(stage, self._consumed, last, self.metrics.say)
+        batches = self.task.batches(stage, self._consumed, last, self.metrics.log)
         if batches is None:
             return self._process.stopped()
         if self.profile is not None:
@@ -138,9 +138,9 @@ class Trainer:
                 self._take_step(stage, batch)
                 if self.profile is not None:
                     self.profile.step_taken()
-                if self.timetable.validates(self.step):
+                if self.schedule.validates(self.step):
                     stopped = self._validate()
-            if stopped or self.timetable.saves(self.step):
+            if stopped or self.schedule.saves(self.step):
                 self._agree(everything=True)
                 self._save()
         return stopped
@@ -154,7 +154,7 @@ class Trainer:
         return None
 
     def _take_step(self, stage: int, batch: Batch) -> None:
-        table, number = self.timetable, self.step + 1
+        table, number = self.schedule, self.step + 1
         measure = table.logs(number)
         step = Step(self.step, table.lr(self.step), table.beta(self.step), measure)
         outcome = self.task.step(stage, batch, step)
@@ -197,7 +197,7 @@ class Trainer:
         self._bad_samples |= new
         self._news = set()
         for reason in sorted(new):
-            self.metrics.say(f"passed over: {reason}")
+            self.metrics.log(f"passed over: {reason}")
             self._event("bad_sample", step=self.step, reason=reason)
         limit = self.config.data.max_bad_samples
         if len(self._bad_samples) > limit:
@@ -215,7 +215,7 @@ class Trainer:
             return
         in_a_row = self._bad_steps.in_a_row[blamed]
         if in_a_row == 1:
-            self.metrics.say(f"module {blamed} skips a step before step {self.step}: loss or gradient is not finite")
+            self.metrics.log(f"module {blamed} skips a step before step {self.step}: loss or gradient is not finite")
             self._event("bad_step", step=self.step, module=blamed)
         if in_a_row >= self.config.train.max_bad_steps:
             self._roll_back(blamed, in_a_row)
@@ -233,7 +233,7 @@ class Trainer:
             self._saver.finish()
             self._saver.forget()
         self._accelerator.wait_for_everyone()
-        saved = map(load_checkpoint, good_checkpoints(self.run.checkpoints, self.metrics.say))
+        saved = map(load_checkpoint, good_checkpoints(self.run.checkpoints, self.metrics.log))
         # the newest, unless the module has been there in vain
         checkpoint = next(islice((each for each in saved if _took_steps(each, number)), course.fruitless, None), None)
         if checkpoint is None or not checkpoint.optimizer:
@@ -250,7 +250,7 @@ class Trainer:
             course.reseeds += 1
             change = "other noise and negatives"
         to = checkpoint.step if checkpoint else 0
-        self.metrics.say(f"{why}: it goes back to its weights of step {to}, with {change}; the others go on")
+        self.metrics.log(f"{why}: it goes back to its weights of step {to}, with {change}; the others go on")
         self._event("rolled_back", step=self.step, module=number, to_step=to, **asdict(course))
 
     def _save(self) -> None:
@@ -305,16 +305,16 @@ class Trainer:
     def _catch_up(self) -> int:
         """A run that was stopped during a validation does it first."""
         done = {line["step"] for line in self.metrics.lines("validation")}
-        due = self.timetable.validates(self.step) and self.step not in done
+        due = self.schedule.validates(self.step) and self.step not in done
         return self._validate() if self._process.hosts.maximum(int(due))[0] else 0
 
     def _validate(self) -> int:
         """Metrics on the test split; returns the signal that cut it short, 0 if it was completed."""
         last = self.step - 1
-        step = Step(self.step, self.timetable.lr(last), self.timetable.beta(last))
+        step = Step(self.step, self.schedule.lr(last), self.schedule.beta(last))
         outcomes: list[list[dict[str, Tensor]]] = []
         stopped = self._agree()
-        with closing(self.task.validation(self.timetable.stage(last), step)) as measured:
+        with closing(self.task.validation(self.schedule.stage(last), step)) as measured:
             while not stopped:
                 outcome = self._next_outcome(measured)
                 if outcome is None and self._failure is None:  # on all ranks: they look at equally many batches
@@ -341,13 +341,13 @@ class Trainer:
             [torch.cat([torch.stack(list(module.values())) for module in batch]) for batch in outcomes]
         )
         means = iter(cast("Tensor", self._accelerator.reduce(values.mean(dim=0), "mean")).tolist())
-        stage = self.timetable.stage(self.step - 1)
+        stage = self.schedule.stage(self.step - 1)
         modules = [
             {"module": trainer.number, **{name: next(means) for name in module}}
             for trainer, module in zip(self.task.learning(stage), names, strict=True)
         ]
-        where = {"stage": stage} if self.timetable.stages > 1 else {}
-        line = {"kind": kind, "step": self.step, "epoch": self.timetable.epoch_after(self.step), **where}
+        where = {"stage": stage} if self.schedule.stages > 1 else {}
+        line = {"kind": kind, "step": self.step, "epoch": self.schedule.epoch_after(self.step), **where}
         with self._held():
             self._check_lease()
             self.metrics.record({**line, "modules": modules, **extra})

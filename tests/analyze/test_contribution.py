@@ -15,7 +15,7 @@ from simdist.analyze.command import Command
 from simdist.analyze.contribution import PROGRESS, Scorer, summarize
 from simdist.analyze.fast_decoding import FastDecoder
 from simdist.analyze.settings import ContributionSettings
-from simdist.core.signals import Stop, StoppedError
+from simdist.core.signals import SignalHandler, StoppedError
 from simdist.data.splits import Index
 from simdist.loading import load_decoder
 from tests.support.latents import all_clips, module_outputs
@@ -92,7 +92,7 @@ def test_summarize_leaves_out_what_is_not_a_number() -> None:
     assert (point["lower_quartile"], point["upper_quartile"]) == pytest.approx((0.175, 0.425))
 
 
-class StopAfter(Stop):
+class StopAfter(SignalHandler):
     """A signal that arrives once so many questions were asked."""
 
     def __init__(self, questions: int) -> None:

@@ -14,7 +14,7 @@ from simdist.analyze.disentanglement import dci, entropy, gap, mutual_informatio
 from simdist.analyze.labelled import Vectors, with_consonants
 from simdist.analyze.outcome import Outcome
 from simdist.analyze.settings import DisentanglementSettings
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 Analyze = Callable[..., list[dict]]
 
@@ -48,7 +48,7 @@ def test_mutual_information_is_scikit_learns() -> None:
 
 def test_copied_factors_are_disentangled_and_mixed_ones_are_not(tmp_path: Path) -> None:
     """One dimension a factor, and one of noise: all scores high. Two dimensions that both hold both: near 0."""
-    outcome, settings = Outcome(tmp_path, Stop(), silent), DisentanglementSettings()
+    outcome, settings = Outcome(tmp_path, SignalHandler(), silent), DisentanglementSettings()
     found = {}
     for name in ("copied", "mixed"):
         sides = []

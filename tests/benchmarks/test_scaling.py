@@ -20,10 +20,12 @@ def scaling(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_document_shows_what_the_script_prints() -> None:
-    document = (ROOT / "docs" / "scaling.md").read_text()
+    document = (ROOT / "docs" / "explanation" / "scaling.md").read_text()
     printed = scaling().stdout.splitlines()
     assert len(printed) > 40
-    assert [line for line in printed if line not in document] == [], "print the tables again into docs/scaling.md"
+    assert [line for line in printed if line not in document] == [], (
+        "print the tables again into docs/explanation/scaling.md"
+    )
 
 
 def test_all_reduce_is_a_ring_s() -> None:

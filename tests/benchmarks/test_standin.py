@@ -12,7 +12,7 @@ from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.infonce import info_nce
-from simdist.models.module import Draws
+from simdist.models.module import RandomInputs
 
 CLIPS, BETA = 3, 0.01
 
@@ -34,14 +34,14 @@ def recorded(config: Config) -> list[Recorded]:
     return draws
 
 
-def as_draws(draw: Recorded, frames: int, window: int, steps: int) -> Draws:
+def as_draws(draw: Recorded, frames: int, window: int, steps: int) -> RandomInputs:
     """The same numbers as simdist takes them: negatives of an anchor and step, (B, A, K, N)."""
     negatives = torch.zeros(CLIPS, window - 1, steps, len(draw.permutations), dtype=torch.int64)
     for k in range(1, steps + 1):
         rows = CLIPS * (window - k)
         for n, permutation in enumerate(draw.permutations):
             negatives[:, : window - k, k - 1, n] = permutation[-rows:].view(CLIPS, window - k)
-    return Draws(draw.start, negatives, draw.noise[0][:, draw.start : draw.start + window], draw.noise[1])
+    return RandomInputs(draw.start, negatives, draw.noise[0][:, draw.start : draw.start + window], draw.noise[1])
 
 
 @pytest.mark.parametrize("preset", ["sim_librispeech", "gim_librispeech", "cpc_librispeech", "vgim_thesis"])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from simdist.config.schema import DataConfig
 from simdist.core.errors import InputError
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data import integrity
 from simdist.data.integrity import NOTE, check_shards
 from simdist.data.loader import open_clips
@@ -31,7 +31,7 @@ HOUR = 3600 * 10**9
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     plan = librispeech(small_corpus(folder, speakers=2).source, test_fraction=0)
-    pack(plan, folder / "out", Options(encoding="wav", shard_samples=1), Console(quiet=True), Stop())
+    pack(plan, folder / "out", Options(encoding="wav", shard_samples=1), Console(quiet=True), SignalHandler())
     return folder / "out"
 
 

@@ -12,7 +12,7 @@ import pytest
 from simdist.config.decoder import DecodingConfig, defaults_for
 from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 
 def reset_accelerate() -> None:
@@ -70,9 +70,9 @@ def train() -> Iterator[Callable[..., Path]]:
     from simdist.decode.__main__ import decode
     from simdist.runs.folder import existing_run
 
-    def call(run: Path, config: DecodingConfig, stop: Stop | None = None, force: bool = False) -> Path:
+    def call(run: Path, config: DecodingConfig, stop: SignalHandler | None = None, force: bool = False) -> Path:
         try:
-            assert decode(existing_run(run), config, stop or Stop(), force) == (0 if stop is None else 75)
+            assert decode(existing_run(run), config, stop or SignalHandler(), force) == (0 if stop is None else 75)
         finally:
             reset_accelerate()
         return run / "decoders" / config.folder_name

@@ -22,7 +22,7 @@ from simdist.config.decoder import LOSS_NAMES, DecodingConfig
 from simdist.config.load import read_tree
 from simdist.core.errors import InputError
 from simdist.core.files import read_json_lines
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.crops import CorruptSampleError, CropReader
 from simdist.data.loader import open_clips
 from simdist.data.splits import open_split
@@ -126,7 +126,7 @@ def test_the_losses_in_the_options_are_those_that_exist() -> None:
     assert tuple(LOSSES) == LOSS_NAMES
 
 
-class StopAfter(Stop):
+class StopAfter(SignalHandler):
     """A SIGTERM that arrives when the loop has asked for it so many times."""
 
     def __init__(self, questions: int) -> None:

@@ -46,7 +46,7 @@ def test_a_corpus(tmp_path: Path) -> None:
         for u in range(10):
             tone = 0.5 * np.sin(2 * np.pi * (200 + 100 * s) * np.arange(44_100) / 22_050)
             soundfile.write(tmp_path / "recordings" / name / f"{u:03}.wav", tone, 22_050, subtype="PCM_16")
-    shown = next(c for c in commands_of(ROOT / "docs" / "adding_a_corpus.md") if "speakers.py" in c.words)
+    shown = next(c for c in commands_of(ROOT / "docs" / "tasks" / "adding_a_corpus.md") if "speakers.py" in c.words)
     assert shown.words == ("python", "speakers.py", "recordings", "data/speakers")
     run(tmp_path, *shown.words[1:])
     root = tmp_path / "data" / "speakers"
@@ -120,7 +120,7 @@ def test_another_kind_of_layer(speech: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "simdist", tmp_path / "clone" / "simdist", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("avgpool.diff", "averaged.yaml"):
         (tmp_path / "clone" / name).write_text(file_of("adding_a_module.md", name))
-    apply = next(c.words for c in commands_of(ROOT / "docs" / "adding_a_module.md") if c.words[0] == "git")
+    apply = next(c.words for c in commands_of(ROOT / "docs" / "tasks" / "adding_a_module.md") if c.words[0] == "git")
     applied = subprocess.run([*apply, "--verbose"], cwd=tmp_path / "clone", capture_output=True, text=True)
     assert applied.returncode == 0, applied.stderr
     paths = (str(ROOT), str(ROOT), str(speech))
@@ -137,7 +137,7 @@ def test_an_analysis(
     config = small(read_config(CONFIGS / "sim_librispeech.yaml"), speech)
     assert train(config, tmp_path / "runs" / "sim") == 0
     (tmp_path / "slowness.py").write_text(file_of("adding_an_analysis.md", "slowness.py"))
-    first, second = (c.words for c in commands_of(ROOT / "docs" / "adding_an_analysis.md"))
+    first, second = (c.words for c in commands_of(ROOT / "docs" / "tasks" / "adding_an_analysis.md"))
     assert "of 8 dimensions are slow" in run(tmp_path, *first[1:])
     folders = sorted((tmp_path / "runs" / "sim" / "analysis").glob("slowness-module*"))
     assert [folder.name[:16] for folder in folders] == [f"slowness-module{m}" for m in range(4)]

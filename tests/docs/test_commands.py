@@ -291,7 +291,9 @@ def test_every_command_of_ours_in_readme_is_understood_under_each_launcher(launc
 
 def test_the_table_of_launchers_shows_options_that_they_have() -> None:
     rows = [
-        line.split("|")[1:-1] for line in (ROOT / "docs" / "launchers.md").read_text().splitlines() if "| `" in line
+        line.split("|")[1:-1]
+        for line in (ROOT / "docs" / "tasks" / "launchers.md").read_text().splitlines()
+        if "| `" in line
     ]
     tried = 0
     for launcher in ("accelerate launch", "torchrun", "srun"):
@@ -343,7 +345,7 @@ def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
     from launch.sweep_file import read_sweep
     from simdist.analyze.__main__ import ENTRIES
 
-    (text,) = (block.text for block in blocks(ROOT / "docs" / "sweeps.md", "yaml"))
+    (text,) = (block.text for block in blocks(ROOT / "docs" / "tasks" / "sweeps.md", "yaml"))
     (tmp_path / "sweep.yaml").write_text(text)
     sweep = read_sweep(str(tmp_path / "sweep.yaml"), [])
     analyses = [name for stage in sweep.stages.values() for name in stage.which]
@@ -354,7 +356,7 @@ def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
 def test_the_profile_of_the_docs_is_one(tmp_path: Path) -> None:
     from simdist.cluster.profile import load_profile
 
-    (text,) = (block.text for block in blocks(ROOT / "docs" / "slurm.md", "yaml"))
+    (text,) = (block.text for block in blocks(ROOT / "docs" / "tasks" / "slurm.md", "yaml"))
     (tmp_path / "mine.yaml").write_text(text)
     profile = load_profile(tmp_path / "mine.yaml")
     assert profile.gpu_request == "a100:4"

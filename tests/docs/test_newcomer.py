@@ -114,7 +114,7 @@ def test_4_decode() -> None:
     folder = Path(RUN, "decoders", "0-mse+mel")
     assert json.loads((folder / "result.json").read_text())["module"] == 0
     assert list((folder / "audio").rglob("*.wav"))
-    (example,) = blocks(ROOT / "docs" / "decoders.md", "python")
+    (example,) = blocks(ROOT / "docs" / "tasks" / "decoders.md", "python")
     Path("runs/vgim").symlink_to(Path(RUN).name)
     names = {"audio": torch.zeros(2, 1, 5120)}
     exec(example.text, names)

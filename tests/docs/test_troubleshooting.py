@@ -29,7 +29,9 @@ from tests.support.pages import blocks
 from tests.support.published import COMMAND, published
 from tests.support.web import web_server
 
-MESSAGES = {block.title or block.text: block.text.strip() for block in blocks(ROOT / "docs/troubleshooting.md", "text")}
+MESSAGES = {
+    block.title or block.text: block.text.strip() for block in blocks(ROOT / "docs/tasks/troubleshooting.md", "text")
+}
 PLACE = "/home/me/simdist"  # where the page has its clone
 DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml")]
 SIM, TTS = ["--run-dir", "runs/sim"], ["--data.root", "data/tts"]

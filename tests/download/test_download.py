@@ -23,7 +23,7 @@ from rich.console import Console
 
 from simdist.core.console import run
 from simdist.core.file_locks import locked
-from simdist.core.signals import Stop, StoppedError
+from simdist.core.signals import SignalHandler, StoppedError
 from simdist.data.splits import open_split
 from simdist.download import __main__ as download
 from simdist.download import addresses, downloads
@@ -192,7 +192,7 @@ def test_a_stop_while_unpacking_leaves_the_archive_and_nothing_else(web: Web, co
     archive = Path("data/corpora") / f"{SUBSET}.tar.gz"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(content)
-    stop = Stop()
+    stop = SignalHandler()
     stop.signal_number = signal.SIGTERM
     with pytest.raises(StoppedError):
         unpack(archive, SUBSETS[SUBSET], Layout().corpus, Console(quiet=True), stop)

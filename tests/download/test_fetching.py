@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from simdist.core.errors import FailedError
-from simdist.core.signals import Stop, StoppedError
+from simdist.core.signals import SignalHandler, StoppedError
 from simdist.download.fetching import Patience, WebFile, fetch, part_of
 from tests.support.small_disk import small_disk
 from tests.support.web import Answer, Web, web_server
@@ -36,11 +36,11 @@ def check(path: Path) -> str:
     return "" if found == SUM else f"gave a file with md5 {found}, not {SUM}"
 
 
-def bring(web: Web, out: Path, *names: str, patience: Patience = HURRY, stop: Stop | None = None) -> str:
+def bring(web: Web, out: Path, *names: str, patience: Patience = HURRY, stop: SignalHandler | None = None) -> str:
     """Fetch from these names of the server, in this order; returns what was said."""
     said = io.StringIO()
     file = WebFile(out, [f"{web.url}/{name}" for name in names], len(CONTENT), check, "try another --mirror")
-    fetch(file, patience, Console(file=said, soft_wrap=True), stop or Stop())
+    fetch(file, patience, Console(file=said, soft_wrap=True), stop or SignalHandler())
     return said.getvalue().replace(web.url, "URL")
 
 
@@ -143,7 +143,7 @@ def test_no_server_at_all(tmp_path: Path) -> None:
 
 
 def test_a_stop_keeps_what_came(web: Web, tmp_path: Path) -> None:
-    stop = Stop()
+    stop = SignalHandler()
     web.answers["/a"] = [Answer(503)]
     stop.signal_number = signal.SIGTERM
     with pytest.raises(StoppedError):
@@ -170,12 +170,12 @@ def test_a_full_disk_is_named_and_what_came_is_continued(web: Web, tmp_path: Pat
 def test_an_address_that_is_none(tmp_path: Path) -> None:
     file = WebFile(tmp_path / "a", ["http://"], 10, check, "try another")
     with pytest.raises(FailedError, match="http:// cannot be asked: Invalid URL"):
-        fetch(file, HURRY, Console(quiet=True), Stop())
+        fetch(file, HURRY, Console(quiet=True), SignalHandler())
 
 
 def test_an_address_keeps_its_password_to_itself(web: Web, tmp_path: Path) -> None:
     url = web.url.replace("http://", "http://me:hunter2hunter2@")
     with pytest.raises(FailedError) as error:
-        fetch(WebFile(tmp_path / "a", [f"{url}/x"], 10, check, ""), HURRY, Console(quiet=True), Stop())
+        fetch(WebFile(tmp_path / "a", [f"{url}/x"], 10, check, ""), HURRY, Console(quiet=True), SignalHandler())
     assert "hunter2" not in str(error.value)
     assert "answers 404" in str(error.value)

@@ -20,7 +20,7 @@ from launch.local import Outcome, run_locally, visible_gpus
 from launch.plan import Job, Plan
 from launch.records import Records, last_lines
 from launch.states import find_states
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 
 ACTING = Path(__file__).parent.parent / "support" / "acting"
 PATIENCE = 120.0
@@ -48,7 +48,7 @@ def chain(root: Path, *hows: str, together: bool = False) -> Plan:
 
 def do(plan: Plan, number: int = 1, devices: tuple[str, ...] = ()) -> tuple[Outcome, list[str]]:
     said: list[str] = []
-    return run_locally(plan, number, said.append, Stop(), devices), said
+    return run_locally(plan, number, said.append, SignalHandler(), devices), said
 
 
 def journal(root: Path) -> list[str]:

@@ -16,7 +16,7 @@ from launch.plan import Length, build
 from launch.variants import expand
 from simdist.config.schema import to_dict
 from simdist.core.errors import InputError
-from simdist.runs.schedule import Timetable
+from simdist.runs.schedule import Schedule
 from tests.support.sweeps import SMALL, finish, of_kind, small_plan, sweep_file
 
 
@@ -198,5 +198,5 @@ def test_total_steps_are_those_of_the_timetable(
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({"num_samples": 37}))
     packed = Length(folder, length.epochs, length.batch_size, length.max_steps, length.stages)
-    assert total_steps(packed) == Timetable(variant.config, 37).total_steps
+    assert total_steps(packed) == Schedule(variant.config, 37).total_steps
     assert to_dict(variant.config)["train"]["epochs"] == epochs

@@ -17,7 +17,7 @@ from simdist.config.schema import Config
 from simdist.models.costs import PARTS, module_costs, step_flops
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.infonce import info_nce
-from simdist.models.module import Draws, GreedyModule, ModuleLoss
+from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
 
 PRESETS = ("sim_librispeech", "gim_librispeech", "gim_lowe_librispeech", "cpc_librispeech", "vgim_thesis")
 CLIPS = 3
@@ -41,7 +41,7 @@ def forwards(config: Config, mixed: bool = False) -> Iterator[tuple[GreedyModule
     for m, module in enumerate(encoder.stack):
         draws = module.draw(CLIPS, frames[m], generator, generator)
 
-        def forward(module: GreedyModule = module, x: Tensor = x, draws: Draws = draws) -> ModuleLoss:
+        def forward(module: GreedyModule = module, x: Tensor = x, draws: RandomInputs = draws) -> ModuleLoss:
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
                 return module(x, draws, 0.1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simdist.config.schema import Config, LossConfig, ModelConfig
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import Draws
+from simdist.models.module import RandomInputs
 from simdist.models.reference_checkpoints import load_upstream, upstream_names
 
 WINDOW, STEPS, NEGATIVES = 128, 10, 10
@@ -33,7 +33,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def recorded_draws(golden: dict[str, Tensor], m: int, batch: int, frames: int) -> Draws:
+def recorded_draws(golden: dict[str, Tensor], m: int, batch: int, frames: int) -> RandomInputs:
     """Upstream's draws for module m: each step's anchors are rows of their own, negatives count from the end."""
     window = min(frames, WINDOW)
     start = int(golden["train/windows"][m]) if frames > WINDOW else 0
@@ -44,7 +44,7 @@ def recorded_draws(golden: dict[str, Tensor], m: int, batch: int, frames: int) -
         for n, permutation in enumerate(permutations):
             negatives[:, : window - k, k - 1, n] = permutation[len(permutation) - rows :].view(batch, window - k)
     noise = [golden[f"train/normal/{2 * m + i}"] for i in range(2)] if m < 3 else []
-    return Draws(start, negatives, *(n if i else n[:, start : start + window] for i, n in enumerate(noise)))
+    return RandomInputs(start, negatives, *(n if i else n[:, start : start + window] for i, n in enumerate(noise)))
 
 
 @pytest.mark.parametrize("module", range(4))

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 
 from simdist.core.console import run
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.splits import open_split
 from simdist.pack import parallel
 from simdist.pack.__main__ import main
@@ -415,7 +415,7 @@ def blocked_signals(job: int, check_stop: Callable[[], None]) -> set[int]:
 def test_workers_are_deaf_to_the_signals_of_the_group_from_their_first_moment():
     """Nothing in a worker itself blocks signals: the mask is what it was started with."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    for blocked in parallel.results(blocked_signals, [0, 1], 2, Stop()):
+    for blocked in parallel.results(blocked_signals, [0, 1], 2, SignalHandler()):
         assert blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.audio import WAV_HEADER
 from simdist.data.splits import Index, open_split
 from simdist.pack.corpora import Corpus
@@ -95,7 +95,7 @@ def test_rows_give_exactly_the_bytes_of_each_member(corpus: SmallCorpus, tmp_pat
 
 
 def test_the_saved_index_and_manifest_agree_with_the_shards(corpus: SmallCorpus, tmp_path: Path):
-    pack(plan(corpus), tmp_path, Options(shard_samples=5), Console(quiet=True), Stop())
+    pack(plan(corpus), tmp_path, Options(shard_samples=5), Console(quiet=True), SignalHandler())
     split = open_split(tmp_path, "train")
     assert split.manifest.num_samples == len(split.index) == len(corpus.pcm)
     assert [shard["num_samples"] for shard in split.manifest.shards] == [5, 5, 2]

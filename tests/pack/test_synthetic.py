@@ -18,7 +18,7 @@ import soundfile
 from rich.console import Console
 
 from simdist.core.errors import InputError
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.labels import PHONES
 from simdist.data.splits import open_split
 from simdist.pack import espeak, synthetic
@@ -31,7 +31,7 @@ SMALL = Parameters(speakers=3, minutes=0.5, seed=3)
 
 
 def made(source: Path, parameters: Parameters = SMALL, workers: int = 2) -> Path:
-    generate(source, parameters, workers, Console(quiet=True), Stop())
+    generate(source, parameters, workers, Console(quiet=True), SignalHandler())
     return source
 
 
@@ -68,7 +68,7 @@ def test_no_voice_depends_on_what_memory_held_before(variant: str, monkeypatch: 
     for byte in ("1", "170"):
         monkeypatch.setenv("MALLOC_PERTURB_", byte)
         with espeak.Voice(f"en+{variant}", 50, 160) as voice:
-            spoken.append((voice.say("The thick thief measured the sea."), voice.say("She did.")))
+            spoken.append((voice.log("The thick thief measured the sea."), voice.log("She did.")))
     assert spoken[0] == spoken[1]
 
 
@@ -122,7 +122,7 @@ def test_all_mnemonics_are_known_in_every_accent(tmp_path: Path):
     for accent in ACCENTS:
         with espeak.Voice(f"{accent}+m1", 50, 160) as voice:
             for utterance in range(25):
-                speech = voice.say(synthetic.sentence(np.random.default_rng([9, utterance])))
+                speech = voice.log(synthetic.sentence(np.random.default_rng([9, utterance])))
                 times = [(m, s * 16_000 / espeak.RATE) for m, s in speech.phonemes]
                 numbers.append(frame_classes(times, len(speech.pcm) * 16_000 // (2 * espeak.RATE)))
     counts = np.bincount(np.concatenate(numbers), minlength=len(PHONES))

@@ -11,7 +11,7 @@ import torch
 
 from simdist.config.load import read_config
 from simdist.core.errors import InputError
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.splits import open_split
 from simdist.probe import cache as cache_module
 from simdist.probe.cache import Entry, FeatureCache, Features, entry_bytes, shard_rows
@@ -37,7 +37,7 @@ def entries(trained: Path, *views: View, split: str = "test", source: Source | N
 
 def read(folder: Path, wanted: list[Entry], limit_gb: float = 1.0, counted: list[int] | None = None) -> list[Features]:
     report = (lambda count: None) if counted is None else counted.append
-    with FeatureCache(folder, limit_gb, Stop()).opened(wanted, CPU, report) as features:
+    with FeatureCache(folder, limit_gb, SignalHandler()).opened(wanted, CPU, report) as features:
         return features
 
 
@@ -120,7 +120,7 @@ def test_the_bound_holds_and_the_oldest_make_room(trained: Path, tmp_path: Path)
     read(tmp_path, [first], limit)  # now the second is the one used longest ago
     read(tmp_path, [third], limit)
     assert {path.parent.name for path in tmp_path.glob("*/entry.json")} == {first.key, third.key}
-    cache = FeatureCache(tmp_path, limit, Stop())
+    cache = FeatureCache(tmp_path, limit, SignalHandler())
     with (
         cache.opened([first, third], CPU, lambda count: None),
         pytest.raises(InputError, match=r"may hold .* GB are in use; raise --cache-gb"),

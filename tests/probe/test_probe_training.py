@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from simdist.core.signals import Stop, StoppedError
+from simdist.core.signals import SignalHandler, StoppedError
 from simdist.models.probes import Probe
 from simdist.probe.examples import CachedExamples, few
 from simdist.probe.labels import Targets
@@ -42,7 +42,7 @@ def phones(num: int = 20) -> tuple[dict[int, torch.Tensor], Targets]:
     return vectors, Targets(np.arange(num), classes, NAMES)
 
 
-class StopAfter(Stop):
+class StopAfter(SignalHandler):
     """A signal that arrives after so many questions."""
 
     def __init__(self, questions: int) -> None:
@@ -62,7 +62,7 @@ def test_l_bfgs_finds_what_scikit_learn_finds(bias: bool) -> None:
     settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-3, tolerance=1e-8), "speaker")
     probe = Probe(6, 3, bias=bias)
     standardize(probe, train)
-    found = fit_optimum(probe, train, settings, Progress(None, Stop()))
+    found = fit_optimum(probe, train, settings, Progress(None, SignalHandler()))
     assert found.converged
     (batch,) = train.everything()
     scaled = ((batch.features - probe.mean) / probe.scale).double().numpy()
@@ -87,7 +87,7 @@ def test_an_optimum_that_was_stopped_is_the_same_bit_for_bit(tmp_path: Path, sto
     train = CachedExamples(vectors, targets, np.zeros(80, np.int32), CPU, per_frame=False)
     settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-6, tolerance=1e-7), "speaker")
     whole, parts, num_stopped = Probe(30, 5), Probe(30, 5), 0
-    found = fit_optimum(whole, train, settings, Progress(None, Stop()))
+    found = fit_optimum(whole, train, settings, Progress(None, SignalHandler()))
     assert found.converged
     assert found.iterations > 60
     for questions in stops:
@@ -97,16 +97,16 @@ def test_an_optimum_that_was_stopped_is_the_same_bit_for_bit(tmp_path: Path, sto
             num_stopped += 1
         parts = Probe(30, 5, seed=99)
     assert num_stopped == min(len(stops), found.iterations // 20)
-    assert fit_optimum(parts, train, settings, Progress(tmp_path / "progress.pt", Stop())) == found
+    assert fit_optimum(parts, train, settings, Progress(tmp_path / "progress.pt", SignalHandler())) == found
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
 
 
 def test_an_optimum_does_not_resume_from_a_file_that_holds_weights_alone(tmp_path: Path) -> None:
     settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-4), "speaker")
     whole, other = Probe(6, 3), Probe(6, 3)
-    found = fit_optimum(whole, examples(), settings, Progress(None, Stop()))
+    found = fit_optimum(whole, examples(), settings, Progress(None, SignalHandler()))
     torch.save({"weights": Probe(6, 3, seed=7).double().state_dict(), "iterations": 10}, tmp_path / "progress.pt")
-    assert fit_optimum(other, examples(), settings, Progress(tmp_path / "progress.pt", Stop())) == found
+    assert fit_optimum(other, examples(), settings, Progress(tmp_path / "progress.pt", SignalHandler())) == found
     assert torch.equal(whole.output.weight, other.output.weight)
 
 
@@ -116,7 +116,7 @@ def test_adam_takes_the_steps_that_upstream_takes() -> None:
     probe = Probe(6, 3, seed=5)
     linear = torch.nn.Linear(6, 3)
     linear.load_state_dict(probe.output.state_dict())
-    train_with_adam(probe, train, settings, Progress(None, Stop()))
+    train_with_adam(probe, train, settings, Progress(None, SignalHandler()))
     optimizer = torch.optim.Adam(linear.parameters(), lr=1e-3)
     vectors, targets = data(crops=3)
     for epoch in range(4):
@@ -137,19 +137,19 @@ def test_stopped_and_continued_equals_undisturbed(tmp_path: Path, per_frame: boo
     train = CachedExamples(vectors, targets, np.zeros(len(targets.rows), np.int32), CPU, per_frame)
     settings = for_label(ProbeSettings(probe="mlp", epochs=5, batch_size=7), "phone" if per_frame else "speaker")
     whole = Probe(6, 3, hidden=8)
-    loss = train_with_adam(whole, train, settings, Progress(None, Stop()))
+    loss = train_with_adam(whole, train, settings, Progress(None, SignalHandler()))
     for questions in (4, 6):
         with pytest.raises(StoppedError):
             train_with_adam(Probe(6, 3, 8), train, settings, Progress(tmp_path / "progress.pt", StopAfter(questions)))
     parts = Probe(6, 3, hidden=8, seed=99)
-    assert train_with_adam(parts, train, settings, Progress(tmp_path / "progress.pt", Stop())) == loss
+    assert train_with_adam(parts, train, settings, Progress(tmp_path / "progress.pt", SignalHandler())) == loss
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
 def test_every_vector_is_tested_once() -> None:
     vectors, targets = phones()
     found = evaluate(
-        Probe(6, 3), CachedExamples(vectors, targets, np.zeros(20, np.int32), CPU, per_frame=True), 3, Stop()
+        Probe(6, 3), CachedExamples(vectors, targets, np.zeros(20, np.int32), CPU, per_frame=True), 3, SignalHandler()
     )
     assert found.total.sum(0).tolist() == targets.counts().tolist()
     assert found.total.sum(1).tolist() == [len(classes) for classes in targets.classes]

@@ -11,7 +11,7 @@ import pytest
 
 from simdist.config.schema import Config
 from simdist.core.files import read_json_lines
-from simdist.runs.collapsed_modules import idle_modules, is_patience_over
+from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from tests.support.training import train
 
 GUESS = math.log(11)
@@ -23,9 +23,9 @@ def module(number: int, nce: float, active: float) -> dict[str, float]:
 
 def test_idle_is_a_guess_without_an_active_dimension() -> None:
     modules = [module(0, GUESS, 0.0), module(1, GUESS, 3.0), module(2, 1.9, 0.0), module(3, GUESS * 1.005, 0.0)]
-    assert idle_modules({"modules": modules}, 10) == [0, 3]
-    assert idle_modules({"modules": modules}, 5) == []
-    assert idle_modules({"modules": [{"module": 0, "loss": 0.01}]}, 10) == []  # a decoder
+    assert collapsed_modules({"modules": modules}, 10) == [0, 3]
+    assert collapsed_modules({"modules": modules}, 5) == []
+    assert collapsed_modules({"modules": [{"module": 0, "loss": 0.01}]}, 10) == []  # a decoder
 
 
 @pytest.mark.parametrize(("step", "total", "over"), [(99, 200, False), (100, 200, True), (400, 10_000, False)])

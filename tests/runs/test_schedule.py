@@ -8,28 +8,28 @@ from dataclasses import replace
 import pytest
 
 from simdist.config.schema import Config, DataConfig, LossConfig, OptimConfig, TrainConfig
-from simdist.runs.schedule import Timetable
+from simdist.runs.schedule import Schedule
 
 
-def timetable(num_samples: int = 100, batch_size: int = 8, **sections: object) -> Timetable:
+def schedule(num_samples: int = 100, batch_size: int = 8, **sections: object) -> Schedule:
     config = replace(Config(), data=DataConfig(batch_size=batch_size), **sections)  # pyright: ignore[reportArgumentType]
-    return Timetable(config, num_samples)
+    return Schedule(config, num_samples)
 
 
 def test_steps_cover_the_epochs() -> None:
-    assert timetable(train=TrainConfig(epochs=2)).total_steps == 25
-    assert timetable(train=TrainConfig(epochs=3)).total_steps == 38  # 37.5
-    assert timetable(train=TrainConfig(epochs=3, max_steps=7)).total_steps == 7
-    assert timetable(680, 171, train=TrainConfig(epochs=800)).total_steps == 3182  # the thesis: 3181.3
+    assert schedule(train=TrainConfig(epochs=2)).total_steps == 25
+    assert schedule(train=TrainConfig(epochs=3)).total_steps == 38  # 37.5
+    assert schedule(train=TrainConfig(epochs=3, max_steps=7)).total_steps == 7
+    assert schedule(680, 171, train=TrainConfig(epochs=800)).total_steps == 3182  # the thesis: 3181.3
 
 
 def test_exponential_decay_falls_once_an_epoch() -> None:
-    table = timetable(optim=OptimConfig(lr=0.01, schedule="exponential", lr_decay=0.5))
+    table = schedule(optim=OptimConfig(lr=0.01, schedule="exponential", lr_decay=0.5))
     assert [table.lr(step) for step in (0, 12, 13, 25, 37, 38)] == [0.01, 0.01, 0.005, 0.0025, 0.0025, 0.00125]
 
 
 def test_cosine_with_warm_up() -> None:
-    table = timetable(optim=OptimConfig(lr=1.0, schedule="cosine", warmup_epochs=0.8), train=TrainConfig(epochs=8))
+    table = schedule(optim=OptimConfig(lr=1.0, schedule="cosine", warmup_epochs=0.8), train=TrainConfig(epochs=8))
     rates = [table.lr(step) for step in range(table.total_steps)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10] == pytest.approx(1.0)
@@ -39,7 +39,7 @@ def test_cosine_with_warm_up() -> None:
 
 
 def test_constant_rate_and_beta_warm_up() -> None:
-    table = timetable(loss=LossConfig(beta=0.1, beta_warmup_epochs=4))
+    table = schedule(loss=LossConfig(beta=0.1, beta_warmup_epochs=4))
     assert table.lr(0) == table.lr(999) == 2e-4
     assert table.beta(0) == 0
     assert table.beta(25) == pytest.approx(0.05)
@@ -47,6 +47,6 @@ def test_constant_rate_and_beta_warm_up() -> None:
 
 
 def test_validation_falls_due_once_an_epoch_and_at_the_end() -> None:
-    table = timetable(train=TrainConfig(epochs=3.3, validate_every=1))
+    table = schedule(train=TrainConfig(epochs=3.3, validate_every=1))
     assert [s for s in range(table.total_steps + 1) if table.validates(s)] == [13, 25, 38, 42]
-    assert not any(timetable(train=TrainConfig(validate_every=0)).validates(s) for s in range(60))
+    assert not any(schedule(train=TrainConfig(validate_every=0)).validates(s) for s in range(60))

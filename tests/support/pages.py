@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(?P<language>\w*)(?P<title>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 _SEPARATORS = {";", "&&", "||", "|", "&", "(", ")"}
@@ -57,7 +57,7 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 def file_of(page: str, name: str) -> str:
     """The content of the block whose title is `name`."""
-    found = [b for b in blocks(ROOT / "docs" / page, "python", "yaml", "diff", "bash") if b.title == name]
+    found = [b for b in blocks(ROOT / "docs" / "tasks" / page, "python", "yaml", "diff", "bash") if b.title == name]
     assert len(found) == 1, f"{page} has {len(found)} blocks titled {name}"
     return found[0].text
 

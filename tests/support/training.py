@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simdist.config.schema import Config
 from simdist.core.files import read_json_lines
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.data.loader import Batch
 from simdist.runs.folder import Run, open_run
 from simdist.train.encoder_task import EncoderTask
@@ -20,7 +20,7 @@ from simdist.training.step import Step, StepOutcome
 from simdist.training.trainer import Trainer
 
 
-class StopAt(Stop):
+class StopAt(SignalHandler):
     """A signal that arrives during one step, or during the validation after it."""
 
     def __init__(self, step: int, run: Run, question: int = 1) -> None:
@@ -39,8 +39,8 @@ class StopAt(Stop):
         assert value == 0
 
 
-def build_trainer(run: Run, stop: Stop | None = None) -> Trainer:
-    process = build_process(run, stop or Stop())
+def build_trainer(run: Run, stop: SignalHandler | None = None) -> Trainer:
+    process = build_process(run, stop or SignalHandler())
     return Trainer(run, EncoderTask(run, process), process)
 
 
@@ -62,7 +62,7 @@ def train(
     config: Config, folder: Path, stop_at: int | None = None, question: int = 1, broken_at: int | None = None
 ) -> tuple[Trainer, int]:
     run = open_run(folder, config)
-    stop = Stop() if stop_at is None else StopAt(stop_at, run, question)
+    stop = SignalHandler() if stop_at is None else StopAt(stop_at, run, question)
     trainer = build_trainer(run, stop)
     if broken_at is not None:
         break_at(trainer, broken_at)

@@ -28,7 +28,7 @@ def stagewise(tiny: Config) -> Config:
 
 def test_each_module_learns_in_its_stage_only(stagewise: Config, tmp_path: Path) -> None:
     trainer, _ = train(stagewise, tmp_path / "run")
-    assert (trainer.timetable.stage_steps, trainer.timetable.total_steps) == (12, 48)
+    assert (trainer.schedule.stage_steps, trainer.schedule.total_steps) == (12, 48)
     fresh = GreedyEncoder(stagewise.model, stagewise.loss, stagewise.seed).state_dict()
     states = [fresh] + [
         load_checkpoint(tmp_path / "run" / "checkpoints" / f"step_{12 * s:08d}").model for s in (1, 2, 3, 4)

@@ -18,7 +18,7 @@ from simdist.config.load import read_config
 from simdist.config.schema import Config
 from simdist.core.errors import EXIT_INTERRUPTED, InputError
 from simdist.core.files import read_json_lines
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 from simdist.doctor import machine
 from simdist.runs.folder import CONFIG, EVENTS, Run
 from simdist.train import __main__ as train_command
@@ -156,7 +156,7 @@ def test_a_run_says_it_and_goes_on_as_it_was_begun_on_another_cpu(
         train_command.main([*argv, "--train.max_steps=4", "--train.precision=bf16"])
 
 
-class StopAfterAStep(Stop):
+class StopAfterAStep(SignalHandler):
     """Ctrl-C during the first step: the loop asks before that step and after it."""
 
     asked = 0
@@ -225,9 +225,9 @@ def test_another_command_does_not_resume_it(step_on: Callable[..., dict[str, lis
 def test_ranks_on_different_cpus_must_agree(
     tiny: Config, tmp_path: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.HostGroup, "gather", lambda self, value: ["no", "bf16"])
+    monkeypatch.setattr(running.CpuGroup, "gather", lambda self, value: ["no", "bf16"])
     with pytest.raises(InputError, match=r"became bf16 and no on different nodes.* Set --train.precision no or bf16"):
-        running.build_process(Run(tmp_path, tiny), Stop())
+        running.build_process(Run(tmp_path, tiny), SignalHandler())
 
 
 def test_benchmarks_skip_bf16_and_say_why(

@@ -18,7 +18,7 @@ from simdist.models.encoder import GreedyEncoder
 from simdist.training.accelerator import build_accelerator
 from simdist.training.engines import build_engine
 from simdist.training.profiler import TIMED, TRACED, WARM_UP, StepProfile
-from simdist.training.step import DrawSource, ModuleTrainer, Step
+from simdist.training.step import ModuleTrainer, RandomStreams, Step
 from tests.support.training import lines, train, weights
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
@@ -47,7 +47,7 @@ def profiled(tiny: Config, tmp_path: Path) -> tuple[StepProfile, list[str], list
     slow.score = slow_score  # pyright: ignore[reportAttributeAccessIssue]
     said: list[str] = []
     profile = StepProfile(tmp_path / "profile", engine.modules, torch.device("cpu"), said.append)
-    frames, draws = tiny.model.num_frames(tiny.data.crop), DrawSource(0, 0, torch.device("cpu"))
+    frames, draws = tiny.model.num_frames(tiny.data.crop), RandomStreams(0, 0, torch.device("cpu"))
     watched = profile.watched(batches(tiny))
     for number in range(STEPS + 2):
         engine.step(engine.modules, next(watched).inputs, frames, Step(number, 1e-3, 0.1), draws)

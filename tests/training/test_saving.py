@@ -24,7 +24,7 @@ from simdist.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from simdist.training.saving import Saver
+from simdist.training.saving import AsyncCheckpointer
 
 
 def checkpoint(step: int = 1, size: int = 1000) -> Checkpoint:
@@ -69,7 +69,7 @@ def test_saving_copies_and_does_not_wait(tmp_path: Path, monkeypatch: pytest.Mon
         return save_checkpoint(folder, content, retention)
 
     monkeypatch.setattr(saving, "save_checkpoint", slow)
-    saver, mine = Saver(tmp_path, Retention(2), lambda: None), checkpoint(1)
+    saver, mine = AsyncCheckpointer(tmp_path, Retention(2), lambda: None), checkpoint(1)
     saver.save(mine)
     assert steps(tmp_path) == []  # not written, and here we are
     mine.model["weight"].zero_()  # training goes on
@@ -89,7 +89,7 @@ def test_saving_copies_and_does_not_wait(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_failure_in_the_background_is_raised_at_the_next_question(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    saver = Saver(tmp_path / "file" / "checkpoints", Retention(2), lambda: None)
+    saver = AsyncCheckpointer(tmp_path / "file" / "checkpoints", Retention(2), lambda: None)
     saver.save(checkpoint())
     with pytest.raises(FailedError, match=r"step_00000001 could not be written .*Not a directory.*8,000 bytes"):
         saver.finish()
@@ -101,7 +101,7 @@ def test_nothing_is_written_by_who_may_not(tmp_path: Path) -> None:
     def lost() -> None:
         raise InputError("another process writes this run")
 
-    saver = Saver(tmp_path, Retention(2), lost)
+    saver = AsyncCheckpointer(tmp_path, Retention(2), lost)
     saver.save(checkpoint())
     with pytest.raises(InputError, match="another process"):
         saver.finish()

@@ -39,7 +39,7 @@ def test_stopped_and_resumed_equals_undisturbed(
 ) -> None:
     config = replace(tiny, data=replace(tiny.data, num_workers=workers))
     trainer, _ = train(config, tmp_path / "whole")
-    due = trainer.timetable.validates
+    due = trainer.schedule.validates
     step = next(s for s in range(17, 40) if due(s) == during_validation)
     _, signal_number = train(config, tmp_path / "parts", stop_at=step, question=2 if during_validation else 1)
     assert signal_number == 15

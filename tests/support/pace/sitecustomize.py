@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 if "SIMDIST_REST_FROM" in os.environ:
-    from simdist.runs.schedule import Timetable
+    from simdist.runs.schedule import Schedule
 
     first, gate = int(os.environ["SIMDIST_REST_FROM"]), Path(os.environ["SIMDIST_REST_UNTIL"])
     seconds = float(os.environ["SIMDIST_REST_SECONDS"])
-    saves = Timetable.saves
+    saves = Schedule.saves
 
-    def rested_saves(self: Timetable, step: int) -> bool:
+    def rested_saves(self: Schedule, step: int) -> bool:
         end = time.monotonic() + seconds * (step >= first)
         while time.monotonic() < end and not gate.exists():
             time.sleep(0.05)
         return saves(self, step)
 
-    Timetable.saves = rested_saves
+    Schedule.saves = rested_saves

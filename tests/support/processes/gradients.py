@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import Draws
+from simdist.models.module import RandomInputs
 from simdist.training.accelerator import build_accelerator, under_ddp
 from simdist.training.reduction import OverlappedReduction
-from simdist.training.step import DrawSource, ModuleTrainer, NumberedModule, Step, train_step
+from simdist.training.step import ModuleTrainer, NumberedModule, RandomStreams, Step, train_step
 
 CLIPS, SAMPLES = 8, 96
 MODEL = ModelConfig(
@@ -60,14 +60,14 @@ CASES = {
 }
 
 
-class FixedDraws(DrawSource):
+class FixedDraws(RandomStreams):
     """Draws of the whole batch, of which clips [first, last) are this rank's; parts follow each other."""
 
     def __init__(self, case: Case, first: int, last: int) -> None:
         super().__init__(0, 0, torch.device("cpu"))
         self._case, self._first, self._last = case, first, last
 
-    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> Draws:
+    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> RandomInputs:
         length, window = FRAMES[trainer.number], trainer.module.window(FRAMES[trainer.number])
         generator = torch.Generator().manual_seed(trainer.number)
         first = self._first + step * batch
@@ -78,7 +78,7 @@ class FixedDraws(DrawSource):
             negatives = negatives + (torch.arange(CLIPS) % batch)[:, None, None] * length
         noise = torch.randn(2, CLIPS, length, MODEL.width, generator=generator, dtype=torch.float64)
         noises = () if trainer.module.log_var is None else (noise[0, own, :window], noise[1, own])
-        return Draws(0, negatives[own], *noises)
+        return RandomInputs(0, negatives[own], *noises)
 
 
 def gradients(case: Case, first: int = 0, last: int = CLIPS) -> dict[str, Tensor]:
