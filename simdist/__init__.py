@@ -12,7 +12,7 @@ __all__ = ["__version__", "load_decoder", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a model is asked for: the launcher and `--help` do without."""
+    """Import torch only to load a model, so that the launcher and `--help` start without it."""
     if name in ("load_decoder", "load_encoder"):
         from simdist import loading
 

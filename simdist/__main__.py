@@ -1,4 +1,4 @@
-"""`simdist COMMAND …` is `python -m simdist.COMMAND …`."""
+"""`simdist COMMAND ...` runs `python -m simdist.COMMAND ...` or a command of the launcher."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ COMMANDS = {
     "pack": "pack a corpus into WebDataset shards",
     "train": "train the greedy modules of an encoder",
     "probe": "train classifiers on the features of each greedy module",
-    "decode": "train a decoder from one greedy module back to the waveform",
-    "analyze": "analyze the latents of each greedy module, in figures and sounds",
-    "doctor": "check this machine, a corpus and a cluster, and suggest fixes",
-    "report": "summarize runs in one page with curves and sounds, and in tables for a paper",
+    "decode": "train a decoder from a greedy module to the waveform",
+    "analyze": "analyze the latents of each greedy module with figures and audio",
+    "doctor": "check a machine, a corpus, and a cluster, and suggest fixes",
+    "report": "summarize runs in one page with curves and audio, and in tables for a paper",
     "import_reference": "start a run from a checkpoint of the reference implementation",
 }
 LAUNCHER = {
-    "sweep": "expand a sweep into jobs on SLURM or on this machine, and run those that are not done",
-    "status": "show where sweeps and runs stand",
-    "logs": "show what a job prints",
-    "cancel": "stop a sweep, or some of its runs",
+    "sweep": "expand a sweep into jobs and run the ones that are not done, on SLURM or on this machine",
+    "status": "show the progress of sweeps and runs",
+    "logs": "show the output of a job",
+    "cancel": "cancel a sweep or some of its runs",
 }
 HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Hand the rest of the command line to the command's own module."""
+    """Run the command with the rest of the command line."""
     listing = "\n".join(f"  {name:16} {what}" for name, what in (COMMANDS | LAUNCHER).items())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"usage: simdist COMMAND [--help] …\n\n{listing}")
+        print(f"usage: simdist COMMAND [--help] ...\n\n{listing}")
         return
     if sys.argv[1] == "--version":
         print(f"simdist {__version__}")
@@ -45,16 +45,16 @@ def main() -> None:
     elif command in LAUNCHER:
         module = _launcher(command)
     else:
-        fail(f"unknown command {sys.argv[1]!r}; the commands are {', '.join(COMMANDS | LAUNCHER)}")
+        fail(f"unknown command {sys.argv[1]!r}. Valid: {', '.join(COMMANDS | LAUNCHER)}")
     run(module.main, sys.argv[2:])
 
 
 def _launcher(command: str) -> ModuleType:
-    """A command of the launcher: `simdist.launch` of a wheel, or the package `launch` next to simdist in a clone."""
+    """A command of the launcher, which is `simdist.launch` in a wheel and `launch` in a clone."""
     if (HERE / "launch").is_dir():
         return importlib.import_module(f"simdist.launch.{command}")
     if not (HERE.parent / "launch" / f"{command}.py").is_file():
-        fail(f"this installation of simdist has no launcher: {HERE / 'launch'} does not exist; install simdist again")
+        fail(f"this installation has no launcher: {HERE / 'launch'} does not exist. Reinstall simdist")
     sys.path.insert(0, str(HERE.parent))  # before any other package of that name
     return importlib.import_module(f"launch.{command}")
 

@@ -329,7 +329,7 @@ def test_a_key_on_the_command_line_or_in_a_config_is_refused_and_not_repeated(
 
 
 def test_a_config_that_was_read_earlier_may_hold_no_key(tiny: Config) -> None:
-    with pytest.raises(ValueError, match="entity holds what looks like an API key; export it as WANDB_API_KEY"):
+    with pytest.raises(ValueError, match=r"entity looks like an API key. Export it as WANDB_API_KEY"):
         replace(tiny, wandb=WandbConfig(entity=KEY))
 
 

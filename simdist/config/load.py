@@ -1,4 +1,4 @@
-"""Configurations from YAML files and the command line: defaults < `--config FILE` < `--key value`."""
+"""Read configurations: defaults < `--config FILE` (several allowed, later wins) < `--key value`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from simdist.config import old_names
 from simdist.config.parser import Parser
 from simdist.config.schema import Config
 from simdist.core.errors import InputError
@@ -19,6 +20,7 @@ from simdist.core.errors import InputError
 Tree = TypeVar("Tree")  # Config, or another tree of frozen dataclasses
 
 
+old_names.accept_in_yaml_files()
 WHEEL_CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -26,9 +28,11 @@ CONFIGS = WHEEL_CONFIGS if WHEEL_CONFIGS.is_dir() else Path(__file__).parent.par
 
 
 def experiment_parser(prog: str, description: str, tree: type = Config) -> Parser:
-    """A parser with `--config FILE…` and one option for every field of `Config`, or of another tree of dataclasses."""
+    """A parser with `--config FILE` and one option per field of a tree of dataclasses."""
     parser = Parser(prog=prog, description=description)
-    parser.add_argument("--config", action="config", help="YAML file with what differs; several allowed, later wins.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with settings. May be given several times; later files win."
+    )
     parser.add_class_arguments(tree)
     return parser
 
@@ -36,7 +40,7 @@ def experiment_parser(prog: str, description: str, tree: type = Config) -> Parse
 def parse_experiment(
     parser: Parser, argv: Sequence[str] | None, default: Path | None = None
 ) -> tuple[Config, jsonargparse.Namespace]:
-    """Parse a command line into its `Config` and everything else; without `--config` it reads `default`."""
+    """Parse a command line into its `Config` and all other options. Without `--config`, read the file `default`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     named = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     named += [file for word, file in itertools.pairwise(argv) if word == "--config"]
@@ -49,42 +53,44 @@ def parse_experiment(
 
 
 def _check_yaml(file: str) -> None:
-    """jsonargparse does not say which of several files is broken."""
+    """Raise an `InputError` that names the file, which jsonargparse's errors do not."""
     if Path(file).is_dir():
-        raise InputError(f"config {file} is a folder; name one of the YAML files in it")
+        raise InputError(f"--config {file} is a folder. Give one of the YAML files in it")
     if not Path(file).is_file():
         preset = CONFIGS / f"{file}.yaml"
         if preset.is_file():
-            raise InputError(f"config file {file} does not exist; did you mean {preset}?")
+            raise InputError(f"--config {file} does not exist. Did you mean {preset}?")
         presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-        raise InputError(f"config file {file} does not exist; the presets in {CONFIGS} are {presets}")
+        raise InputError(f"--config {file} does not exist. Presets in {CONFIGS}: {presets}")
     read_yaml(Path(file))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys and values in a YAML file.
+    """The keys and values of a YAML file.
 
     Raises:
-        InputError: it is not YAML, is empty, or holds something else.
+        InputError: it is empty, not valid YAML, or not a mapping.
     """
     try:
         content = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
-        raise InputError(f"{file} is empty; a config holds at least one key, such as `name: mine`")
+        raise InputError(f"{file} is empty. A config needs at least one key, such as `name: mine`")
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds {type(content).__name__}, not keys and values such as `optim: {{lr: 1e-4}}`")
+        raise InputError(
+            f"{file} contains a {type(content).__name__}, not keys and values such as `optim: {{lr: 1e-4}}`"
+        )
     return content
 
 
 def config_from(parser: Parser, parsed: jsonargparse.Namespace) -> Config:
-    """The `Config` in what `parser` parsed; an impossible value ends the program with one line."""
+    """The `Config` of parsed options. Exits with one line if a value is impossible."""
     return tree_from(parser, parsed, Config)
 
 
 def tree_from(parser: Parser, parsed: jsonargparse.Namespace, tree: type[Tree]) -> Tree:
-    """The same for any tree of dataclasses."""
+    """Like `config_from`, for any tree of dataclasses."""
     keys = {item.name for item in dataclasses.fields(tree)}  # pyright: ignore[reportArgumentType]
     try:
         values = parser.instantiate(parsed)
@@ -94,16 +100,16 @@ def tree_from(parser: Parser, parsed: jsonargparse.Namespace, tree: type[Tree]) 
 
 
 def read_config(*files: str | Path) -> Config:
-    """The defaults with these YAML files on top, later wins.
+    """The defaults, overridden by YAML files. Later files win.
 
     Raises:
-        InputError: a file is missing, is not YAML, or has a wrong key or value; named with the valid ones.
+        InputError: a file is missing or not YAML, or has an invalid key or value.
     """
     return read_tree(Config, *files)
 
 
 def read_tree(tree: type[Tree], *files: str | Path) -> Tree:
-    """The same for any tree of dataclasses."""
+    """Like `read_config`, for any tree of dataclasses."""
     for file in files:
         _check_yaml(str(file))
     parser = experiment_parser("config", "", tree)

@@ -1,4 +1,4 @@
-"""What every command line of simdist shares: the parser, one-line errors, and exit codes. Imports no torch."""
+"""The argument parser of all commands: options from dataclasses, errors in one line, readable help."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Flat = TypeVar("Flat", bound="DataclassInstance")
 HIDDEN = ("help", "print_config", "print_shtab")
 jsonargparse.set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
-    import_path_denylist=["*"],  # a config that names a `class_path` would import, and so run, any module
+    import_path_denylist=["*"],  # a `class_path` in a config would import, and thereby run, any module
     import_path_allowlist=["simdist.config.schema"],  # jsonargparse's own way to name the classes of nested fields
     instantiate_subclass_spec_in_any=False,
 )
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """An argument parser whose errors are one line: what was wrong, what is valid, and where to read more."""
+    """An argument parser with one-line errors: what is wrong, what is valid, and where to read more."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
@@ -43,7 +43,7 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:  # pyright: ignore
         try:
             return super().parse_args(*args, **kwargs)
-        except ImportError as error:  # a class_path: jsonargparse lets the refusal through in some places
+        except ImportError as error:  # a refused class_path, which jsonargparse does not always catch
             self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -55,7 +55,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     @contextlib.contextmanager
     def raising(self, prefix: str) -> Iterator[None]:
-        """Within this block an error is an `InputError` that begins with `prefix`, not the end of the program."""
+        """Within this context, errors are raised as `InputError`s that start with `prefix`, instead of exiting."""
         self._prefix = prefix
         try:
             yield
@@ -97,23 +97,23 @@ TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 
 
 def _did_you_mean(word: str, near: Sequence[str], valid: Sequence[str] | None = None) -> str:
-    """The likeliest of `near`, if one is, and what is valid."""
+    """The closest match in `near`, if there is one, and the valid choices."""
     found = difflib.get_close_matches(word, near, n=1)
     hint = f"did you mean {found[0]!r}? " if found else ""
-    return f"{hint}valid ones here are {', '.join(valid or near)}"
+    return f"{hint}valid: {', '.join(valid or near)}"
 
 
 def _option(action: argparse.Action) -> str:
-    """The option as it is documented, without aliases that are kept for old commands."""
+    """The documented name of an option, without aliases for old commands."""
     long = [name for name in action.option_strings if name.startswith("--")]
     return (long or action.option_strings or [action.dest])[0]
 
 
 def _readable(message: str, options: Mapping[str, str]) -> str:
-    """jsonargparse's own sentences about keys and types, in the words of a user."""
+    """Rephrase jsonargparse's messages about keys and types for users."""
     denied = re.search(r"Importing '(.*?)' is not allowed", message)
     if denied:
-        return f"a config may not import anything, and {denied[1]!r} was given as a class; give plain keys and values"
+        return f"a config cannot import the class {denied[1]!r}. Use plain keys and values"
     message = re.sub(r"<class '(\w+)'>", lambda m: TYPES.get(m[1], m[1]), message)
     message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message)
     message = re.sub(
@@ -132,13 +132,13 @@ def _readable(message: str, options: Mapping[str, str]) -> str:
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Help as wide as the terminal, up to 120 columns, that keeps the line breaks of examples."""
+    """Help of up to 120 columns that keeps the line breaks of examples."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=34, width=min(int(os.environ.get("COLUMNS", 120)), 120))
 
     def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        """A line: the options of an experiment are too many to list twice."""
+        """Keep the usage to one line: an experiment has too many options to list twice."""
         listed = list(actions)
         if sum(bool(action.option_strings) for action in listed) > 20 and usage is None:
             positional = " ".join(a.metavar or a.dest for a in listed if not a.option_strings)
@@ -154,7 +154,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return re.sub(r"type: Literal\[[^]]*\], ", "", text)
 
     def add_argument(self, action: Any) -> None:
-        if action.help != "Path to a configuration file.":  # `--data FILE` and the like: `--config` does it
+        if action.help != "Path to a configuration file.":  # `--data FILE` etc., which `--config` covers
             super().add_argument(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -162,9 +162,9 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
 
 def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
-    """One option for each field of a flat dataclass, with the sentence under it; fields may be inherited.
+    """Add one option per field of a flat dataclass, with its docstring as help. Fields may be inherited.
 
-    A field whose metadata has `options` takes these names, the documented one first, instead of its own.
+    The names of an option are in the field's metadata `options`, the documented one first, or else made from its name.
     """
     hints, texts = typing.get_type_hints(settings), {}
     for base in reversed(settings.__mro__[:-1]):
@@ -179,7 +179,7 @@ def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
 
 
 def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:
-    """The dataclass in what `parser` parsed; an impossible value ends the program with one line."""
+    """The dataclass of parsed options. Exits with one line if a value is impossible."""
     try:
         return settings(**{item.name: parsed[item.name] for item in dataclasses.fields(settings)})
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""The experiment as one tree of frozen dataclasses: defaults < YAML files < command line.
+"""An experiment as one tree of frozen dataclasses, which is also the command line of `simdist.train`.
 
-The defaults are Smooth InfoMax on LibriSpeech (arXiv 2408.12936), so a preset in `configs/` holds only what differs.
-This module imports no torch: the launcher and `--help` read it. Fields marked with `TUNING` may change between two
-starts of one run (they change speed or reporting, never a number); all others make up the run's identity.
+The defaults are Smooth InfoMax on LibriSpeech (arXiv 2408.12936), so a preset in `configs/` only lists differences.
+Fields marked `TUNING` affect speed or reporting but never a result, and may change when a run resumes. All other fields
+form the run's identity.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from simdist.config.old_names import with_old_values
 from simdist.core.secrets import is_secret
 
 PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
-RUN_DIR = ("--run-dir", "--run")  # the alias is for old commands; torchrun refuses it, for its own --run-path
-PLACE = {
-    "place": True
-}  # part of a run's name, but a run may go on elsewhere: the data's fingerprint is checked instead
+RUN_DIR = ("--run-dir", "--run")  # `--run` for old commands; torchrun takes it for its own --run-path
+PLACE = {"place": True}  # in a run's name, but a run may resume with another: the data's fingerprint is checked
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -32,30 +31,30 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which shards are read, and how a global batch of crops is drawn from them."""
+    """The shards to read and how to draw global batches of crops from them."""
 
     root: str = field(default="data/librispeech", metadata=PLACE)
-    """Folder that `simdist.pack` wrote; each split is a folder of shards inside it."""
+    """Folder written by `simdist.pack`, with one folder of shards per split."""
     train_split: str = "train"
-    """Split that is trained on."""
+    """Training split."""
     test_split: str = "test"
-    """Split that is validated on."""
+    """Validation split."""
     crop: int = 20_480
-    """Length of a training clip, in samples at 16 kHz."""
+    """Length of a training clip in samples at 16 kHz."""
     short_clips: Literal["pad", "skip"] = "pad"
-    """Clips shorter than a crop: `pad` with zeros at the end, or `skip` them; either way they are counted."""
+    """What to do with clips shorter than a crop: `pad` them with zeros at the end or `skip` them."""
     batch_size: int = 8
-    """Clips in a step over all ranks together; each rank takes an equal share."""
+    """Global batch size in clips, split evenly over the ranks."""
     shuffle_window: int = 16
-    """Shards whose samples are shuffled together; keeps reads local on a parallel file system."""
+    """Number of shards whose samples are shuffled together. Small values keep reads local."""
     num_workers: int = field(default=2, metadata=TUNING)
-    """Processes a rank that read and decode; 0 decodes in the training process."""
+    """Loader processes per rank. 0 reads and decodes in the training process."""
     cache: Literal["none", "memory", "device"] = field(default="none", metadata=TUNING)
-    """Keep the decoded corpus (int16) nowhere, in each rank's memory, or on its GPU."""
+    """Where each rank keeps the decoded corpus (int16): nowhere, in memory, or on its GPU."""
     retry_seconds: float = field(default=60.0, metadata=TUNING)
-    """How long a shard that cannot be read is tried again (a network file system may fail for a while); 0 never."""
+    """Seconds to retry a shard that cannot be read, e.g. while a network file system fails. 0 disables retries."""
     max_bad_samples: int = field(default=10, metadata=TUNING)
-    """Samples that do not decode and are skipped before the run ends; 0 ends it at the first."""
+    """Maximum number of corrupt samples to skip before the run fails. 0 fails at the first."""
 
     def __post_init__(self) -> None:
         _require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
@@ -64,22 +63,22 @@ class DataConfig:
         _require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         _require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
-        _require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (never) or more")
+        _require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (no retries) or more")
         _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """One convolution (followed by BatchNorm if it is on, then ReLU) or one max-pooling."""
+    """A convolution (followed by BatchNorm if enabled, then ReLU) or a max-pooling."""
 
     kernel: int
-    """Kernel size, in frames of the layer's input."""
+    """Kernel size in frames of the layer's input."""
     stride: int = 1
-    """Stride, in frames of the layer's input."""
+    """Stride in frames of the layer's input."""
     padding: int = 0
-    """Zeros added on each side."""
+    """Zeros added to each side."""
     kind: Literal["conv", "maxpool"] = "conv"
-    """A convolution or a max-pooling."""
+    """Type of layer."""
 
     def __post_init__(self) -> None:
         _require(self.kernel > 0, "layer.kernel", self.kernel, "at least 1")
@@ -89,20 +88,20 @@ class LayerConfig:
             _require(2 * self.padding <= self.kernel, "layer.padding", self.padding, "at most half a maxpool's kernel")
 
     def output_frames(self, frames: int) -> int:
-        """Number of frames that come out of `frames`; 0 or less means that the input is too short."""
+        """Number of output frames for `frames` input frames. 0 or less if the input is too short."""
         return (frames + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 @dataclass(frozen=True)
 class ModuleConfig:
-    """A greedy module: layers, then heads; or a GRU over the module below; or both (CPC)."""
+    """A greedy module: layers and heads, a GRU over the module below, or both (CPC)."""
 
     layers: tuple[LayerConfig, ...] = ()
-    """Convolutions and poolings in order; none for a module that is a GRU alone."""
+    """Convolutions and poolings in order. Empty for a module that is only a GRU."""
     gru: bool = False
-    """Put a GRU on the latent; its output is the context, the latent stays the target."""
+    """Add a GRU on the latent. Its output is the context; the latent remains the target."""
     prediction_steps: int | None = None
-    """Steps ahead that this module predicts; null takes loss.prediction_steps."""
+    """Number of future frames that this module predicts. null uses loss.prediction_steps."""
 
     def __post_init__(self) -> None:
         _require(bool(self.layers) or self.gru, "module", "empty", "given layers, a GRU, or both")
@@ -120,22 +119,22 @@ SIM_MODULES = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The stack of greedy modules; module m sees the detached latent of module m-1."""
+    """The stack of greedy modules. Module m reads the detached latent of module m-1."""
 
     width: int = 512
-    """Channels of every convolution and of the heads."""
+    """Channels of all convolutions and heads."""
     context_width: int = 256
     """Channels of a GRU's output."""
     head: Literal["variational", "mu", "none"] = "variational"
-    """On a module's layers: `variational` mu and log_var (SIM), `mu` alone (GIM, CPC), or `none` (Löwe's GIM)."""
+    """Head on a module's layers: `variational` (mu and log_var, SIM), `mu` (GIM, CPC), or `none` (Löwe's GIM)."""
     head_kernel: int = 1
-    """Kernel of the heads, odd, padded to keep the number of frames (thesis: 3)."""
+    """Odd kernel size of the heads, padded to keep the number of frames (thesis: 3)."""
     batch_norm: bool = True
-    """BatchNorm1d between each convolution and its ReLU."""
+    """Whether to use BatchNorm1d between each convolution and its ReLU."""
     sync_batch_norm: bool = False
-    """BatchNorm over the batches of all ranks; otherwise each rank normalises by its own share of the batch."""
+    """Whether BatchNorm uses statistics of all ranks instead of each rank's part of the batch."""
     modules: tuple[ModuleConfig, ...] = SIM_MODULES
-    """The greedy modules from the audio upwards."""
+    """The greedy modules, starting at the audio."""
 
     def __post_init__(self) -> None:
         _require(self.width > 0, "model.width", self.width, "at least 1")
@@ -145,37 +144,37 @@ class ModelConfig:
         _require(bool(self.modules[0].layers), "model.modules[0]", "a GRU alone", "given layers: it reads raw audio")
 
     def num_frames(self, num_samples: int) -> list[int]:
-        """Frames of each module's latent for a clip of `num_samples`; raises ValueError if a layer runs dry."""
+        """Frames of each module's latent for a clip of `num_samples`. Raises ValueError if the clip is too short."""
         frames, counts = num_samples, []
         for m, module in enumerate(self.modules):
             for layer in module.layers:
                 frames = layer.output_frames(frames)
                 if frames < 1:
-                    raise ValueError(f"a clip of {num_samples} samples is too short: nothing is left in module {m}")
+                    raise ValueError(f"a clip of {num_samples} samples is too short: module {m} outputs no frames")
             counts.append(frames)
         return counts
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """InfoNCE of each module (arXiv 1807.03748, eq. 4) plus, with variational heads, beta times the KL to N(0, I)."""
+    """InfoNCE per module (arXiv 1807.03748, eq. 4), plus beta times the KL to N(0, I) with variational heads."""
 
     prediction_steps: int = 10
-    """K: a frame's context predicts the next 1..K latents, unless the module says otherwise."""
+    """K: a frame's context predicts the next 1..K latents. Modules may override it."""
     num_negatives: int = 10
-    """N: wrong candidates beside each right one."""
+    """N: number of negative samples per positive."""
     negatives: Literal["batch", "sequence", "global"] = "batch"
-    """Negatives come from the latents of a rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`."""
+    """Source of negatives: latents of the rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`."""
     exclude_positive: bool = False
-    """Never draw a latent that the anchor is to predict as a negative (upstream sometimes does)."""
+    """Never draw the anchor's positive as a negative, which the reference implementation sometimes does."""
     window: int = 128
-    """Longer latents are scored in one random window of so many frames; 0 scores all frames."""
+    """Maximum number of frames to score per clip, in one random window. 0 scores all frames."""
     beta: float = 0.001
     """Weight of the KL."""
     beta_warmup_epochs: float = 0.0
-    """Epochs over which beta rises linearly from 0; keeps variational modules from collapsing."""
-    kl_reduction: Literal["upstream", "mean"] = "upstream"
-    """`upstream` sums the KL over time and so depends on the crop; `mean` averages it."""
+    """Epochs of linear warm-up of beta from 0, against posterior collapse."""
+    kl_reduction: Literal["sum", "mean"] = "sum"
+    """Reduction of the KL over time: `sum`, as in the reference implementation, or `mean`, independent of the crop."""
 
     def __post_init__(self) -> None:
         _require(self.prediction_steps > 0, "loss.prediction_steps", self.prediction_steps, "at least 1")
@@ -187,20 +186,20 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam, one instance a greedy module."""
+    """Adam, one instance per greedy module."""
 
     lr: float = 2e-4
     """Learning rate."""
     schedule: Literal["constant", "exponential", "cosine"] = "constant"
-    """`exponential` multiplies by lr_decay each epoch; `cosine` falls to 0 at the last step."""
+    """Learning rate schedule: `exponential` multiplies by lr_decay after each epoch, `cosine` ends at 0."""
     lr_decay: float = 0.995
-    """Factor an epoch of the exponential schedule."""
+    """Factor per epoch of the exponential schedule."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from 0, before the schedule."""
+    """Epochs of linear warm-up from 0 before the schedule."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    """Decoupled weight decay (AdamW). 0 is plain Adam."""
     clip_grad_norm: float | None = None
-    """Largest gradient norm of a module; null does not clip."""
+    """Maximum gradient norm per module. null disables clipping."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", self.lr, "positive")
@@ -213,46 +212,46 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, in which precision, and how often to look."""
+    """Duration, precision, validation, checkpoints, and recovery."""
 
     epochs: float = 100.0
-    """Passes over the training split; a fraction is allowed."""
+    """Passes over the training split. May be a fraction."""
     max_steps: int | None = None
-    """End after so many steps, if that comes first."""
+    """Maximum number of steps, if fewer than the epochs have."""
     schedule: Literal["joint", "stagewise"] = "joint"
-    """All modules in every step, or one after the other: each to its end, then frozen; epochs and steps are each's."""
+    """Train all modules in every step (`joint`) or one after the other (`stagewise`, epochs and steps per module)."""
     cache_latents: bool = False
-    """Stagewise: write a frozen module's latents to the run once, and train the next module from them."""
+    """With `stagewise`: write the latents of a finished module to disk once and train the next module on them."""
     accumulate: int = 1
-    """Parts a rank's share of the batch is trained in before an update; negatives come from within a part."""
+    """Gradient accumulation: number of parts of a rank's batch per update. Negatives come from the same part."""
     compress_gradients: bool = False
-    """Average gradients over ranks in bf16, half the bytes."""
+    """All-reduce gradients in bf16, which halves the traffic."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision; `auto` takes `accelerate launch --mixed_precision`, but no bf16 where a CPU emulates it."""
+    """Mixed precision. `auto` follows `accelerate launch --mixed_precision`, except for emulated bf16 on CPUs."""
     validate_every: float = 1.0
-    """Epochs between validations on the test split; 0 never validates."""
+    """Epochs between validations. 0 disables validation."""
     validate_batches: int | None = field(default=None, metadata=TUNING)
-    """Look at so many global batches of the test split at most; null looks at all."""
+    """Maximum number of validation batches. null uses the whole test split."""
     checkpoint_every: int = field(default=1000, metadata=TUNING)
-    """Steps between checkpoints; one is always written at the end and when the run is stopped."""
+    """Steps between checkpoints. One is always written at the end and when the run is stopped."""
     keep_last: int = field(default=2, metadata=TUNING)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = field(default=0, metadata=TUNING)
-    """Also keep each checkpoint whose step is a multiple of this; 0 keeps none for that."""
+    """Also keep every checkpoint whose step is a multiple of this. 0 disables it."""
     log_every: int = field(default=20, metadata=TUNING)
-    """Steps between lines of metrics."""
+    """Steps between records in metrics.jsonl."""
     preempt_signals: tuple[str, ...] = field(default=("SIGTERM", "SIGUSR2"), metadata=TUNING)
-    """Signals that ask a run to save and end with exit code 75, beside Ctrl-C (130)."""
+    """Signals on which a run saves and exits with 75. Ctrl-C always saves and exits with 130."""
     max_requeues: int = field(default=100, metadata=TUNING)
-    """How often a run that is preempted under SLURM asks to be requeued; 0 never does."""
+    """Maximum number of times that a preempted run requeues its SLURM job. 0 disables requeueing."""
     hang_timeout: float = field(default=1800.0, metadata=TUNING)
-    """Seconds without a step after which a run writes down all stacks and ends with exit code 75; 0 waits for ever."""
-    max_bad_steps: int = field(default=10, metadata=TUNING)
-    """Steps in a row that a module may skip for a loss or gradient that is not finite, before it is rolled back."""
+    """Seconds without progress before the run dumps all stacks and exits with 75. 0 disables the watchdog."""
+    max_nonfinite_steps: int = field(default=10, metadata=TUNING)
+    """Consecutive steps with a non-finite loss or gradient before a module is rolled back to its last checkpoint."""
     after_rollback: Literal["lr", "seed"] = field(default="lr", metadata=TUNING)
-    """What is different for a module that was rolled back: half its learning rate, or other noise and negatives."""
+    """What changes for a rolled-back module: `lr` halves its learning rate, `seed` draws other noise and negatives."""
     max_rollbacks: int = field(default=5, metadata=TUNING)
-    """How often one module may be rolled back before the run ends as failed."""
+    """Maximum number of rollbacks per module before the run fails."""
 
     def __post_init__(self) -> None:
         _require(self.epochs > 0, "train.epochs", self.epochs, "positive")
@@ -261,8 +260,10 @@ class TrainConfig:
         limit = self.validate_batches
         _require(limit is None or limit > 0, "train.validate_batches", limit, "positive or null")
         if self.cache_latents and self.schedule != "stagewise":
-            raise ValueError("train.cache_latents is true; it needs train.schedule stagewise: joint latents never rest")
-        for key in ("checkpoint_every", "keep_last", "log_every", "accumulate", "max_bad_steps"):
+            raise ValueError(
+                "train.cache_latents=True requires train.schedule=stagewise, because joint latents change in every step"
+            )
+        for key in ("checkpoint_every", "keep_last", "log_every", "accumulate", "max_nonfinite_steps"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
         for key in ("keep_every", "max_requeues", "hang_timeout", "max_rollbacks"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
@@ -272,14 +273,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Mirror metrics.jsonl to Weights & Biases, from rank 0, under one stable run id."""
+    """Mirroring of metrics.jsonl to Weights & Biases from rank 0, with one run id over all restarts."""
 
     mode: Literal["disabled", "offline", "online"] = field(default="disabled", metadata=TUNING)
-    """`offline` writes below the run folder for `wandb sync` later (compute nodes without internet)."""
+    """`offline` writes to the run folder for a later `wandb sync`, for compute nodes without internet access."""
     project: str = field(default="simdist", metadata=TUNING)
     """Project name."""
     entity: str | None = field(default=None, metadata=TUNING)
-    """Team or user; null takes wandb's default."""
+    """Team or user. null uses wandb's default."""
 
 
 @dataclass(frozen=True)
@@ -287,9 +288,9 @@ class Config:
     """One experiment."""
 
     name: str = field(default="sim_librispeech", metadata=TUNING)
-    """Begins the run folder's name; the hash of the configuration ends it."""
+    """Name of the experiment. The default run folder is runs/NAME-HASH, with a hash of the configuration."""
     seed: int = 0
-    """Decides weights, order, crops, noise and negatives."""
+    """Seed of weights, data order, crops, noise, and negatives."""
     data: DataConfig = field(default_factory=DataConfig)
     """Shards and batches."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -308,23 +309,23 @@ class Config:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         for key, value in (("name", self.name), ("project", self.wandb.project), ("entity", self.wandb.entity)):
             if value and is_secret(value):
-                raise ValueError(f"{key} holds what looks like an API key; export it as WANDB_API_KEY instead")
+                raise ValueError(f"{key} looks like an API key. Export it as WANDB_API_KEY instead")
         try:
             frames = self.model.num_frames(self.data.crop)
         except ValueError as error:
-            raise ValueError(f"data.crop is {self.data.crop}; {error}; take a longer crop") from None
+            raise ValueError(f"data.crop={self.data.crop}: {error}. Use a longer crop") from None
         for m, module in enumerate(self.model.modules):
             steps = module.prediction_steps or self.loss.prediction_steps
             window = min(frames[m], self.loss.window or frames[m])
             if window <= steps:
                 raise ValueError(
-                    f"module {m} predicts {steps} steps ahead, but has only {window} frames of a crop to do it in; "
-                    "take a longer data.crop, a larger loss.window or a smaller loss.prediction_steps"
+                    f"module {m} predicts {steps} steps ahead but has only {window} frames per crop. "
+                    "Use a longer data.crop, a larger loss.window, or fewer loss.prediction_steps"
                 )
 
 
 class Experiment(Protocol):
-    """What every training has: an encoder's `Config`, or the tree of whatever else is trained."""
+    """What the configurations of all trainings share: an encoder's `Config`, a decoder's `DecodingConfig`."""
 
     @property
     def seed(self) -> int: ...
@@ -339,7 +340,7 @@ class Experiment(Protocol):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass tree as plain dicts, lists and scalars, ready for YAML or JSON."""
+    """The dataclass tree as plain dicts, lists, and scalars for YAML or JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -355,17 +356,17 @@ def _identity_items(config: Any, prefix: str = "", places: bool = True) -> Itera
 
 
 def identity_keys(config: Experiment) -> list[str]:
-    """The dotted keys of every field that can change a number."""
+    """Dotted keys of all fields that can change a result."""
     return [key for key, _ in _identity_items(config)]
 
 
 def identity(config: Experiment) -> str:
-    """Sixteen hex digits of the sha256 over every field that can change a number; the run's identity."""
-    text = json.dumps(dict(_identity_items(config)), sort_keys=True)
+    """The run's identity: 16 hex digits of the sha256 over all fields that can change a result."""
+    text = json.dumps(with_old_values(dict(_identity_items(config))), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
-    """`key: old -> new` for every field in which the two would give other numbers; the data's place gives none."""
+    """`key: old -> new` for every field that can change a result, except the location of the data."""
     before, after = dict(_identity_items(old, places=False)), dict(_identity_items(new, places=False))
     return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]]

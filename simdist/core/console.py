@@ -1,4 +1,4 @@
-"""How a command ends: one-line errors and exit codes."""
+"""How commands end: with an exit code and, if they fail, an error in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simdist.core.signals import ignore_signals
 
 
 def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
-    """Print `error: message` to stderr and exit with `code`; of several ranks that all fail alike, the first speaks."""
+    """Print `error: message` to stderr and exit with `code`. With several ranks, only rank 0 prints."""
     if os.environ.get("RANK", "0") != "0":
         sys.exit(code)
     text = escape(redacted(message))
@@ -26,7 +26,7 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
 
 
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call a command's `main` and exit with its code; an `InputError` is printed as one line, without a traceback."""
+    """Call a command's `main` and exit with its code. An `InputError` becomes one line without a traceback."""
     try:
         code = main(argv)
     except InputError as error:
@@ -36,6 +36,9 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except OSError as error:
         if error.errno not in FULL:
             raise
-        fail(f"{error.filename or 'a disk'}: {error.strerror}; make room and run the same command again", EXIT_FAILED)
-    ignore_signals()  # the work is done: a preemption that comes while Python ends must not turn it into a failure
+        fail(
+            f"{error.filename or 'a disk'}: {error.strerror}. Free some space and run the same command again",
+            EXIT_FAILED,
+        )
+    ignore_signals()  # the work is done: a preemption while Python exits must not turn it into a failure
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Files that survive a crash: synced to the disk, and under their own name only when they are whole."""
+"""Crash-safe files: synced to disk, and renamed to their final name only when complete."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import IO, Any
 from simdist.core.errors import FailedError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TEMPORARY = ".tmp-"  # how the names of unfinished files begin
+TEMPORARY = ".tmp-"  # prefix of the names of unfinished files
 
 
 class HashedWriter:
-    """A file to write to that hashes what passes through."""
+    """A writable file that hashes its content."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -32,18 +32,18 @@ class HashedWriter:
 
 @contextmanager
 def naming_the_disk(what: str, folder: Path, needed: int) -> Iterator[None]:
-    """Turn an error of the disk into a sentence: what could not be written, where, and how many bytes that takes."""
+    """Turn an `OSError` into a `FailedError` that says what could not be written, where, and its size in bytes."""
     try:
         yield
     except OSError as error:
-        remedy = "make room there" if error.errno in FULL else "see that it can be written"
+        remedy = "Free some space" if error.errno in FULL else "Make the folder writable"
         raise FailedError(
             f"{what} could not be written ({error.strerror or error}): it needs {needed:,} bytes below {folder}"
-            f"{_room_of(folder)}; {remedy} and run the same command again: nothing written before is lost"
+            f"{_free_space(folder)}. {remedy} and run the same command again; nothing written before is lost"
         ) from error
 
 
-def _room_of(folder: Path) -> str:
+def _free_space(folder: Path) -> str:
     try:
         return f", whose disk has {shutil.disk_usage(folder).free:,} free"
     except OSError:
@@ -51,13 +51,13 @@ def _room_of(folder: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
+    """sha256 of a file's content in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Flush a closed file, or a folder's list of names, to the disk."""
+    """Flush a closed file or a folder's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, synced, when the block ends without an error."""
+    """A temporary path that is synced and renamed to `path` if the block ends without an error."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield temporary
@@ -79,18 +79,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content at once."""
+    """Replace a file's content atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a file's content by `content` as JSON, at once."""
+    """Replace a file's content with JSON atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
-    """Append one line in one write; a line that a killed process left torn is ended first, and stays unreadable."""
+    """Append one line in a single write, after ending a line that a killed process left incomplete."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
@@ -101,7 +101,7 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSON-lines file; torn ones are left out; [] if there is no file."""
+    """All complete lines of a JSON-lines file; [] if it does not exist."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -1,7 +1,7 @@
-"""Keys and tokens taken out of what is printed, logged, or written to a run's folder. Imports no torch.
+"""Redaction of keys and tokens in everything that is printed, logged, or written to a run folder.
 
-A secret is known by its value (an environment variable with such a name holds it), by its name (`api_key: …`,
-`--token …`, `PASSWORD=…`), by its shape (a key of Weights & Biases), or by its place (`https://user:SECRET@host`).
+A secret is recognized by its value (that of an environment variable with a telling name), its name (`api_key: …`,
+`--token …`, `PASSWORD=…`), its format (Weights & Biases keys), or its position (`https://user:SECRET@host`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 HIDDEN = "[redacted]"
-SHORTEST = 8  # characters of a variable's value; shorter ones stand in ordinary text
+MIN_LENGTH = 8  # characters of a variable's value; shorter ones occur in ordinary text
 
 _NAME = r"(?:api[_-]?key|access[_-]?key|token|secret|passw(?:or)?d)"
 _VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
@@ -23,9 +23,9 @@ _IN_URL = re.compile(r"(?P<before>://[^\s/@:]*:)[^\s/@]+(?=@)")
 
 
 def redacted(text: str, environ: Mapping[str, str] = os.environ) -> str:
-    """`text` without secrets. A git commit's hash has the shape of a key, and is taken for one."""
+    """`text` without secrets. Git commit hashes look like keys and are redacted, too."""
     for name, value in environ.items():
-        if len(value) >= SHORTEST and _VARIABLE.search(name):
+        if len(value) >= MIN_LENGTH and _VARIABLE.search(name):
             text = text.replace(value, HIDDEN)
     text = _SHAPE.sub(HIDDEN, text)
     text = _IN_URL.sub(rf"\g<before>{HIDDEN}", text)
@@ -33,7 +33,7 @@ def redacted(text: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def redacted_words(words: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A command line without secrets: also without the word that follows `--token`."""
+    """A command line without secrets, including the word after an option such as `--token`."""
     shown: list[str] = []
     for word in words:
         named = bool(shown) and shown[-1].startswith("-") and "=" not in shown[-1] and _VARIABLE.search(shown[-1])
@@ -42,5 +42,5 @@ def redacted_words(words: list[str], environ: Mapping[str, str] = os.environ) ->
 
 
 def is_secret(text: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether `text` is, or contains, the value of a secret."""
+    """Whether `text` is or contains a secret."""
     return _SHAPE.search(text) is not None or redacted(text, environ) != text

@@ -1,9 +1,9 @@
-"""Stopping long work between two units of it: a signal sets a flag, and the work asks where it may end.
+"""Stopping at safe points: a signal sets a flag, and the work checks it between two units.
 
-Nothing is saved inside a handler: it may run in the middle of a collective or of a write. The same signal a second
-time, or Ctrl-C after another, ends the process at once; whatever was complete before stays complete. Another signal
-than the first is not impatience: SLURM sends SIGUSR2 and SIGTERM together, launchers answer Ctrl-C with SIGTERM; and a
-signal may arrive twice within a moment when both the launcher and the group get it.
+Nothing is saved inside a handler, which may run in the middle of a collective or a write. A second signal of the same
+kind, or Ctrl-C after another signal, ends the process immediately. A different second signal does not: SLURM sends
+SIGUSR2 and SIGTERM together, and launchers answer Ctrl-C with SIGTERM. Repeats within `ECHO` seconds count as one
+signal, because the launcher and the process group may both deliver it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from types import FrameType
 from simdist.core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-PREEMPTION = ("SIGTERM", "SIGUSR2")  # SLURM's end of time or preemption; what submitit asks SLURM for
-ECHO = 0.5  # seconds within which a signal that comes again is the same one
+PREEMPTION = ("SIGTERM", "SIGUSR2")  # sent by SLURM at the time limit or a preemption; submitit requests SIGUSR2
+ECHO = 0.5  # seconds
 
 
 class StoppedError(Exception):
-    """The work was asked to end, and did so where it can be continued."""
+    """The work was asked to stop, and did so at a point from which it can resume."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -32,10 +32,10 @@ class StoppedError(Exception):
 
 
 class SignalHandler:
-    """Whether, and by which signal, this process was asked to stop. One that was never `installed` never is.
+    """Records the first signal that asks this process to stop. Does nothing until it is `installed`.
 
     Args:
-        preemption: names of the signals, beside SIGINT, that ask for it.
+        preemption: names of the signals that ask to stop, in addition to SIGINT.
     """
 
     def __init__(self, preemption: Sequence[str] = PREEMPTION) -> None:
@@ -44,16 +44,16 @@ class SignalHandler:
         self._preemption = [signal.Signals[name] for name in preemption]
 
     def check(self) -> None:
-        """Raise `StoppedError` if a signal has come."""
+        """Raise `StoppedError` if a signal was received."""
         if self.signal_number:
             raise StoppedError(self.signal_number)
 
     @contextmanager
     def installed(self, interrupt: bool = True) -> Iterator[SignalHandler]:
-        """Answer to the signals while inside; only in a process's main thread.
+        """Handle the signals inside the context. Only works in the main thread.
 
         Args:
-            interrupt: Ctrl-C too; otherwise it ends at once what has nothing to save yet.
+            interrupt: whether to handle Ctrl-C, too; otherwise it ends the process immediately.
         """
         numbers = [*self._preemption, *([signal.SIGINT] if interrupt else [])]
         before = {number: signal.signal(number, self._receive) for number in numbers}
@@ -68,19 +68,19 @@ class SignalHandler:
         name = signal.Signals(number).name
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
-            _log(f"{name}: stopping where it is safe; again to end at once")
+            _log(f"{name}: stopping at the next safe point. Send it again to end immediately")
         elif number in (self.signal_number, signal.SIGINT) and time.monotonic() - self._since > ECHO:
-            _log(f"{name} again: ending at once")
+            _log(f"{name} again: ending immediately")
             os._exit(128 + number)
 
 
 def exit_code(signal_number: int) -> int:
-    """What a process that saved and stopped returns: 130 after Ctrl-C, 75 (run me again) after a preemption."""
+    """Exit code of a process that saved and stopped: 130 after Ctrl-C, 75 (run it again) after a preemption."""
     return EXIT_INTERRUPTED if signal_number == signal.SIGINT else EXIT_PREEMPTED
 
 
 def ignore_signals() -> None:
-    """For a process's children: a signal to the whole group reaches them first, and the parent decides."""
+    """Ignore stop signals, for child processes: their parent receives the same signal and decides."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

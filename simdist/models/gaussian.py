@@ -25,12 +25,12 @@ def sample(
         latent_noise: (B, L, C) standard normal.
         context_noise: (B, W, C) standard normal, for the frames [start, start + W).
         start: first frame of the window.
-        reduction: of the KL: `upstream` sums over the L frames and averages the rest; `mean` averages all.
+        reduction: of the KL: `sum` sums over the L frames and averages the rest; `mean` averages all.
 
     Returns:
         The latent (B, L, C), the context (B, W, C), and the KL, scalar.
     """
-    share = 1 / (mu.shape[0] * mu.shape[2] * (1 if reduction == "upstream" else mu.shape[1]))
+    share = 1 / (mu.shape[0] * mu.shape[2] * (1 if reduction == "sum" else mu.shape[1]))
     return apply(_Sample, mu, log_var, latent_noise, context_noise, start, share)
 
 

@@ -101,7 +101,9 @@ def info_nce(
     else:
         positive, negative = _scores_of_each_step(predicted, latent, negatives, target.clamp(max=anchors) + start)
     loss = F.softplus(negative.logsumexp(dim=3) - positive, threshold=40)  # -log softmax of the positive, (B, A, K)
-    correct = (positive - negative.amax(dim=3) > _rounding(predicted.dtype, positive.dtype) * positive.abs()).float()
+    size = positive.detach().abs()
+    margin = _rounding(predicted.dtype, positive.dtype) * torch.maximum(size, size.mean())  # sums near 0 cancel
+    correct = (positive - negative.amax(dim=3) > margin).float()
     inside = target < window
     weight = inside.to(loss.dtype) / (inside.sum(dim=0) * steps * batch)  # (A, K): mean over anchors, then over steps
     return (loss * weight).sum(), (correct * weight).sum()

@@ -26,7 +26,7 @@ LOSSES = {
     "accuracy": ("Accuracy of the contrastive task", "accuracy (share)"),
     "active_units": ("Active dimensions", "active dimensions"),
 }
-KL_UNITS = {"upstream": " a crop and channel", "mean": " a frame and channel"}  # by loss.kl_reduction
+KL_UNITS = {"sum": " a crop and channel", "mean": " a frame and channel"}  # by loss.kl_reduction
 Curve = tuple[list[float], list[float]]
 MANY_RUNS = 60  # from so many on, a line has fewer points
 POINTS_OF_MANY = 60

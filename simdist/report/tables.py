@@ -19,7 +19,7 @@ PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
 EMPTY = "–"
 HEADINGS = {"nce": "InfoNCE", "kl": "KL", "accuracy": "accuracy %", "active_units": "active dimensions"}
 KL_MEANS = {
-    "upstream": "summed over the frames of a crop, averaged over channels and crops",
+    "sum": "summed over the frames of a crop, averaged over channels and crops",
     "mean": "averaged over frames, channels and crops",
 }
 """What the KL of training is, by loss.kl_reduction."""

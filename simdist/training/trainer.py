@@ -217,7 +217,7 @@ class Trainer:
         if in_a_row == 1:
             self.metrics.log(f"module {blamed} skips a step before step {self.step}: loss or gradient is not finite")
             self._event("bad_step", step=self.step, module=blamed)
-        if in_a_row >= self.config.train.max_bad_steps:
+        if in_a_row >= self.config.train.max_nonfinite_steps:
             self._roll_back(blamed, in_a_row)
 
     def _roll_back(self, number: int, in_a_row: int) -> None:

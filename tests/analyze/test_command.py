@@ -30,7 +30,7 @@ from simdist.analyze.__main__ import ENTRIES
         (["embedding", "--run-dir={sim}", "--label=vowel"], ["have no label 'vowel'; they have"]),
         (["total-correlation", "--run-dir={sim}", "--sizes=1"], ["--sizes is '1'; it must be numbers of 2 or more"]),
         (["total-correlation", "--run-dir={sim}", "--clips=1", "--frames=2"], ["2 frames are too few"]),
-        (["magic", "--run-dir={sim}"], ["unknown WHICH 'magic': valid ones here are weights", "compare"]),
+        (["magic", "--run-dir={sim}"], ["unknown WHICH 'magic': valid: weights", "compare"]),
         (["distribution", "--run-dir={sim}"], ["did you mean 'distributions'?"]),
         ([], ["missing: WHICH, one of weights, contribution", "compare"]),
     ],

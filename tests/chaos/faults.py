@@ -331,7 +331,7 @@ def not_finite(lab: Lab, rng: Random, times: int) -> Row:
         count = rng.choice([1, 3])
         options: dict[str, Any] = {
             "not_finite": {str(begin + i): [module] for i in range(count)},
-            "more": ["--train.max_bad_steps=3"],
+            "more": ["--train.max_nonfinite_steps=3"],
         }
         run = Disturbed(lab, "joint", f"nan-{row.injected}", **options)
         _hit(run, rng, "step", 20, lambda p: p.signal(signal.SIGKILL)).end()

@@ -185,17 +185,17 @@ def test_a_decoder_is_offered_with_the_losses_that_others_have(tmp_path: Path) -
 
 
 def test_the_kl_says_over_what_it_was_summed(tmp_path: Path) -> None:
-    for reduction in ("upstream", "mean"):
+    for reduction in ("sum", "mean"):
         config = thesis_config()
         config = replace(config, loss=replace(config.loss, kl_reduction=reduction))
         write_run(tmp_path / "runs" / reduction, config, 0.5, lines=3)
         report_command.report([tmp_path / "runs" / reduction], tmp_path / reduction)
     report_command.report([tmp_path / "runs"], tmp_path / "both")
-    upstream, mean, both = ((tmp_path / name / "report.html").read_text() for name in ("upstream", "mean", "both"))
-    assert "KL in nats, summed over the frames of a crop, averaged over channels and crops (loss." in upstream
+    summed, mean, both = ((tmp_path / name / "report.html").read_text() for name in ("sum", "mean", "both"))
+    assert "KL in nats, summed over the frames of a crop, averaged over channels and crops (loss." in summed
     assert "KL in nats, averaged over frames, channels and crops (loss.kl_reduction mean)" in mean
     assert ", or averaged over frames" in both
-    assert upstream.count("KL (nats a crop and channel)") == mean.count("KL (nats a frame and channel)") > 0
+    assert summed.count("KL (nats a crop and channel)") == mean.count("KL (nats a frame and channel)") > 0
     assert "KL (nats)" in both
 
 

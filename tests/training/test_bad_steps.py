@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("fresh_process")
 
 @pytest.fixture
 def careful(tiny: Config) -> Config:
-    loop = replace(tiny.train, max_bad_steps=3, checkpoint_every=10, keep_last=9, validate_every=0, max_steps=20)
+    loop = replace(tiny.train, max_nonfinite_steps=3, checkpoint_every=10, keep_last=9, validate_every=0, max_steps=20)
     return replace(tiny, train=loop)
 
 
@@ -95,12 +95,12 @@ def test_a_diverged_module_alone_goes_back(
 
 
 def test_resuming_remembers_what_went_wrong(careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(careful, train=replace(careful.train, max_bad_steps=30))
+    config = replace(careful, train=replace(careful.train, max_nonfinite_steps=30))
     trainer = begin(config, tmp_path / "run")
     break_at(trainer, 13)
     trainer.fit()
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000020").bad_steps == [0, 7, 0, 0]
-    longer = replace(config, train=replace(config.train, max_steps=24, max_bad_steps=10))
+    longer = replace(config, train=replace(config.train, max_steps=24, max_nonfinite_steps=10))
     trainer = build_trainer(open_run(tmp_path / "run", longer, force=True))
     assert trainer.resume() == 20
     trainer.fit()

@@ -61,7 +61,7 @@ def clipped_and_accumulated(config: Config) -> Config:
 
 def patient(config: Config) -> Config:
     """Rolls a module back to one of many checkpoints after three steps without finite numbers."""
-    loop = replace(config.train, max_bad_steps=3, checkpoint_every=5, keep_last=9)
+    loop = replace(config.train, max_nonfinite_steps=3, checkpoint_every=5, keep_last=9)
     return replace(config, train=loop)
 
 

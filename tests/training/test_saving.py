@@ -122,8 +122,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_the_last_checkpoint(small_disk: Path) -> None:
     save_checkpoint(small_disk, checkpoint(1, size=30_000), Retention(2))
-    words = r"step_00000002 could not be written \(No space left on device\): it needs 2,400,000 bytes below .* free; "
-    with pytest.raises(FailedError, match=words + "make room there and run the same command again"):
+    words = r"step_00000002 could not be written \(No space left on device\): it needs 2,400,000 bytes below .* free. "
+    with pytest.raises(FailedError, match=words + "Free some space and run the same command again"):
         save_checkpoint(small_disk, checkpoint(2, size=300_000), Retention(2))
     assert steps(small_disk) == [1]
     assert [path.name for path in small_disk.iterdir()] == ["step_00000001"]
