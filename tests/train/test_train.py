@@ -77,8 +77,8 @@ def test_wrong_options(option: str, words: list[str], tmp_path: Path, capsys: py
         ("optim: {lrr: 1}", ["optim.lrr", "did you mean 'optim.lr'?"]),
         ("optimizer: {lr: 1}", ["optimizer", "optim"]),
         ("optim: {lr: [", ["wrong.yaml is not valid YAML"]),
-        ("- 1", ["wrong.yaml holds list"]),
-        ("", ["wrong.yaml is empty; a config holds at least one key"]),
+        ("- 1", ["wrong.yaml contains a list"]),
+        ("", ["wrong.yaml is empty. A config needs at least one key"]),
         ("model: {modules: [{layers: [{kernel: 0}]}]}", ["layer.kernel is 0"]),
     ],
 )
