@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo slurm-demo test check chaos bench format clean
+.PHONY: demo slurm-demo test test-all check chaos bench format clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -24,14 +24,17 @@ demo: $(VENV)/installed  ## train a small SIM on synthetic speech
 slurm-demo: $(VENV)/installed  ## a sweep on a real SLURM on this machine, through a preemption to its table
 	PATH="$(abspath $(BIN)):$$PATH" slurm/testbed/demo
 
-test: $(VENV)/installed-dev  ## run the tests, on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(VENV)/installed-dev  ## run the tests that need no SLURM and no browser, except the chaos tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slurm and not browser and not chaos"
 
-check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, tests
+test-all: $(VENV)/installed-dev  ## run all tests; those on SLURM mostly wait, so there are three processes for two cores
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
+
+check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(MAKE) test-all
 
 chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults, half an hour on two idle cores
 	$(BIN)/python -m tests.chaos $(CHAOS)

@@ -11,6 +11,7 @@ from tests.chaos.__main__ import is_good
 from tests.chaos.faults import FAULTS
 from tests.chaos.lab import Lab
 
+pytestmark = pytest.mark.chaos
 SEED = 20261121
 
 
