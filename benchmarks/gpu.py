@@ -34,7 +34,8 @@ from simdist.core.errors import EXIT_OK
 from simdist.data.loader import Batch, BatchLoader, open_clips
 from simdist.models.costs import module_costs
 from simdist.training.profiler import PARTS, TIMED, WARM_UP, StepProfile
-from simdist.training.step import RandomStreams, Step, train_step
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import Step, train_step
 
 UTTERANCES = 28_539  # of LibriSpeech train-clean-100
 FLOP_SHARE, MEMORY_SHARE, TIMES_STAND_IN = 0.4, 0.7, 10.0

@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
-from simdist.training.step import ModuleTrainer, RandomStreams, Step, running_statistics, train_step
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import ModuleTrainer, Step, running_statistics, train_step
 
 
 def trainers_of(config: Config, device: torch.device) -> list[ModuleTrainer]:

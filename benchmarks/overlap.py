@@ -22,9 +22,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
-from simdist.training.accelerator import build_accelerator, under_ddp
-from simdist.training.reduction import OverlappedReduction
-from simdist.training.step import ModuleTrainer, RandomStreams, Step, train_step
+from simdist.training.distributed import OverlappedReduction, build_accelerator, under_ddp
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import ModuleTrainer, Step, train_step
 
 CONFIG = replace(Config(), model=replace(Config().model, width=384))
 CLIPS = 2

@@ -29,8 +29,8 @@ from simdist.probe.examples import LiveExamples
 from simdist.probe.jobs import Job
 from simdist.probe.settings import ProbeSettings
 from simdist.probe.training import num_steps
-from simdist.training.accelerator import build_accelerator
-from simdist.training.checkpoint import latest_checkpoint
+from simdist.runs.checkpoints import latest_checkpoint
+from simdist.training.distributed import build_accelerator
 
 TARGET = 10.0  # what the project asks for
 

@@ -28,7 +28,8 @@ from simdist.config.schema import Config
 from simdist.data.loader import BatchLoader, open_clips
 from simdist.models.module import RandomInputs
 from simdist.runs.schedule import Schedule
-from simdist.training.step import RandomStreams, Step, train_step
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import Step, train_step
 
 MINUTES, DIFFERENCE, COMPARED = 10, 0.01, 20
 WAITING = 5  # per cent of a step

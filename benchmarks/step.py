@@ -25,7 +25,8 @@ from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
 from simdist.config.schema import Config
 from simdist.models.infonce import info_nce
 from simdist.training.hardware import SLOW_BF16, emulates_bf16
-from simdist.training.step import RandomStreams, Step, train_step
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import Step, train_step
 
 STEPS = ("stand-in", "float32", "bf16")
 UPSTREAM_INFO_NCE = 1.9 / 0.4  # upstream's InfoNCE of a module against one batched product, as measured on its code

@@ -13,8 +13,9 @@ from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.models.reference_checkpoints import load_upstream
+from simdist.runs.checkpoints import MODEL, latest_checkpoint, verify_checkpoint
 from simdist.runs.folder import CONFIG, existing_run
-from simdist.training.checkpoint import MODEL, latest_checkpoint, load_checkpoint, verify_checkpoint
+from simdist.training.checkpoint import load_checkpoint
 
 
 def load_encoder(source: str | Path, config: str | Path | Config | None = None) -> GreedyEncoder:

@@ -147,4 +147,4 @@ def test_light_rooms_and_command_lines_import_nothing_heavy() -> None:
 
 def test_the_accelerator_is_built_in_one_place() -> None:
     builders = [p.name for p in PACKAGE.rglob("*.py") if "Accelerator(" in p.read_text()]
-    assert builders == ["accelerator.py"]
+    assert builders == ["distributed.py"]

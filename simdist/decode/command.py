@@ -22,8 +22,8 @@ from simdist.decode.results import as_table, read_result, results_of, write_resu
 from simdist.decode.task import DecoderTask
 from simdist.models.decoder import mirrored
 from simdist.runs.folder import CONFIG, Run, open_run
-from simdist.training.accelerator import resolve_precision
-from simdist.training.lifecycle import build_process, complete
+from simdist.training.distributed import resolve_precision
+from simdist.training.lifecycle import build_process, lifecycle
 from simdist.training.trainer import Trainer
 
 LOG_COLUMNS = 160  # of a table in a log file, which has no width of its own
@@ -72,18 +72,19 @@ class Command:
             self._console.print(f"{self.run.folder} is finished after {self._trainer.schedule.total_steps} steps")
             code = EXIT_OK
         else:
-            code = complete(self._trainer, self._process, self._measure)
+            with lifecycle(self._trainer, self._process) as ending:
+                self._trainer.fit()
+                self._measure()
+            code = ending.exit_code
         if code == EXIT_OK and self._is_main:
             self._show()
         return code
 
-    def _measure(self) -> int:
-        """Measure quality and draw the examples; returns the signal that cut it short, or 0."""
+    def _measure(self) -> None:
+        """Measure quality and draw the examples."""
         task, began = self._task, time.monotonic()
         with progress(self._console, "measuring", len(task.test_crops), "clips") as advance:
             measured = measure(task.decode, task.train_crops, task.test_crops, self._process, advance)
-        if measured is None:
-            return self._process.stopped()
         if self._is_main:
             write_result(self.run.folder, self._result(time.monotonic() - began, len(measured.keys)), measured)
             examples = task.examples()
@@ -92,7 +93,6 @@ class Command:
                 title = f"{config.folder_name}: module {config.module}, loss {config.loss}, step {self._trainer.step:,}"
                 with replacing(self.run.folder / PLOT) as temporary:
                     plot_examples(examples, title, temporary)
-        return 0
 
     def _result(self, seconds: float, measured: int) -> dict[str, Any]:
         config, task = self.run.config, self._task

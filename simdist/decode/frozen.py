@@ -13,7 +13,7 @@ from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.loading import load_encoder
 from simdist.models.encoder import GreedyEncoder, hash_weights
-from simdist.training.checkpoint import latest_checkpoint, verify_checkpoint
+from simdist.runs.checkpoints import latest_checkpoint, verify_checkpoint
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from simdist.data import loader
 from simdist.data.crops import CorruptSampleError, CropReader
 from simdist.data.order import crop_start
 from simdist.decode.quality import UNITS, Clips, Figures
-from simdist.training.accelerator import Process
+from simdist.training.distributed import Process
 
 MEAN_CLIPS = 2048  # training clips at most that the mean signal is the mean of; more change it little
 
@@ -76,7 +76,7 @@ def mean_signal(crops: Crops) -> Tensor:
 
 def measure(
     decode: Callable[[Tensor, int], Tensor], train: Crops, test: Crops, process: Process, advance: Callable[[int], None]
-) -> Measured | None:
+) -> Measured:
     """Figures of a decoder and of the mean signal on all test clips; the work is shared by all ranks.
 
     Args:
@@ -87,7 +87,10 @@ def measure(
         advance: told how many clips are done.
 
     Returns:
-        Clip by clip, the same on all ranks; None if a stop request came.
+        Clip by clip, the same on all ranks.
+
+    Raises:
+        StoppedError: on all ranks, if any was asked to stop.
     """
     baseline, figures, reader = mean_signal(train), Figures(), CropReader(test.clips.split)
     rank, world = process.accelerator.process_index, process.accelerator.num_processes
@@ -99,9 +102,8 @@ def measure(
             audio, length = clip
             found[number] = figures(decode(audio, number), audio, length), figures(baseline, audio, length)
         advance(min(world, len(test) - first))
-        if process.stopped():
-            return None
-    everywhere = {number: pair for part in process.hosts.gather(found) for number, pair in part.items()}
+        process.check_stop()
+    everywhere = {number: pair for part in process.cpu_group.gather(found) for number, pair in part.items()}
     ordered = [everywhere[number] for number in sorted(everywhere)]
     decoded, baselines = ({name: [pair[side][name] for pair in ordered] for name in UNITS} for side in (0, 1))
     return Measured([test.key(number) for number in sorted(everywhere)], decoded, baselines)

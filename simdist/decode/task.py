@@ -16,7 +16,7 @@ from simdist.config.decoder import DecodingConfig
 from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.data.crops import CropReader
-from simdist.data.loader import Batch, BatchLoader, open_clips
+from simdist.data.loader import Batch
 from simdist.decode.audio import Example, write_examples
 from simdist.decode.frozen import FrozenEncoder
 from simdist.decode.measuring import Crops
@@ -24,14 +24,14 @@ from simdist.models.decoder import Decoder
 from simdist.models.encoder import check_fit
 from simdist.models.waveform_losses import WaveformLoss, check_reach
 from simdist.runs.folder import Run
-from simdist.training.accelerator import Process
-from simdist.training.engines import prepare_module
-from simdist.training.shares import check_parts, load_share, open_test_clips, validation_data
-from simdist.training.step import NumberedModule, RandomStreams, Step, StepOutcome, unreduced
+from simdist.training.data import TrainingData
+from simdist.training.distributed import Process
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import NumberedModule, Step, StepOutcome, prepare_module, unreduced
 
 
 class DecoderTask:
-    """One decoder on a frozen encoder; see `Task`. It has a single stage, and one module: the decoder.
+    """One decoder on a frozen encoder; see `TrainingTask`. It has a single stage, and one module: the decoder.
 
     Args:
         run: the decoder's own folder, with the resolved config.
@@ -49,11 +49,7 @@ class DecoderTask:
             raise InputError("a decoder has one module and trains under DDP; launch it without --use_deepspeed")
         check_reach(config.loss, config.data.crop)
         self._run, self._config, self._process, self._accelerator = run, config, process, accelerator
-        self._clips = open_clips(config.data, config.data.train_split)
-        self._test_clips = open_test_clips(config, accelerator.num_processes)
-        self._loader = load_share(self._clips, config.data, config.seed, process)
-        check_parts(config, accelerator.num_processes)
-        self._test_data, self._test_batches = validation_data(self._test_clips, config, accelerator.num_processes)
+        self._data = TrainingData(config, process)
         self._frozen, self._architecture = frozen, model.model
         frozen.encoder.to(accelerator.device)
         self.model = self._new_decoder().to(accelerator.device)
@@ -67,40 +63,34 @@ class DecoderTask:
 
     @property
     def num_clips(self) -> int:
-        return len(self._clips)
+        return len(self._data.clips)
 
     @property
     def fingerprint(self) -> str:
-        return self._clips.split.manifest.fingerprint
+        return self._data.fingerprint
 
     @property
     def validation_clips(self) -> int:
-        return self._test_data.batch_size * self._test_batches
-
-    @cached_property
-    def _test_loader(self) -> BatchLoader:
-        """Opened once: it may hold the decoded split."""
-        return load_share(self._test_clips, self._test_data, self._config.seed, self._process)
+        return self._data.validation_clips
 
     @cached_property
     def train_crops(self) -> Crops:
         """The training split's crops, for the mean signal."""
-        return Crops(self._clips, self._config.data.crop, self._config.seed)
+        return Crops(self._data.clips, self._config.data.crop, self._config.seed)
 
     @cached_property
     def test_crops(self) -> Crops:
         """The test split's crops, which quality is measured on."""
-        return Crops(self._test_clips, self._config.data.crop, self._config.seed)
+        return Crops(self._data.test_clips, self._config.data.crop, self._config.seed)
 
     def describe(self) -> list[str]:
-        config, clips, world = self._config, self._clips, self._accelerator.num_processes
-        manifest = clips.split.manifest
+        config = self._config
         encoder = "untrained encoder" if config.untrained else f"encoder of step {config.checkpoint:,}"
         parameters = sum(p.numel() for p in self.model.parameters())
         return [
-            f"world size {world} on {self._accelerator.device.type}, precision {config.train.precision}",
-            f"{manifest.corpus} {manifest.split}: {len(clips)} clips, {manifest.num_seconds / 3600:.2f} h; "
-            f"batch {config.data.batch_size} = {world} x {config.data.batch_size // world}",
+            f"world size {self._data.world_size} on {self._accelerator.device.type}, "
+            f"precision {config.train.precision}",
+            self._data.describe(),
             f"{encoder}, frozen; {config.latents} latents of module {config.module}",
             f"decoder with {len(self.model.stack)} layers, {parameters / 1e6:.2f} M parameters, loss {config.loss}",
         ]
@@ -110,7 +100,7 @@ class DecoderTask:
 
     def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:
         self.model.train()
-        return self._loader.batches(first, last)
+        return self._data.loader.batches(first, last)
 
     def step(self, stage: int, batch: Batch, step: Step) -> StepOutcome:
         trainer, parts = self._trainer, batch.inputs.chunk(self._config.train.accumulate)
@@ -120,14 +110,14 @@ class DecoderTask:
             with nullcontext() if number == len(parts) - 1 else unreduced(trainer.wrapped):
                 metrics = self._losses(trainer.wrapped(latent, audio.shape[1]), audio)
                 trainer.backward(metrics["loss"] / len(parts))
-        norm, bad = trainer.update(step.lr, [])
+        norm, nonfinite = trainer.update(step.lr, [])
         measured = [{name: value.detach() for name, value in metrics.items()} | {"grad_norm": norm.float()}]
-        return StepOutcome(measured if step.measure else [], bad.unsqueeze(0))
+        return StepOutcome(measured if step.measure else [], nonfinite.unsqueeze(0))
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
         self.model.eval()
         try:
-            for number, batch in enumerate(self._test_loader.batches(0, self.validation_clips)):
+            for number, batch in enumerate(self._data.test_loader.batches(0, self.validation_clips)):
                 yield [self._tested(batch.inputs, number)]
         finally:
             self.model.train()

@@ -42,7 +42,7 @@ def probe(settings: ProbeSettings) -> int:
     from simdist.core.signals import SignalHandler, StoppedError, exit_code
     from simdist.probe.command import Command
     from simdist.runs.folder import existing_run
-    from simdist.training.accelerator import build_accelerator
+    from simdist.training.distributed import build_accelerator
     from simdist.training.hardware import warn_of_cpu
 
     existing_run(settings.run)  # before processes are joined, which takes a second

@@ -125,7 +125,7 @@ def choose_checkpoints(run: Path, wanted: str) -> list[Path]:
     Raises:
         InputError: there is none, or none of a step asked for.
     """
-    from simdist.training.checkpoint import latest_checkpoint
+    from simdist.runs.checkpoints import latest_checkpoint
 
     found = {_step(path): path for path in sorted((run / "checkpoints").glob("step_*"))}
     if not found:

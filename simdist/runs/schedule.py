@@ -34,6 +34,13 @@ class Schedule:
         limit = self.config.train.max_steps
         return steps if limit is None else min(steps, limit)
 
+    def describe(self) -> str:
+        """The length of the run, for the terminal."""
+        epochs = f"{self.epoch_after(self.total_steps):.4g} epochs"
+        if self.stages == 1:
+            return f"{self.total_steps} steps = {epochs}"
+        return f"{self.total_steps} steps: {self.stages} stages of {self.stage_steps} steps = {epochs}"
+
     @property
     def is_cut_short(self) -> bool:
         """Whether max_steps ends it before the epochs do."""

@@ -68,8 +68,8 @@ def train(
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
     from simdist.runs.folder import default_folder, open_run, saved_precision, with_precision
     from simdist.train.encoder_task import EncoderTask
-    from simdist.training.accelerator import resolve_precision
-    from simdist.training.lifecycle import build_process, complete
+    from simdist.training.distributed import resolve_precision
+    from simdist.training.lifecycle import build_process, lifecycle
     from simdist.training.trainer import Trainer
 
     wanted = config.train.precision
@@ -88,15 +88,16 @@ def train(
         from simdist.training.profiler import StepProfile
 
         trainer.profile = StepProfile(run.folder / "profile", trainer.task.modules, process.accelerator.device, log)
-    code = complete(trainer, process)
+    with lifecycle(trainer, process) as ending:
+        trainer.fit()
     if trainer.profile is not None:
         trainer.profile.close()
-    if code == EXIT_OK and process.accelerator.is_main_process:
+    if ending.exit_code == EXIT_OK and process.accelerator.is_main_process:
         for line in summary(trainer.metrics.lines("train")):
             log(line)
         log(f"run folder: {run.folder}")
         log(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
-    return code
+    return ending.exit_code
 
 
 def summary(lines: list[dict]) -> list[str]:

@@ -1,9 +1,7 @@
-"""Checkpoints that are complete or not there.
+"""Reading and writing checkpoints, which are complete or absent; their format is in `simdist.runs.checkpoints`.
 
-`checkpoints/step_00001200/` holds `model.safetensors` (weights and BatchNorm statistics), `optimizer.pt` (a list with
-one state a greedy module), `state.json` (step, samples consumed, the data's fingerprint, what went wrong so far), and
-`manifest.json` with the size and sha256 of these three. It is written under a temporary name, synced, and renamed as
-the last act; older ones are removed only afterwards. Nothing that could run code is unpickled.
+A checkpoint is written under a temporary name, synced, and renamed; older ones are removed afterwards. Nothing that
+could run code is unpickled.
 """
 
 from __future__ import annotations
@@ -12,9 +10,9 @@ import hashlib
 import io
 import json
 import pickle
-import re
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,57 +23,63 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from simdist.core.errors import InputError
-from simdist.core.files import naming_the_disk, sha256_of, sync
+from simdist.core.files import naming_the_disk, sync
+from simdist.runs.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE, checkpoint_folders, step_of
 
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
-STATE_KEYS = ("step", "consumed", "fingerprint", "courses", "bad_steps", "bad_samples")
+STATE_KEYS = ("step", "consumed", "fingerprint", "recovery", "nonfinite_steps", "bad_samples")
+OLD_NAMES = {  # of keys in state.json until November 2026
+    "courses": "recovery",
+    "bad_steps": "nonfinite_steps",
+    "reseeds": "reseed_count",
+    "fruitless": "failed_rollbacks",
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on as if it had never stopped."""
+    """Everything that a run needs to resume exactly."""
 
     step: int
     """Optimizer steps taken."""
     consumed: int
-    """Samples consumed by all ranks in the present stage: the loader's state."""
+    """Samples consumed by all ranks in the current stage: the state of the loader."""
     fingerprint: str
-    """The training split's fingerprint."""
+    """Fingerprint of the training split."""
     model: dict[str, Tensor]
-    """The encoder's state dict."""
+    """State dict of the model."""
     optimizer: list[dict[str, Any]]
-    """Each greedy module's optimizer and scaler state."""
-    courses: list[dict[str, Any]] = field(default_factory=list)
-    """Each greedy module's `Course`; [] if none was rolled back."""
-    bad_steps: list[int] = field(default_factory=list)
-    """Steps in a row that each greedy module has skipped; [] for none."""
+    """State of each module's optimizer and scaler."""
+    recovery: list[dict[str, Any]] = field(default_factory=list)
+    """`RecoveryState` of each module; [] if none was rolled back."""
+    nonfinite_steps: list[int] = field(default_factory=list)
+    """Number of consecutive steps that each module has skipped; [] for none."""
     bad_samples: list[str] = field(default_factory=list)
-    """Samples that did not decode and were passed over."""
+    """Why corrupt samples were skipped."""
 
     def on_host(self) -> Checkpoint:
-        """A copy in host memory, which training does not touch any more."""
+        """A copy in host memory."""
         return Checkpoint(**{key: _copied(value) for key, value in self.__dict__.items()})
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay."""
+    """Which checkpoints to keep."""
 
     last: int
-    """So many of the newest."""
+    """Number of newest checkpoints."""
     every: int = 0
-    """And each whose step is a multiple of this; 0 for none."""
+    """Keep those whose step is a multiple of this, too; 0 for none."""
 
     def keeps(self, step: int) -> bool:
-        """Whether a checkpoint stays however old it is."""
+        """Whether to keep a checkpoint regardless of its age."""
         return self.every > 0 and step % self.every == 0
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention) -> Path:
-    """Write `checkpoint` below `folder`, then remove those that need not stay.
+    """Write a checkpoint below `folder`, then remove old ones.
 
     Raises:
-        FailedError: the disk is full, or refuses for another reason; what was there before stays.
+        FailedError: the disk is full or not writable; older checkpoints stay.
     """
     final = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -86,71 +90,92 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention) 
             _put_in_place(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    found = [path for path in _folders(folder) if not retention.keeps(_step_of(path))]
+    found = [path for path in checkpoint_folders(folder) if not retention.keeps(step_of(path))]
     for old in found[retention.last :]:
         shutil.rmtree(old)
     return final
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Clear away what a process that was killed while it saved has left; only for who holds the run's lease."""
-    for path in folder.glob(".step_*.*") if folder.is_dir() else []:
-        shutil.rmtree(path, ignore_errors=True)
+class AsyncCheckpointer:
+    """Writes a run's checkpoints in the background: training only waits for the copy to host memory.
+
+    Args:
+        folder: of the checkpoints.
+        retention: which checkpoints to keep.
+        allowed: called before each write; raises if this process may no longer write.
+    """
+
+    def __init__(self, folder: Path, retention: Retention, allowed: Callable[[], None]) -> None:
+        self._folder, self._retention, self._allowed = folder, retention, allowed
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._saved = -1
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copy `checkpoint` and start to write it, after waiting for the previous one.
+
+        Raises:
+            InputError: the previous one failed.
+        """
+        self.finish()
+        if checkpoint.step == self._saved:
+            return
+        self._thread = threading.Thread(target=self._write, args=(checkpoint.on_host(),), name="saver")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            InputError: the last save failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise an error of the background thread."""
+        if self._error is not None:
+            raise self._error
+
+    def forget(self) -> None:
+        """Write the next checkpoint even if its step was saved before."""
+        self._saved = -1
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._allowed()
+            save_checkpoint(self._folder, checkpoint, self._retention)
+            self._saved = checkpoint.step
+        except BaseException as error:  # raised again in the training thread
+            self._error = error
 
 
 def num_bytes(checkpoint: Checkpoint) -> int:
-    """About how large it is on disk."""
+    """Approximate size on disk."""
     return sum(tensor.nbytes for tensor in _tensors([checkpoint.model, checkpoint.optimizer]))
 
 
-def latest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is complete and verified; each damaged one is reported and passed over."""
-    return next(good_checkpoints(folder, report), None)
-
-
-def good_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
-    """All of those, newest first."""
-    for candidate in _folders(folder):
-        problem = verify_checkpoint(candidate)
-        if problem is None:
-            yield candidate
-        else:
-            report(f"checkpoint {candidate} is damaged ({problem}); passing over it")
-
-
-def verify_checkpoint(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file present, of its size and sha256."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read: {error}"
-    for name in (MODEL, OPTIMIZER, STATE):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if files.get(name) != {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}:
-            return f"{name} differs from its sha256"
-    return None
-
-
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint that was verified; tensors lie on the CPU.
+    """Read a verified checkpoint to the CPU.
 
     Raises:
-        InputError: it is whole, but holds other things than tensors and numbers.
+        InputError: it contains anything but tensors and numbers.
     """
     try:
-        state = json.loads((folder / STATE).read_text())
+        state = json.loads((folder / STATE).read_text(), object_hook=_with_current_names)
         optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         return Checkpoint(**state, model=load_file(folder / MODEL), optimizer=optimizer)
     except (pickle.UnpicklingError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
         raise InputError(
-            f"checkpoint {folder} holds what simdist does not write ({type(error).__name__}): nothing of it was run; "
-            "remove it to go on from the one before"
+            f"checkpoint {folder} was not written by simdist ({type(error).__name__}), so nothing in it was run. "
+            "Remove it to resume from the previous one"
         ) from error
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    """All files of a checkpoint, synced; with the user's umask, which safetensors' own writer does not ask."""
+    """Write and sync all files, with the user's umask, which safetensors' `save_file` ignores."""
     folder.mkdir(parents=True)
     state = {key: getattr(checkpoint, key) for key in STATE_KEYS}
     pickled = io.BytesIO()
@@ -170,7 +195,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _put_in_place(temporary: Path, final: Path) -> None:
     aside = final.with_name(f".{final.name}.old")
-    if final.exists():  # a damaged one, or one of a step that is trained again: never removed before the other stands
+    if final.exists():  # damaged, or of a step that is trained again: removed after its replacement exists
         final.rename(aside)
     temporary.rename(final)
     sync(final.parent)
@@ -178,7 +203,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """`value` with copies of its tensors in host memory."""
+    """A value with its tensors copied to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -194,11 +219,5 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in _tensors(item)]
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoints below `folder`, newest first."""
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted((path for path in found if re.fullmatch(r"step_\d{8,}", path.name)), key=_step_of, reverse=True)
+def _with_current_names(fields: dict[str, Any]) -> dict[str, Any]:
+    return {OLD_NAMES.get(name, name): value for name, value in fields.items()}

@@ -29,17 +29,10 @@ from torch import Tensor, nn
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
-from simdist.training.accelerator import resolve_precision
 from simdist.training.deepspeed_settings import fill
-from simdist.training.step import (
-    NumberedModule,
-    RandomStreams,
-    Step,
-    StepOutcome,
-    metrics_of,
-    running_statistics,
-    take_back,
-)
+from simdist.training.distributed import resolve_precision
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import NumberedModule, Step, StepOutcome, metrics_of, restore_statistics, running_statistics
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -100,13 +93,16 @@ class DeepSpeedEngine:
         InputError: the config asks for what one engine cannot do.
     """
 
-    def __init__(self, accelerator: Accelerator, encoder: GreedyEncoder, config: Config) -> None:
+    def __init__(
+        self, accelerator: Accelerator, encoder: GreedyEncoder, config: Config, streams: RandomStreams
+    ) -> None:
         plugin = accelerator.deepspeed_plugin
         assert plugin is not None
         share = config.data.batch_size // accelerator.num_processes
         fill(plugin.deepspeed_config, config, share, sum(p.numel() for p in encoder.parameters()))
         accelerator.gradient_accumulation_steps = config.train.accumulate
-        self._config = config
+        self._config, self._streams = config, streams
+        self._frames = config.model.num_frames(config.data.crop)
         self.modules: Sequence[NumberedModule] = [NumberedModule(m, module) for m, module in enumerate(encoder.stack)]
         if resolve_precision(config.train.precision) == "bf16":
             for module in encoder.stack:
@@ -119,24 +115,17 @@ class DeepSpeedEngine:
         self._link_moments()
         self.name = f"DeepSpeed ZeRO {plugin.get_value('zero_optimization.stage')}"
 
-    def step(
-        self,
-        learning: Sequence[NumberedModule],
-        inputs: Tensor,
-        frames: list[int],
-        step: Step,
-        draws: RandomStreams,
-    ) -> StepOutcome:
+    def step(self, modules: Sequence[NumberedModule], inputs: Tensor, step: Step) -> StepOutcome:
         """Train all modules on one batch; see `train_step`."""
-        assert len(learning) == len(self.modules)
+        assert len(modules) == len(self.modules)
         accumulate, outcomes = self._config.train.accumulate, []
         for module, group in zip(self.modules, self._optimizer.param_groups, strict=True):
-            group["lr"] = step.lr * module.course.lr_scale
+            group["lr"] = step.lr * module.recovery.lr_scale
         self._updates.norms = []
         buffers = [[buffer.clone() for buffer in running_statistics(module.module)] for module in self.modules]
         for number, x in enumerate(inputs.chunk(accumulate)):  # (B, T, 1) -> accumulate x (B / accumulate, T, 1)
             part = step.number * accumulate + number
-            drawn = [draws.draw("train", part, module, len(x), frames) for module in self.modules]
+            drawn = [self._streams.draw("train", part, module, len(x), self._frames) for module in self.modules]
             loss, outcomes = self._engine(x, drawn, step.beta)
             self._engine.backward(loss)  # divides by `accumulate`
             self._engine.step()  # updates after the last part
@@ -144,10 +133,10 @@ class DeepSpeedEngine:
         norms = torch.stack(self._updates.norms)
         for metrics, norm in zip(measured, norms, strict=step.measure):
             metrics["grad_norm"] = norm
-        bad = (~norms.isfinite()).float()
-        for module, before, skipped in zip(self.modules, buffers, bad, strict=True):
-            take_back(module.module, before, skipped)
-        return StepOutcome(measured, bad)
+        nonfinite = (~norms.isfinite()).float()
+        for module, before, skipped in zip(self.modules, buffers, nonfinite, strict=True):
+            restore_statistics(module.module, before, skipped)
+        return StepOutcome(measured, nonfinite)
 
     def state(self) -> list[dict[str, Any]]:
         """Each module's optimizer state as `LocalEngine` saves it, gathered from all ranks' partitions."""

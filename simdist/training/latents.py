@@ -32,7 +32,7 @@ from simdist.data.integrity import damaged_shards
 from simdist.data.loader import Clips
 from simdist.data.shard_files import RETRY_SECONDS
 from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest, open_split
-from simdist.training.accelerator import Process
+from simdist.training.distributed import Process
 from simdist.training.step import NumberedModule
 
 
@@ -62,15 +62,13 @@ class LatentCache:
         self.skipped: tuple[str, ...] = ()
         """Why utterances are not in the split: the messages of their `CorruptSampleError`s."""
 
-    def write(self, process: Process) -> bool:
-        """Write what is missing, shard after shard on all ranks; then rank 0 completes the split.
+    def write(self, process: Process) -> None:
+        """Write missing shards on all ranks, then complete the split on rank 0.
 
-        Utterances that do not decode are left out, and told of in `skipped` once the split is complete.
-
-        Returns:
-            Whether it is complete; not if any rank was asked to stop, and then finished shards stay.
+        Corrupt samples are left out and listed in `skipped`.
 
         Raises:
+            StoppedError: on all ranks, if any was asked to stop. Complete shards stay.
             InputError: the disk is full.
         """
         accelerator, identity = process.accelerator, self._identity()
@@ -79,16 +77,14 @@ class LatentCache:
         accelerator.wait_for_everyone()
         shards = np.unique(self._clips.split.index.shard[self._clips.rows])
         rank, world = accelerator.process_index, accelerator.num_processes
-        for first in range(0, len(shards), world):  # in step, so that all ranks hear of a stop request
+        for first in range(0, len(shards), world):  # in lockstep, so that all ranks can stop together
             if first + rank < len(shards):
                 self._write_missing(int(shards[first + rank]), accelerator, process.stop)
-            if process.stopped():
-                return False
+            process.check_stop()
         if accelerator.is_main_process and not (self._folder / MANIFEST).exists():
             self._finish([int(shard) for shard in shards], identity)
         accelerator.wait_for_everyone()
         self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with.get("skipped", []))
-        return True
 
     def _write_missing(self, shard: int, accelerator: Accelerator, stop: SignalHandler) -> None:
         if (self._folder / MANIFEST).exists() or self._sidecar(shard).exists():
@@ -96,15 +92,15 @@ class LatentCache:
         try:
             self._write_shard(shard, accelerator, stop)
         except StoppedError:
-            return  # the shard is not there; `write` hears of the request on all ranks
+            return  # without this shard; `write` stops all ranks
         except OSError as error:
             raise InputError(
-                f"latents cannot be written to {self._folder} ({error.strerror}): they take about "
-                f"{self._expected_bytes():,} bytes; make room, or set --train.cache_latents false --force"
+                f"latents cannot be written to {self._folder} ({error.strerror}). They take about "
+                f"{self._expected_bytes():,} bytes. Free some space, or set --train.cache_latents false --force"
             ) from error
 
     def _identity(self) -> str:
-        """sha256 over the frozen weights and the audio."""
+        """sha256 of the frozen weights and the audio."""
         digest = hashlib.sha256(self._clips.split.manifest.fingerprint.encode())
         for trainer in self._trainers:
             for tensor in trainer.module.state_dict().values():
@@ -112,7 +108,7 @@ class LatentCache:
         return digest.hexdigest()
 
     def _begin(self, identity: str) -> None:
-        """Remove latents of other weights, shards that were damaged since, and what a killed process left."""
+        """Remove latents of other weights, damaged shards, and leftovers of a killed process."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob(f"{TEMPORARY}*"):
             leftover.unlink()
@@ -126,7 +122,7 @@ class LatentCache:
             self._drop_damaged()
 
     def _drop_damaged(self) -> None:
-        """Make damaged shards missing ones, and the split with them incomplete: they are written again."""
+        """Remove damaged shards and the manifest, so that these shards are written again."""
         try:
             split = open_split(self._folder.parent, self._folder.name)
             damaged = {split.manifest.shards[i]["name"] for i in damaged_shards(split)}
@@ -215,7 +211,7 @@ class LatentCache:
 
 
 def sampled(stored: Tensor, trainer: NumberedModule, generator: torch.Generator) -> Tensor:
-    """A latent (B, F, C) drawn from what was stored of it, (B, F, C) or (B, F, 2C)."""
+    """A sample (B, F, C) of a stored latent, (B, F, C) or (B, F, 2C) with log-variances."""
     if trainer.module.log_var is None:
         return stored
     mu, log_var = stored.chunk(2, dim=2)

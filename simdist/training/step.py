@@ -1,7 +1,7 @@
 """One training step: forward, loss, backward and update of one greedy module after the other.
 
-Only one module's graph is alive at a time, so peak memory is that of the largest module; and module m's gradients are
-averaged over ranks by its own DDP wrapper while nothing above it waits for them.
+Only one module's graph is alive at a time, so peak memory is that of the largest module. Each module's gradients are
+averaged over ranks while the next module runs.
 """
 
 from __future__ import annotations
@@ -12,130 +12,89 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import TypeVar
 
-from simdist.core.random_streams import stream_seed
-from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs, active_units
-from simdist.training.reduction import OverlappedReduction
+from simdist.config.schema import Config, OptimConfig
+from simdist.models.encoder import GreedyEncoder
+from simdist.models.module import GreedyModule, ModuleLoss, active_units
+from simdist.training.distributed import OverlappedReduction, under_ddp
+from simdist.training.random_streams import RandomStreams
+from simdist.training.recovery import RecoveryState
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module, default=GreedyModule)
 
 
-class RandomStreams:
-    """Noise, negatives and windows from (seed, purpose, step, rank, module) alone.
-
-    Args:
-        seed: the experiment's seed.
-        rank: this process; windows do not depend on it.
-        device: where noise and negatives are drawn.
-    """
-
-    def __init__(self, seed: int, rank: int, device: torch.device) -> None:
-        self._seed, self._rank = seed, rank
-        self._generator = torch.Generator(device)
-        self._host = torch.Generator()
-
-    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> RandomInputs:
-        """The draws of one module in one step of training or validation (`purpose`)."""
-        self._host.manual_seed(stream_seed(self._seed, purpose, step, trainer.number, *_attempt(trainer)))
-        generator = self.noise(purpose, step, trainer)
-        return trainer.module.draw(batch, frames[trainer.number], generator, self._host)
-
-    def noise(self, purpose: str, step: int, trainer: NumberedModule[Any]) -> torch.Generator:
-        """The rank's generator, set to where one module begins in one step."""
-        names = (self._seed, purpose, step, trainer.number, self._rank, *_attempt(trainer))
-        return self._generator.manual_seed(stream_seed(*names))
-
-
-def _attempt(trainer: NumberedModule[Any]) -> tuple[str, ...]:
-    """What tells a module's draws from those before it was rolled back."""
-    return (f"attempt {trainer.course.reseeds}",) if trainer.course.reseeds else ()
-
-
 @dataclass(frozen=True)
 class Step:
-    """What a training step is told beside its batch."""
+    """The settings of one training step."""
 
     number: int
-    """How many steps were taken before it; decides the draws."""
+    """Number of steps taken before; decides the random inputs."""
     lr: float
     """Learning rate."""
     beta: float
     """Weight of the KL."""
     measure: bool = False
-    """Whether metrics are wanted."""
+    """Whether to return metrics."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a training step returns."""
+    """The result of one training step."""
 
     metrics: list[dict[str, Tensor]]
-    """Of each module that learns, scalar tensors; [] unless they were wanted."""
-    bad: Tensor
-    """(modules,) 1 where a loss or gradient was not finite, so that the module was not updated; else 0."""
-
-
-@dataclass
-class Course:
-    """What rolling a module back has changed for it."""
-
-    lr_scale: float = 1.0
-    """Factor on the learning rate."""
-    reseeds: int = 0
-    """How often it was given other noise and negatives."""
-    rollbacks: int = 0
-    """How often it went back to a checkpoint."""
-    fruitless: int = 0
-    """How often since it last took a step."""
+    """Scalar tensors of each module that learns; [] unless `Step.measure`."""
+    nonfinite: Tensor
+    """(modules,) 1 where a loss or gradient was not finite and the module was not updated, else 0."""
 
 
 @dataclass
 class NumberedModule(Generic[ModuleT]):
-    """A greedy module, or another part that is trained on its own, and its place."""
+    """A greedy module, or another module that is trained on its own, with its number."""
 
     number: int
-    """Which module of the encoder, from 0."""
+    """Index in the encoder."""
     module: ModuleT
-    """The bare module."""
-    course: Course = field(default_factory=Course, kw_only=True)
-    """How it departs from the others' schedule."""
+    """The module without DDP."""
+    recovery: RecoveryState = field(default_factory=RecoveryState, kw_only=True)
+    """How rollbacks changed its training."""
 
 
 @dataclass
 class ModuleTrainer(NumberedModule[ModuleT]):
-    """A greedy module with everything that trains it."""
+    """A greedy module with its DDP wrapper, optimizer and gradient scaler."""
 
     wrapped: nn.Module
-    """What is called in training: the module under DDP where there are several processes."""
+    """What training calls: the module, under DDP if there are several processes."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
-    """Scales the loss in fp16; passes it through otherwise."""
+    """Scales the loss in fp16, otherwise passes it through."""
     clip_grad_norm: float | None
     reduction: OverlappedReduction | None = None
-    """Averages gradients over ranks; None in a single process."""
+    """Averages gradients over ranks. None for a single process."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients to the module's, and begin to average them over ranks.
+        """Accumulate gradients and start to average them over ranks.
 
-        A loss that is not finite makes all of them NaN, so that every rank learns of it from the average.
+        A non-finite loss makes all gradients NaN, so that every rank learns about it from the average.
         """
         gate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self.scaler.scale(loss).backward(gate.to(loss.dtype))
 
     def update(self, lr: float, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """One optimizer step with averaged gradients, unless one is not finite: then nothing changes.
+        """Take an optimizer step with the averaged gradients, or change nothing if any is not finite.
 
-        The device decides, so that no step waits for the host: the fused optimizer skips by its `found_inf`.
+        The device decides, by `found_inf` of the fused optimizer, so that no step waits for the host.
 
         Args:
-            lr: the step's learning rate.
-            buffers: what `running_statistics` returned before the forward; taken back if the step is skipped.
+            lr: learning rate of the step.
+            buffers: `running_statistics` before the forward, restored if the step is skipped.
 
         Returns:
-            The gradients' norm, and 1 if the step was skipped, else 0; scalars.
+            Norm of the gradients, and 1 if the step was skipped, else 0; scalars.
         """
         if self.reduction is not None:
             self.reduction.wait()
@@ -145,22 +104,22 @@ class ModuleTrainer(NumberedModule[ModuleT]):
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_grad_norm, norm, foreach=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * self.course.lr_scale
-        bad = (~norm.isfinite()).float()
-        if not self.scaler.is_enabled():  # the scaler sets it by itself
-            self.optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
+            group["lr"] = lr * self.recovery.lr_scale
+        nonfinite = (~norm.isfinite()).float()
+        if not self.scaler.is_enabled():  # otherwise the scaler sets it
+            self.optimizer.found_inf = nonfinite  # pyright: ignore[reportAttributeAccessIssue]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        take_back(self.module, buffers, bad)
-        return norm, bad
+        restore_statistics(self.module, buffers, nonfinite)
+        return norm, nonfinite
 
     def state(self) -> dict[str, Any]:
-        """State of optimizer and scaler."""
+        """The state of optimizer and scaler."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state` returned."""
+        """Load what `state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
@@ -175,16 +134,16 @@ def train_step(
 ) -> StepOutcome:
     """Train every module on one batch, from the audio upwards.
 
-    A module is updated after the next one's forward, so that its gradients are averaged over ranks meanwhile. This
-    changes no number: the next module's input was computed before.
+    A module is updated after the next one's forward, so that its gradients are averaged meanwhile. This changes
+    no result, because the next module's input is already computed.
 
     Args:
         trainers: the greedy modules that learn, in order.
-        inputs: (B, T, 1) audio, or the (B, L, C) latent of the module below the first of them.
-        frames: length of every module's latent for a crop.
-        step: which step, and its learning rate and beta.
+        inputs: (B, T, 1) audio, or the (B, L, C) latent of the module below the first one.
+        frames: number of frames of every module's latent.
+        step: number, learning rate and beta of the step.
         draws: source of noise, negatives and windows.
-        accumulate: parts that the batch is trained in; gradients are averaged over them. Metrics are the last part's.
+        accumulate: number of parts of the batch whose gradients are averaged. Metrics are those of the last part.
     """
     parts = inputs.chunk(accumulate)  # (B, L, C) -> accumulate x (B / accumulate, L, C)
     buffers = [[buffer.clone() for buffer in running_statistics(trainer.module)] for trainer in trainers]
@@ -205,22 +164,22 @@ def train_step(
     updates.append(trainers[-1].update(step.lr, buffers[-1]))
     for metrics, (norm, _) in zip(measured, updates, strict=step.measure):
         metrics["grad_norm"] = norm.float()
-    return StepOutcome(measured, torch.stack([bad for _, bad in updates]))
+    return StepOutcome(measured, torch.stack([nonfinite for _, nonfinite in updates]))
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """BatchNorm's running means and variances."""
+    """Running means and variances of BatchNorm."""
     return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
 
 
-def take_back(module: nn.Module, buffers: list[Tensor], bad: Tensor) -> None:
-    """Give a module the running statistics it had before a forward, if that was `bad`; else change nothing."""
+def restore_statistics(module: nn.Module, buffers: list[Tensor], nonfinite: Tensor) -> None:
+    """Restore a module's running statistics to `buffers` if `nonfinite` is 1."""
     for now, before in zip(running_statistics(module), buffers, strict=True):
-        now.copy_(torch.where(bad > 0, before, now))
+        now.copy_(torch.where(nonfinite > 0, before, now))
 
 
 def unreduced(module: nn.Module) -> AbstractContextManager[None]:
-    """DDP's `no_sync`: gradients stay on this rank and add up."""
+    """DDP's `no_sync`: gradients accumulate on this rank."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -228,7 +187,7 @@ def unreduced(module: nn.Module) -> AbstractContextManager[None]:
 def validation_step(
     trainers: Sequence[NumberedModule], x: Tensor, frames: list[int], number: int, draws: RandomStreams, beta: float
 ) -> list[dict[str, Tensor]]:
-    """Metrics of modules on one batch (B, L, C); they are in eval mode, latents are sampled as in training."""
+    """Metrics of modules in eval mode on one batch (B, L, C). Latents are sampled as in training."""
     measured = []
     for trainer in trainers:
         outcome: ModuleLoss = trainer.module(x, draws.draw("validation", number, trainer, len(x), frames), beta)
@@ -239,14 +198,14 @@ def validation_step(
 
 @torch.no_grad()
 def frozen_latent(trainers: Sequence[NumberedModule], x: Tensor, step: int, draws: RandomStreams) -> Tensor:
-    """What frozen modules, in eval mode, make of (B, T, 1) audio: a sample of the last one's latent, (B, L, C)."""
+    """A sample of the last frozen module's latent, (B, L, C), for (B, T, 1) audio. Modules are in eval mode."""
     for trainer in trainers:
         x = trainer.module.sample(x, draws.noise("frozen", step, trainer)).latent
     return x
 
 
 def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:
-    """Scalars of one module's forward, float32."""
+    """Scalar float32 metrics of one module's forward."""
     return {
         "loss": outcome.loss.detach(),
         "nce": outcome.nce,
@@ -254,3 +213,65 @@ def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:
         "accuracy": outcome.accuracy,
         "active_units": active_units(outcome.mu),
     }
+
+
+def prepare_module(
+    accelerator: Accelerator, number: int, module: ModuleT, optim: OptimConfig, compress: bool
+) -> ModuleTrainer[ModuleT]:
+    """A module with its DDP wrapper, optimizer and scaler. `compress` sends gradients in bf16."""
+    wrapped = under_ddp(accelerator, module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
+        accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
+    )
+    reduction = OverlappedReduction(wrapped, compress) if isinstance(wrapped, DistributedDataParallel) else None
+    return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)
+
+
+class LocalEngine:
+    """Trains greedy modules one after the other in a step, each with its own DDP wrapper, optimizer and scaler.
+
+    Args:
+        accelerator: of this process.
+        encoder: its greedy modules are trained.
+        config: the experiment.
+        streams: source of noise, negatives and windows.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, encoder: GreedyEncoder, config: Config, streams: RandomStreams
+    ) -> None:
+        self._accelerator, self._streams = accelerator, streams
+        self._accumulate, self._frames = config.train.accumulate, config.model.num_frames(config.data.crop)
+        compress = config.train.compress_gradients
+        self._trainers = [
+            prepare_module(accelerator, number, module, config.optim, compress)
+            for number, module in enumerate(encoder.stack)
+        ]
+
+    @property
+    def name(self) -> str:
+        return self._accelerator.distributed_type.value if self._accelerator.num_processes > 1 else ""
+
+    @property
+    def modules(self) -> Sequence[NumberedModule]:
+        return self._trainers
+
+    def step(self, modules: Sequence[NumberedModule], inputs: Tensor, step: Step) -> StepOutcome:
+        trainers = [self._trainers[module.number] for module in modules]
+        return train_step(trainers, inputs, self._frames, step, self._streams, self._accumulate)
+
+    def state(self) -> list[dict[str, Any]]:
+        return [trainer.state() for trainer in self._trainers]
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        if states:  # empty in a run that started from imported weights
+            for trainer, state in zip(self._trainers, states, strict=True):
+                trainer.load_state(state)
+
+    def load_module(self, number: int, state: dict[str, Any] | None) -> None:
+        trainer = self._trainers[number]
+        if state is None:
+            trainer.optimizer.state.clear()
+        else:
+            trainer.load_state(state)

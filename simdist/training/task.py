@@ -1,47 +1,51 @@
-"""What a `Trainer` trains: an encoder's greedy modules (`EncoderTask`), a decoder, whatever takes steps on batches."""
+"""The interface between the training loop and what it trains: an encoder (`EncoderTask`) or a decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from simdist.core.errors import InputError
 from simdist.data.loader import Batch
+from simdist.training.checkpoint import Checkpoint
+from simdist.training.recovery import RecoveryState
 from simdist.training.step import NumberedModule, Step, StepOutcome
 
 
-class Task(Protocol):
-    """The part of a training that knows its model; the loop, checkpoints, signals and metrics are the trainer's.
+class TrainingTask(Protocol):
+    """The part of a training that knows its model. The loop, checkpoints, signals and metrics belong to `Trainer`.
 
-    A training has one or more stages of `Schedule.stage_steps` steps. Everything a task does is a function of its
-    weights, the batch and the step: it keeps no other state from step to step, so that resuming is exact.
+    A training has one or more stages of `Schedule.stage_steps` steps. A task is a function of its weights, the batch
+    and the step: it keeps no other state between steps, so that resuming is exact.
     """
 
     @property
     def model(self) -> nn.Module:
-        """What a checkpoint's weights are."""
+        """The model whose weights checkpoints contain."""
         ...
 
     @property
     def modules(self) -> Sequence[NumberedModule[Any]]:
-        """The parts that are updated, skipped and rolled back on their own."""
+        """The modules that are updated, skipped and rolled back independently."""
         ...
 
     @property
     def num_clips(self) -> int:
-        """Usable clips of the training split: an epoch."""
+        """Number of usable clips of the training split, which make an epoch."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """The training split's."""
+        """Fingerprint of the training split."""
         ...
 
     @property
     def validation_clips(self) -> int:
-        """Clips that one validation looks at."""
+        """Number of clips of one validation."""
         ...
 
     def describe(self) -> list[str]:
@@ -49,19 +53,19 @@ class Task(Protocol):
         ...
 
     def learning(self, stage: int) -> Sequence[NumberedModule[Any]]:
-        """Those of `modules` that learn in a stage: the order of metrics and of `StepOutcome.bad`."""
+        """The modules that learn in a stage, in the order of metrics and of `StepOutcome.nonfinite`."""
         ...
 
-    def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch] | None:
-        """Get ready to train a stage, and yield its batches.
+    def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:
+        """Prepare a stage and yield its batches.
 
         Args:
-            stage: which one.
-            first, last: global sample numbers; batches begin at `first` and end before `last`.
-            say: prints a line on the terminal.
+            stage: number of the stage.
+            first, last: global sample numbers; batches start at `first` and end before `last`.
+            log: prints a line on the terminal.
 
-        Returns:
-            None if a stop request came before it was ready.
+        Raises:
+            StoppedError: on all ranks, if any was asked to stop during the preparation.
         """
         ...
 
@@ -70,27 +74,60 @@ class Task(Protocol):
         ...
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
-        """Metrics of every module that learns, test batch after test batch; all ranks yield equally many.
+        """Metrics of every module that learns, per test batch; equally many on all ranks.
 
-        It may be closed before its end. Afterwards the task is ready to train again.
+        May be closed early. Afterwards the task is ready to train again.
         """
         ...
 
     def show(self, step: int) -> dict[str, Path]:
-        """After a validation: write WAV files of what was learnt to the run's folder; their names, for trackers.
+        """After a validation: write audio examples to the run folder and return their names and paths, for trackers.
 
-        Called on all ranks; without collectives.
+        Called on all ranks, without collectives.
         """
         ...
 
     def state(self) -> list[dict[str, Any]]:
-        """Each module's optimizer state; called on all ranks."""
+        """State of each module's optimizer. Called on all ranks."""
         ...
 
     def load(self, model: dict[str, Tensor], optimizer: list[dict[str, Any]]) -> None:
-        """Take up weights and what `state` returned; an empty `optimizer` is a fresh start."""
+        """Load weights and what `state` returned; an empty `optimizer` is a fresh start."""
         ...
 
     def load_module(self, number: int, model: dict[str, Tensor] | None, optimizer: dict[str, Any] | None) -> None:
-        """The same for one module, out of the whole `model`; None for both is how the run began."""
+        """Like `load` for one module of the whole `model`; None for both restores the initial state."""
         ...
+
+
+def snapshot(
+    task: TrainingTask, step: int, consumed: int, nonfinite_steps: Sequence[int], corrupt: Iterable[str]
+) -> Checkpoint:
+    """A checkpoint of a task; see its fields. Called on all ranks; its tensors are not copied."""
+    states = [module.recovery for module in task.modules]
+    return Checkpoint(
+        step=step,
+        consumed=consumed,
+        fingerprint=task.fingerprint,
+        model=task.model.state_dict(),
+        optimizer=task.state(),
+        recovery=[asdict(state) for state in states] if any(state != RecoveryState() for state in states) else [],
+        nonfinite_steps=list(nonfinite_steps) if any(nonfinite_steps) else [],
+        bad_samples=sorted(corrupt),
+    )
+
+
+def restore(task: TrainingTask, checkpoint: Checkpoint, folder: Path) -> None:
+    """Load a checkpoint of the run in `folder` into its task.
+
+    Raises:
+        InputError: the run was trained on other data.
+    """
+    if checkpoint.fingerprint not in ("", task.fingerprint):
+        raise InputError(
+            f"the training data differs from that of the run in {folder} (fingerprint {task.fingerprint[:12]}, was "
+            f"{checkpoint.fingerprint[:12]}). Restore it, or use a new --run-dir"
+        )
+    task.load(checkpoint.model, checkpoint.optimizer)
+    for module, state in zip(task.modules, checkpoint.recovery, strict=False):
+        module.recovery = RecoveryState(**state)

@@ -80,7 +80,7 @@ def _trace_keys(order: Order) -> None:
 
 def _trace_phases(order: Order) -> None:
     from simdist.train.encoder_task import EncoderTask
-    from simdist.training import saving
+    from simdist.training import checkpoint
     from simdist.training.latents import LatentCache
 
     path = _trace(order, "phases")
@@ -95,7 +95,7 @@ def _trace_phases(order: Order) -> None:
     EncoderTask.validation = marked("validation", EncoderTask.validation)
     EncoderTask.step = marked("step", EncoderTask.step)
     LatentCache._write_shard = marked("latents", LatentCache._write_shard)
-    saving.save_checkpoint = marked("save", saving.save_checkpoint)
+    checkpoint.save_checkpoint = marked("save", checkpoint.save_checkpoint)
 
 
 def _spoil(not_finite: dict[str, list[int]]) -> None:
@@ -109,7 +109,7 @@ def _spoil(not_finite: dict[str, list[int]]) -> None:
     @contextmanager
     def spoiling(task: EncoderTask, number: int) -> Iterator[None]:
         chosen = [task.modules[m] for m in not_finite.get(str(number), [])]
-        spoiled.update(id(each.module) for each in chosen if not each.course.rollbacks)
+        spoiled.update(id(each.module) for each in chosen if not each.recovery.rollbacks)
         yield
         spoiled.clear()
 

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from simdist.data.splits import open_split
-from simdist.training.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE
+from simdist.runs.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE
 from tests.chaos.lab import Disturbed, Lab, Processes, Row, pack
 from tests.support.damage import flip, unchanged_times
 from tests.support.small_disk import SmallDisk, small_disk
@@ -264,7 +264,7 @@ def sample_rotten(lab: Lab, rng: Random, times: int) -> Row:
         run.compare(row, lab.reference("joint", root=root))
         log = (run.traces / "log.0").read_text()
         for sample in rows:
-            named = f"passed over: sample {split.index.key[sample]} in " in log
+            named = f"skipping corrupt sample: sample {split.index.key[sample]} in " in log
             _expect(row, named, f"{split.index.key[sample]} is not named in {log[-1500:]}")
     return row
 
@@ -337,7 +337,7 @@ def not_finite(lab: Lab, rng: Random, times: int) -> Row:
         _hit(run, rng, "step", 20, lambda p: p.signal(signal.SIGKILL)).end()
         run.compare(row, lab.reference("joint", **options))
         log = (run.traces / "log.0").read_text()
-        said = "it goes back to its weights of step" if count == 3 else f"module {module} skips a step"
+        said = "rolled back to its weights of step" if count == 3 else f"module {module} skips a step"
         _expect(row, said in log, log[-1500:])
     return row
 

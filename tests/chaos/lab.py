@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from simdist.config.load import CONFIGS
-from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.runs.checkpoints import latest_checkpoint
+from simdist.training.checkpoint import load_checkpoint
 from tests.chaos.child import Order
 from tests.support import ROOT
 from tests.support.packing_cases import SmallCorpus, small_corpus

@@ -32,9 +32,10 @@ from simdist.decode.measuring import Crops
 from simdist.decode.quality import UNITS
 from simdist.decode.task import DecoderTask
 from simdist.models.waveform_losses import LOSSES
+from simdist.runs.checkpoints import latest_checkpoint
 from simdist.runs.folder import existing_run, open_run
-from simdist.training.accelerator import Process
-from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.training.checkpoint import load_checkpoint
+from simdist.training.distributed import Process
 
 Settings = Callable[..., DecodingConfig]
 Train = Callable[..., Path]
@@ -227,7 +228,7 @@ def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, 
         (["--module=9"], "module 9 does not exist; this encoder has modules 0 to 3"),
         (["--loss=mel"], "data.crop is 2000; the loss mel needs crops of more than 2048 samples"),
         (["--checkpoint=7"], "no checkpoint of step 7 (it has 15, 30)"),
-        (["--data.batch_size=8", "--train.accumulate=3"], "a rank's 8 clips of data.batch_size 8 cannot be divided"),
+        (["--data.batch_size=8", "--train.accumulate=3"], "train.accumulate=3 does not divide the 8 clips"),
         (["--data.test_split=dev"], "has no split 'dev'"),
     ],
 )

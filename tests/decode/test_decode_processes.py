@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from simdist.core.files import read_json_lines
-from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.runs.checkpoints import latest_checkpoint
+from simdist.training.checkpoint import load_checkpoint
 
 TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2")
 TWO += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")

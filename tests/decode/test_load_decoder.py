@@ -71,7 +71,8 @@ def test_mixed_precision_trains_the_same_decoder(run_folder: Path, settings: Cal
     """bf16 autocast over float32 weights: close to float32, and not equal to it."""
     from dataclasses import replace
 
-    from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
+    from simdist.runs.checkpoints import latest_checkpoint
+    from simdist.training.checkpoint import load_checkpoint
 
     plain = settings(steps=6, latents="deterministic")
     weights = []

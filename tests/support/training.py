@@ -10,11 +10,12 @@ from torch import Tensor
 
 from simdist.config.schema import Config
 from simdist.core.files import read_json_lines
-from simdist.core.signals import SignalHandler
+from simdist.core.signals import SignalHandler, StoppedError
 from simdist.data.loader import Batch
+from simdist.runs.checkpoints import latest_checkpoint
 from simdist.runs.folder import Run, open_run
 from simdist.train.encoder_task import EncoderTask
-from simdist.training.checkpoint import latest_checkpoint, load_checkpoint
+from simdist.training.checkpoint import load_checkpoint
 from simdist.training.lifecycle import build_process
 from simdist.training.step import Step, StepOutcome
 from simdist.training.trainer import Trainer
@@ -70,7 +71,11 @@ def train(
         stop.trainer = trainer
     trainer.resume()
     run.write()
-    return trainer, trainer.fit()
+    try:
+        trainer.fit()
+    except StoppedError as stopped:
+        return trainer, stopped.signal_number
+    return trainer, 0
 
 
 def weights(folder: Path, step: int = 40) -> dict[str, Tensor]:

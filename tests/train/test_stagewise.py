@@ -113,5 +113,7 @@ def test_latents_of_other_weights_are_replaced(stagewise: Config, tmp_path: Path
 def test_accumulation_that_does_not_divide(tiny: Config, tmp_path: Path, accumulate: int) -> None:
     from simdist.core.errors import InputError
 
-    with pytest.raises(InputError, match=rf"train.accumulate is {accumulate}.*take a divisor of 4"):
+    with pytest.raises(
+        InputError, match=rf"train.accumulate={accumulate} does not divide the 4 clips.*Use a divisor of 4"
+    ):
         train(replace(tiny, train=replace(tiny.train, accumulate=accumulate)), tmp_path / "run")

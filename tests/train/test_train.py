@@ -179,7 +179,7 @@ class TestRunFolder:
         manifest = moved / "train" / "manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "0" * 64}))
         capsys.readouterr()
-        assert "holds other data" in fails(command(moved, tmp_path / "run", "--train.max_steps=6"), capsys)
+        assert "training data differs" in fails(command(moved, tmp_path / "run", "--train.max_steps=6"), capsys)
 
     def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(
         self, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -188,7 +188,7 @@ class TestRunFolder:
         assert train_command.main(argv) == 0
         (tmp_path / "run" / "DONE").unlink()
         (tmp_path / "run" / "checkpoints" / "step_00000006" / "optimizer.pt").write_bytes(b"")
-        assert "no complete checkpoint left to go on from; restore one" in fails(argv, capsys)
+        assert "no complete checkpoint to resume from. Restore one" in fails(argv, capsys)
 
     def test_config_reads_back_equal_and_environment_names_versions(self, speech: Path, tmp_path: Path) -> None:
         assert train_command.main(command(speech, tmp_path / "run", "--train.max_steps=2", "--data.num_workers=1")) == 0

@@ -23,9 +23,9 @@ from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config, to_dict
 from simdist.core.errors import InputError
 from simdist.core.files import read_json_lines
-from simdist.training.accelerator import build_accelerator
 from simdist.training.checkpoint import load_checkpoint
 from simdist.training.deepspeed_settings import check_started, fill, read_plugin
+from simdist.training.distributed import build_accelerator
 from tests.support import ROOT
 from tests.support.training import lines, train, weights
 

@@ -24,7 +24,7 @@ from simdist.runs.folder import CONFIG, EVENTS, Run
 from simdist.train import __main__ as train_command
 from simdist.training import hardware
 from simdist.training import lifecycle as running
-from simdist.training.accelerator import resolve_precision, slow_precision
+from simdist.training.distributed import resolve_precision, slow_precision
 from simdist.training.hardware import GPUS_EXPECTED, TorchBuild, emulates_bf16, no_gpu
 
 CPU_BUILD, CUDA_BUILD = TorchBuild("2.13.0+cpu", None), TorchBuild("2.13.0+cu126", "CUDA 12.6")

@@ -15,10 +15,11 @@ from torch import Tensor
 from simdist.config.schema import Config
 from simdist.data.loader import Batch
 from simdist.models.encoder import GreedyEncoder
-from simdist.training.accelerator import build_accelerator
+from simdist.training.distributed import build_accelerator
 from simdist.training.engines import build_engine
 from simdist.training.profiler import TIMED, TRACED, WARM_UP, StepProfile
-from simdist.training.step import ModuleTrainer, RandomStreams, Step
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import ModuleTrainer, Step
 from tests.support.training import lines, train, weights
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
@@ -36,8 +37,8 @@ def batches(config: Config) -> Any:
 @pytest.fixture
 def profiled(tiny: Config, tmp_path: Path) -> tuple[StepProfile, list[str], list[ModuleTrainer]]:
     """A profile of a training whose second module is slow in its loss."""
-    encoder = GreedyEncoder(tiny.model, tiny.loss)
-    engine = build_engine(build_accelerator("no"), encoder, tiny)
+    encoder, accelerator = GreedyEncoder(tiny.model, tiny.loss), build_accelerator("no")
+    engine = build_engine(accelerator, encoder, tiny, RandomStreams(0, 0, accelerator.device))
     slow, score = encoder.stack[1], encoder.stack[1].score
 
     def slow_score(*args: Any) -> tuple[Tensor, Tensor]:
@@ -47,10 +48,9 @@ def profiled(tiny: Config, tmp_path: Path) -> tuple[StepProfile, list[str], list
     slow.score = slow_score  # pyright: ignore[reportAttributeAccessIssue]
     said: list[str] = []
     profile = StepProfile(tmp_path / "profile", engine.modules, torch.device("cpu"), said.append)
-    frames, draws = tiny.model.num_frames(tiny.data.crop), RandomStreams(0, 0, torch.device("cpu"))
     watched = profile.watched(batches(tiny))
     for number in range(STEPS + 2):
-        engine.step(engine.modules, next(watched).inputs, frames, Step(number, 1e-3, 0.1), draws)
+        engine.step(engine.modules, next(watched).inputs, Step(number, 1e-3, 0.1))
         profile.step_taken()
     return profile, said, list(engine.modules)  # pyright: ignore[reportReturnType]
 

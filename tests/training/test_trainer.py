@@ -17,6 +17,7 @@ from simdist.core.files import read_json_lines
 from simdist.models.encoder import GreedyEncoder
 from simdist.runs.folder import open_run
 from simdist.training.checkpoint import load_checkpoint
+from simdist.training.task import restore
 from tests.support.training import build_trainer, lines, train, weights
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
@@ -93,8 +94,8 @@ def test_other_data_is_refused(tiny: Config, tmp_path: Path) -> None:
     state = tmp_path / "run" / "checkpoints" / "step_00000005" / "state.json"
     checkpoint = load_checkpoint(state.parent)
     trainer = build_trainer(open_run(tmp_path / "run", tiny))
-    with pytest.raises(InputError, match=r"holds other data .* restore it, or name a new --run-dir"):
-        trainer._restore(replace(checkpoint, fingerprint="0" * 64))
+    with pytest.raises(InputError, match=r"training data differs .* Restore it, or use a new --run-dir"):
+        restore(trainer.task, replace(checkpoint, fingerprint="0" * 64), trainer.run.folder)
 
 
 def test_another_architecture_is_refused_by_its_first_tensor(tiny: Config, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType
 
 from simdist.config.load import CONFIGS, read_config
 from simdist.core.errors import InputError
-from simdist.training.accelerator import build_accelerator
+from simdist.training.distributed import build_accelerator
 from tests.support.training import train
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     for settings, config, folder, further in jobs:
         launch(settings)
         trainer, _ = train(read_config(config), Path(folder), **further)
-        print(f"{trainer.describe()[0]}: {folder} at step {trainer.step}")
+        print(f"{trainer.task.describe()[0]}: {folder} at step {trainer.step}")
     dist.destroy_process_group()
 
 

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import RandomInputs
-from simdist.training.accelerator import build_accelerator, under_ddp
-from simdist.training.reduction import OverlappedReduction
-from simdist.training.step import ModuleTrainer, NumberedModule, RandomStreams, Step, train_step
+from simdist.training.distributed import OverlappedReduction, build_accelerator, under_ddp
+from simdist.training.random_streams import RandomStreams
+from simdist.training.step import ModuleTrainer, NumberedModule, Step, train_step
 
 CLIPS, SAMPLES = 8, 96
 MODEL = ModelConfig(

@@ -15,16 +15,9 @@ import pytest
 import torch
 
 from simdist.core.errors import FailedError, InputError
-from simdist.training import saving
-from simdist.training.checkpoint import (
-    Checkpoint,
-    Retention,
-    latest_checkpoint,
-    load_checkpoint,
-    remove_unfinished,
-    save_checkpoint,
-)
-from simdist.training.saving import AsyncCheckpointer
+from simdist.runs.checkpoints import latest_checkpoint, remove_unfinished
+from simdist.training import checkpoint as checkpoints
+from simdist.training.checkpoint import AsyncCheckpointer, Checkpoint, Retention, load_checkpoint, save_checkpoint
 
 
 def checkpoint(step: int = 1, size: int = 1000) -> Checkpoint:
@@ -37,7 +30,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_what_is_read_back_is_what_was_saved(tmp_path: Path) -> None:
-    saved = replace(checkpoint(7), courses=[{"lr_scale": 0.5}], bad_steps=[3], bad_samples=["x"])
+    saved = replace(checkpoint(7), recovery=[{"lr_scale": 0.5}], nonfinite_steps=[3], bad_samples=["x"])
     read = load_checkpoint(save_checkpoint(tmp_path, saved, Retention(1)))
     assert torch.equal(read.model["weight"], saved.model["weight"])
     assert torch.equal(read.optimizer[0]["optimizer"]["exp_avg"], saved.optimizer[0]["optimizer"]["exp_avg"])
@@ -68,7 +61,7 @@ def test_saving_copies_and_does_not_wait(tmp_path: Path, monkeypatch: pytest.Mon
         gate.wait(60)
         return save_checkpoint(folder, content, retention)
 
-    monkeypatch.setattr(saving, "save_checkpoint", slow)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", slow)
     saver, mine = AsyncCheckpointer(tmp_path, Retention(2), lambda: None), checkpoint(1)
     saver.save(mine)
     assert steps(tmp_path) == []  # not written, and here we are

@@ -1,0 +1,64 @@
+"""The checkpoints of a run or a decoder on disk: which exist, which are complete, and which one is meant.
+
+`checkpoints/step_00001200/` contains `model.safetensors` (weights and BatchNorm statistics), `optimizer.pt` (a list
+with the state of each greedy module), `state.json` (step, samples consumed, fingerprint of the data, recovery), and
+`manifest.json` with the size and sha256 of these files. `simdist.training.checkpoint` reads and writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from simdist.core.files import sha256_of
+
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Checkpoints below `folder`, newest first, complete or not."""
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted((path for path in found if re.fullmatch(r"step_\d{8,}", path.name)), key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process left that was killed while saving. Only for the holder of the run's lease."""
+    for path in folder.glob(".step_*.*") if folder.is_dir() else []:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def latest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint. Damaged ones are reported and skipped."""
+    return next(good_checkpoints(folder, report), None)
+
+
+def good_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """All complete checkpoints, newest first. Damaged ones are reported and skipped."""
+    for candidate in checkpoint_folders(folder):
+        problem = verify_checkpoint(candidate)
+        if problem is None:
+            yield candidate
+        else:
+            report(f"checkpoint {candidate} is damaged ({problem}); skipping it")
+
+
+def verify_checkpoint(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if every file has its size and sha256."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    for name in (MODEL, OPTIMIZER, STATE):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if files.get(name) != {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}:
+            return f"{name} differs from its sha256"
+    return None

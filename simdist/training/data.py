@@ -1,0 +1,89 @@
+"""The data of a training: clips, this rank's batches of them, and the test clips of a validation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+from simdist.config.schema import DataConfig, Experiment
+from simdist.core.errors import InputError
+from simdist.data.loader import BatchLoader, Clips, open_clips
+from simdist.training.distributed import Process
+
+
+class TrainingData:
+    """Training and test clips of an experiment, split over the ranks.
+
+    Args:
+        config: the experiment.
+        process: this process in its world.
+        validate: whether the test split is needed.
+
+    Raises:
+        InputError: a split cannot be opened, or the batch size does not fit the number of ranks.
+    """
+
+    def __init__(self, config: Experiment, process: Process, validate: bool = True) -> None:
+        self._config, self._process = config, process
+        self.world_size = process.accelerator.num_processes
+        self.clips = open_clips(config.data, config.data.train_split)
+        self._test_clips = self._open_test_clips() if validate else None
+        self.loader = self.load(self.clips, config.data)
+        per_rank, parts = config.data.batch_size // self.world_size, config.train.accumulate
+        if per_rank % parts:
+            raise InputError(
+                f"train.accumulate={parts} does not divide the {per_rank} clips per rank of "
+                f"data.batch_size={config.data.batch_size}. Use a divisor of {per_rank}"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the training split."""
+        return self.clips.split.manifest.fingerprint
+
+    @property
+    def test_clips(self) -> Clips:
+        assert self._test_clips is not None
+        return self._test_clips
+
+    @property
+    def validation_clips(self) -> int:
+        """Number of clips of one validation, in complete global batches."""
+        batch_size = self._validation_batch_size
+        available = len(self.test_clips) // batch_size
+        return batch_size * min(available, self._config.train.validate_batches or available)
+
+    @cached_property
+    def test_loader(self) -> BatchLoader:
+        """Batches of the test split. Opened once, because it may cache the decoded split."""
+        return self.load(self.test_clips, replace(self._config.data, batch_size=self._validation_batch_size))
+
+    def load(self, clips: Clips, data: DataConfig) -> BatchLoader:
+        """This rank's batches of any clips."""
+        accelerator = self._process.accelerator
+        return BatchLoader(
+            clips, data, self._config.seed, accelerator.process_index, self.world_size, accelerator.device
+        )
+
+    def describe(self) -> str:
+        """The training split and the batch, for the terminal."""
+        data, manifest = self._config.data, self.clips.split.manifest
+        short = f", {self.clips.num_short} shorter than a crop: {data.short_clips}" if self.clips.num_short else ""
+        return (
+            f"{manifest.corpus} {manifest.split}: {len(self.clips)} clips, {manifest.num_seconds / 3600:.2f} h{short}; "
+            f"batch {data.batch_size} = {self.world_size} x {data.batch_size // self.world_size}"
+        )
+
+    @property
+    def _validation_batch_size(self) -> int:
+        """Never larger than the test split, so that no batch is partly filled."""
+        return min(self._config.data.batch_size, len(self.test_clips) // self.world_size * self.world_size)
+
+    def _open_test_clips(self) -> Clips:
+        clips = open_clips(self._config.data, self._config.data.test_split)
+        if len(clips) < self.world_size:
+            raise InputError(
+                f"{clips.split.folder} has {len(clips)} clips for the validation on {self.world_size} ranks. "
+                "Set --train.validate_every 0, or use fewer processes"
+            )
+        return clips
