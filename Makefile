@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo slurm-demo test check chaos bench format clean
+.PHONY: demo slurm-demo test check chaos bench docs format clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -18,10 +18,18 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/created
 	$(BIN)/pip install --quiet -e '.[demo,deepspeed,report,dev]'
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/created
+	$(BIN)/pip install --quiet -e '.[docs]'
+	touch $@
+
 demo: $(VENV)/installed  ## train a small SIM on synthetic speech
 	$(BIN)/accelerate launch -m simdist.train
 
-slurm-demo: $(VENV)/installed  ## a sweep on a real SLURM on this machine, through a preemption to its table
+slurm-$(VENV)/installed-docs: pyproject.toml | $(VENV)/created
+	$(BIN)/pip install --quiet -e '.[docs]'
+	touch $@
+
+demo: $(VENV)/installed  ## a sweep on a real SLURM on this machine, through a preemption to its table
 	PATH="$(abspath $(BIN)):$$PATH" slurm/testbed/demo
 
 test: $(VENV)/installed-dev  ## run the tests, on two processes
@@ -38,6 +46,9 @@ chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults,
 
 bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/explanation/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)
+
+docs: $(VENV)/installed-docs  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
