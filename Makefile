@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo slurm-demo test test-all check chaos bench format clean
+.PHONY: demo slurm-demo test test-all check chaos bench docs format clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit("simdist needs Python 3.11 or newer; run: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/created
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/created
-	$(BIN)/pip install --quiet -e '.[demo,deepspeed,report,dev]'
+	$(BIN)/pip install --quiet -e '.[demo,deepspeed,report,docs,dev]'
 	touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed  ## train a small SIM on synthetic speech
@@ -30,7 +30,7 @@ test: $(VENV)/installed-dev  ## run the tests that need no SLURM and no browser,
 test-all: $(VENV)/installed-dev  ## run all tests; those on SLURM mostly wait, so there are three processes for two cores
 	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
-check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, all tests
+check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, all tests, which also build the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
@@ -41,6 +41,9 @@ chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults,
 
 bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/explanation/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)
+
+docs: $(VENV)/installed-dev  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -36,6 +36,8 @@ NOT_TRIED = {
     "squeue": "a program of SLURM",
     "sacct": "a program of SLURM",
     "cat": "shows a file",
+    "python3": "makes the virtual environment, before there is a `python`",
+    "source": "enters the virtual environment",
     "export": "sets a variable",
     "eval": "tests/slurm/ starts the testbed",
     "slurm/testbed/install": "installs Debian packages; .ci/run calls it",
@@ -281,8 +283,9 @@ def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("launcher", ["python -m", "accelerate launch -m", "torchrun -m", "srun --ntasks 2 python -m"])
-def test_every_command_of_ours_in_readme_is_understood_under_each_launcher(launcher: str) -> None:
-    commands = [[STAND_INS.get(w, w) for w in c.words] for c in commands_of(ROOT / "README.md")]
+def test_every_command_of_the_first_pages_is_understood_under_each_launcher(launcher: str) -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs" / "get_started").glob("*.md"))]
+    commands = [[STAND_INS.get(w, w) for w in c.words] for page in pages for c in commands_of(page)]
     ours = [words[i:] for words in commands for i, word in enumerate(words) if word.startswith("simdist.")]
     assert {words[0] for words in ours} >= {"simdist.train", "simdist.probe", "simdist.decode", "simdist.analyze"}
     for words in ours:

@@ -1,7 +1,7 @@
-"""README's commands in its order, really run: from a download to a report, on a corpus of seconds.
+"""Runs the commands of README and the quickstart in order: from a download to a report, on a corpus of seconds.
 
-Each command is taken from the page as it stands there. What is added makes it cheap: a narrow model, a few steps, one
-epoch of a probe. `accelerate launch` is left out: it starts the same module in another process.
+Commands are read from the pages. The tests add options that make them cheap (a narrow model, a few steps, one epoch of
+a probe) and leave out `accelerate launch`, which starts the same module in another process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.packing_cases import small_corpus
 from tests.support.pages import blocks, commands_of, main_module
 from tests.support.published import published
 
-README = commands_of(ROOT / "README.md")
+START = [c for page in ("README.md", "docs/get_started/quickstart.md") for c in commands_of(ROOT / page)]
 RUN = "runs/sim_librispeech"
 NARROW = ["--config", str(CONFIGS / "debug.yaml"), "--train.max_steps", "6", "--data.crop", "5120"]
 SHORT = [
@@ -36,9 +36,9 @@ SHORT = [
 
 
 def words_of(*begin: str) -> list[str]:
-    """The words after MODULE of README's only command that has these words, in this order."""
-    found = list(dict.fromkeys(c.words for c in README if " ".join(begin) in " ".join(c.words)))
-    assert len(found) == 1, f"README has {len(found)} commands with {begin}"
+    """The words after MODULE of the only command on the pages that has these words, in this order."""
+    found = list(dict.fromkeys(c.words for c in START if " ".join(begin) in " ".join(c.words)))
+    assert len(found) == 1, f"README and quickstart have {len(found)} commands with {begin}"
     words = list(found[0])
     return words[words.index("-m") + 2 :] if "-m" in words else words[2:]
 
@@ -63,10 +63,10 @@ def in_that_place(place: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: N
 @pytest.fixture
 def trained() -> None:
     if not Path(RUN).is_dir():
-        pytest.skip("the tests of this file go on from each other: run all of them")
+        pytest.skip("each test of this file needs those before it: run the whole file")
 
 
-def test_the_demos_run_is_called_as_readme_says() -> None:
+def test_the_demos_run_has_the_name_on_the_page() -> None:
     demo = read_config(CONFIGS / "demo.yaml")
     folder = default_folder(replace(demo, train=replace(demo.train, precision="no")))
     assert words_of(f"simdist.probe --run-dir {folder}")[1] == str(folder)
@@ -76,9 +76,9 @@ def test_1_download_and_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     corpus = small_corpus(tmp_path, speakers=4, utterances=6)
     with published(corpus, monkeypatch):
         assert module_main("simdist.download")(words_of("simdist.download librispeech")) == 0
-    plain = [c.words for c in README if c.words == ("python", "-m", "simdist.pack", "librispeech")]
-    assert len(plain) == 1
-    assert module_main("simdist.pack")([*plain[0][3:], "--workers", "1"]) == 0
+    plain = ("python", "-m", "simdist.pack", "librispeech")
+    assert [c.words for c in START].count(plain) == 2, "README and quickstart name it"
+    assert module_main("simdist.pack")([*plain[3:], "--workers", "1"]) == 0
     assert len(open_split(Path("data/librispeech"), "train").index) == 20
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from simdist.probe import __main__ as probe
 from simdist.train.__main__ import main as train
 from tests.docs.test_commands import UnderstoodError, parsing_only
 from tests.support import ROOT
+from tests.support.pages import PAGES
 
 PAGE = (ROOT / "docs" / "tasks" / "reference_implementation.md").read_text()
 ROWS = [line.strip("|").rsplit(" | ", 1) for line in PAGE.splitlines() if re.match(r"\| [`a-zA-Z…]", line)]
@@ -69,7 +69,9 @@ def test_every_loss_of_a_decoder_exists() -> None:
 
 
 def test_pages_that_are_named_exist() -> None:
-    for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]):
-        for name in re.findall(r"`(docs/[\w.]+)`|\((docs/[\w.]+)\)", page.read_text()):
-            path = "".join(name)
-            assert Path(ROOT / path).is_file(), f"{page.name} names {path}"
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for path in re.findall(r"(?<![\w/])docs/[\w/]+\.\w+", text):
+            assert (ROOT / path).is_file(), f"{page.name} names {path}"
+        for path in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+            assert (page.parent / path).exists(), f"{page.name} links to {path}"
