@@ -18,12 +18,11 @@ from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from simdist.__main__ import COMMANDS, LAUNCHER
 from simdist.config.decoder import DecodingConfig
 from simdist.config.schema import Config
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
