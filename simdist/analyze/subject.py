@@ -62,7 +62,7 @@ def open_subject(settings: AnalysisSettings) -> Subject:
     if folder is None:
         raise InputError("no run to analyse; name its folder with --run-dir")
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
+        raise InputError(f"{folder} is not a run folder (it has no {CONFIG}). Give a folder written by simdist.train")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is 'cuda', and torch finds no GPU here; use --device cpu")
     config = read_config(folder / CONFIG)

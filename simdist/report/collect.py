@@ -23,7 +23,7 @@ from simdist.report.analyses import Finding, read_findings
 from simdist.report.files import SHAPELESS, Problem, flat, reason_of
 from simdist.report.measurement import Measurement
 from simdist.report.probes import Trajectory, read_probes
-from simdist.runs.collapsed_modules import FEWEST, collapsed_modules
+from simdist.runs.collapsed_modules import MIN_STEPS, collapsed_modules
 from simdist.runs.folder import CHECKPOINTS, CONFIG, DONE, EVENTS, METRICS
 
 ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
@@ -192,7 +192,7 @@ def _last_values(lines: list[dict[str, Any]], kind: str) -> dict[int, dict[str, 
 def _idle(lines: list[dict[str, Any]], config: dict[str, Any]) -> list[int]:
     """Modules that have learnt nothing, by the last line that holds them."""
     num_negatives = config.get("loss.num_negatives")
-    if not lines or lines[-1]["step"] < FEWEST or not isinstance(num_negatives, int):
+    if not lines or lines[-1]["step"] < MIN_STEPS or not isinstance(num_negatives, int):
         return []
     last = _last_values(lines, "train")
     numbers = {m: {k: v for k, v in values.items() if isinstance(v, int | float)} for m, values in last.items()}

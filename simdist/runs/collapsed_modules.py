@@ -1,4 +1,4 @@
-"""Modules that learn nothing: no latent dimension varies, and the contrastive task is guessed. No torch is needed."""
+"""Detection of modules that learn nothing: no latent dimension varies, and InfoNCE is at chance."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-PATIENCE = 0.05  # of all steps, before a module is called idle
-FEWEST, MOST = 100, 1000  # steps of patience
+PATIENCE = 0.05  # share of all steps before a warning
+MIN_STEPS, MAX_STEPS = 100, 1000  # bounds of the patience
 
 
 def collapsed_modules(line: Mapping[str, Any], num_negatives: int) -> list[int]:
-    """Modules of a line of metrics that do not tell one clip from another.
+    """Modules whose latent does not depend on the clip, in a record of metrics.
 
-    None of their dimensions is active, and their InfoNCE is that of a guess among the positive and N negatives,
-    ln(N + 1), within 1 %. ReLUs that died look like this, and a posterior that collapsed onto the prior.
+    None of their dimensions is active, and their InfoNCE is within 1 % of chance, ln(N + 1). Causes are dead ReLUs and
+    posterior collapse.
 
     Args:
-        line: of metrics.jsonl; modules without these metrics (decoders) are not looked at.
+        line: a record of metrics.jsonl. Modules without these metrics (decoders) are ignored.
         num_negatives: N.
     """
     guess = math.log(num_negatives + 1)
@@ -29,5 +29,5 @@ def collapsed_modules(line: Mapping[str, Any], num_negatives: int) -> list[int]:
 
 
 def is_patience_over(step: int, total_steps: int) -> bool:
-    """Whether a module that has learnt nothing in so many steps should be spoken of."""
-    return step >= min(max(FEWEST, PATIENCE * total_steps), MOST)
+    """Whether to warn about collapsed modules at a step."""
+    return step >= min(max(MIN_STEPS, PATIENCE * total_steps), MAX_STEPS)

@@ -1,4 +1,4 @@
-"""A run is a folder: its config, its environment, its events, its metrics, its checkpoints.
+"""A run folder: configuration, environment, events, metrics, checkpoints.
 
 config.yaml  environment.json  events.jsonl  metrics.jsonl  checkpoints/  DONE
 """
@@ -29,7 +29,7 @@ from simdist.core.secrets import redacted, redacted_words
 ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
 SLOW_PRECISION = "slow_precision"  # event: bf16 is emulated, or was replaced by float32 for that reason
-LEASE = "lease.json"  # all that a run which was killed at once may have
+LEASE = "lease.json"  # the only file of a run that was killed right after its start
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "config.yaml",
     "environment.json",
@@ -38,12 +38,12 @@ CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "checkpoints",
     "DONE",
 )
-SNAPSHOT = "snapshot.json"  # beside the packages in a sweep's copy of the code, which git does not know
+SNAPSHOT = "snapshot.json"  # in a sweep's copy of the code, which is not a git repository
 PACKAGES = ("simdist", "torch", "accelerate", "deepspeed", "webdataset", "numpy", "safetensors", "soundfile", "wandb")
 
 
 def default_folder(config: Config) -> Path:
-    """`runs/NAME-HASH`: the same configuration always finds its run again."""
+    """`runs/NAME-HASH`, so that the same configuration always finds its run."""
     return Path("runs") / f"{config.name}-{identity(config)[:8]}"
 
 
@@ -53,11 +53,10 @@ def with_precision(config: Config, precision: str) -> Config:
 
 
 def saved_precision(config: Config, folder: Path | None) -> str | None:
-    """Precision of the run that training `config` resumes; None if there is no such run.
+    """Precision of the run that training `config` resumes, or None if there is no such run.
 
-    Without a folder, the run is found although `auto` is bf16 on one CPU and float32 on another, which changes the
-    default folder's name. A float32 run counts only if it trains in float32 because its CPU emulates bf16: another one
-    was started by another command.
+    `auto` may be bf16 on one CPU and float32 on another, which changes the name of the default folder. A float32 run
+    only counts if its CPU emulates bf16; otherwise a different command started it.
     """
     if folder is not None:
         return read_config(folder / CONFIG).train.precision if (folder / CONFIG).is_file() else None
@@ -70,12 +69,12 @@ def saved_precision(config: Config, folder: Path | None) -> str | None:
 
 @dataclass(frozen=True)
 class Run(Generic[ExperimentT]):
-    """An experiment's folder on disk."""
+    """The folder of an experiment."""
 
     folder: Path
     config: ExperimentT
     title: str = ""
-    """Name for trackers; empty takes the folder's."""
+    """Name for trackers. Empty uses the folder's name."""
 
     @property
     def name(self) -> str:
@@ -95,7 +94,7 @@ class Run(Generic[ExperimentT]):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the run ever had weights to lose: a checkpoint was written, or it was imported."""
+        """Whether the run ever had a checkpoint or was imported."""
         saved = self.checkpoints.is_dir() and any(path.name.startswith("step_") for path in self.checkpoints.iterdir())
         return saved or any(line["event"] in ("imported", "stopped") for line in read_json_lines(self.folder / EVENTS))
 
@@ -106,71 +105,74 @@ class Run(Generic[ExperimentT]):
             append_json(self.folder / EVENTS, line)
 
     def count(self, name: str) -> int:
-        """How many events of one name were recorded."""
+        """Number of events with a name."""
         return sum(line["event"] == name for line in read_json_lines(self.folder / EVENTS))
 
     def write(self) -> None:
-        """Create the folder, or bring its config and environment up to date."""
+        """Create the folder, or update its configuration and environment."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
             write_text(self.folder / ENVIRONMENT, json.dumps(environment(), indent=1))
         except OSError as error:
-            reason = f"run folder {self.folder} cannot be written ({error.strerror})"
-            raise InputError(f"{reason}; name another with --run-dir") from error
+            raise InputError(
+                f"run folder {self.folder} cannot be written ({error.strerror}). Use another --run-dir"
+            ) from error
 
     def finish(self, step: int) -> None:
-        """Mark the run as complete."""
+        """Mark the run as finished."""
         with naming_the_disk(DONE, self.folder, 100):
             write_text(self.folder / DONE, json.dumps({"step": step, "time": time.time()}))
 
 
 def existing_run(folder: Path | None) -> Run:
-    """A run that was trained, or is.
+    """The run in an existing folder.
 
     Raises:
-        InputError: none was named, or it is none.
+        InputError: `folder` is None or not a run folder.
     """
     if folder is None:
-        raise InputError("no run was named; name its folder with --run-dir")
+        raise InputError("--run-dir is missing. Give the folder of a run")
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is no run (it has no {CONFIG}); name the folder that simdist.train wrote")
+        raise InputError(f"{folder} is not a run folder (it has no {CONFIG}). Give a folder written by simdist.train")
     return Run(folder, read_config(folder / CONFIG))
 
 
 def open_run(
     folder: Path, config: ExperimentT, force: bool = False, elsewhere: str = "name another folder with --run-dir"
 ) -> Run[ExperimentT]:
-    """The run in `folder`, which need not exist yet. Writes nothing.
+    """The run in `folder`, which may not exist yet. Writes nothing.
 
     Args:
-        elsewhere: how a user gets to an empty folder.
-        force: go on with `config` although the folder's run was started with another one.
+        folder: of the run.
+        config: the experiment.
+        force: resume although the folder's run has another configuration.
+        elsewhere: how a user starts in another folder, for messages.
 
     Raises:
-        InputError: the folder holds a run of another configuration, or no run at all.
+        InputError: the folder contains a run of another configuration, or something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--run-dir {folder} is a file; name a folder")
+        raise InputError(f"--run-dir {folder} is a file. Give a folder")
     if not (folder / CONFIG).exists():
         if folder.exists() and any(path.name != LEASE and path.name[0] != "." for path in folder.iterdir()):
-            raise InputError(f"{folder} exists and is no run (it has no {CONFIG}); {elsewhere}")
+            raise InputError(f"{folder} exists and is not a run folder (it has no {CONFIG}); {elsewhere}")
         return Run(folder, config)
     saved = read_tree(type(config), folder / CONFIG)
-    if saved.train.precision == "auto":  # never trained yet: a run that was imported
+    if saved.train.precision == "auto":  # imported and not trained yet
         train = replace(saved.train, precision=config.train.precision)
         saved = replace(saved, train=train)  # pyright: ignore[reportArgumentType]: every experiment is a dataclass
     changed = differences(saved, config)
     if changed and not force:
         raise InputError(
-            f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
-            f"{elsewhere}, or go on in this one with --force"
+            f"{folder} contains a run with another configuration ({'; '.join(changed)}); "
+            f"{elsewhere}, or resume this one with --force"
         )
     return Run(folder, config)
 
 
 def environment() -> dict[str, Any]:
-    """Versions, code and machine, so that a number in a paper can be traced to what made it."""
+    """Versions, code and machine, to trace results."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -196,7 +198,7 @@ def environment() -> dict[str, Any]:
 
 
 def code_state(root: Path = Path(__file__).parents[2]) -> tuple[str | None, str | None]:
-    """The commit of the code, and how it differs from it; a sweep's copy of the code has both in a file."""
+    """The git commit and diff of the code. A sweep's copy of the code has both in a file."""
     snapshot = root / SNAPSHOT
     if snapshot.is_file():
         origin = json.loads(snapshot.read_text())
@@ -205,7 +207,7 @@ def code_state(root: Path = Path(__file__).parents[2]) -> tuple[str | None, str 
 
 
 def _git(*words: str) -> str | None:
-    """Output of git in the folder of the code, or None where there is no repository."""
+    """Output of git in the folder of the code, or None without a repository."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,9 +1,9 @@
-"""One writer a run: whoever holds `lease.json` in its folder and keeps it fresh.
+"""One writer per run: the process that holds `lease.json` in its folder and keeps it fresh.
 
-After a node failed, its orphans may live on beside the requeued job; after `kill -9` of a launcher, its ranks do. File
-locks die with the wrong process or do not exist on the file system, so the holder touches the file every few seconds,
-and another process takes over only when it has watched the file rest. A holder that was suspended finds another's name
-in it and stops. So does the orphan of a job that SLURM has requeued: the same job in a later life takes over at once.
+After a node failure, orphans may keep running next to the requeued job; after `kill -9` of a launcher, its ranks do.
+File locks end with the wrong process or do not exist on the file system. So the holder touches the file every few
+seconds, and another process takes over only after watching it for a while without a touch. A holder that was suspended
+finds another name in the file and stops. A job that SLURM has requeued takes over from its own orphans immediately.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from simdist.core.requeue import job_id
 from simdist.runs.folder import LEASE
 
 REFRESH = 3.0  # seconds between two touches
-PATIENCE = 30.0  # seconds without one, after which a holder on another host is taken for dead
+PATIENCE = 30.0  # seconds without a touch after which a holder on another host counts as dead
 
 
 class LeaseLostError(InputError):
-    """Another process writes this run now."""
+    """Another process has taken over the run."""
 
 
 class Lease:
-    """The right to write one run.
+    """The right to write a run.
 
     Args:
-        folder: the run's folder.
+        folder: the run folder.
         refresh: seconds between two touches.
-        patience: seconds without a touch after which the lease is taken over.
+        patience: seconds without a touch after which another process takes over.
     """
 
     def __init__(self, folder: Path, refresh: float = REFRESH, patience: float = PATIENCE) -> None:
@@ -52,7 +52,7 @@ class Lease:
         """Take the lease.
 
         Raises:
-            InputError: a living process holds it.
+            InputError: another process holds it.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         holder, mine = self._read(), _describe(self._token)
@@ -60,33 +60,33 @@ class Lease:
         if holder is not None and not outlives and not _is_dead(holder):
             self._wait_until_it_rests(holder)
         write_json(self._path, mine)
-        # the orphan looks every `refresh` seconds; of two that take over at one moment, the second one's name stays
+        # the orphan checks every `refresh` seconds; if two processes take over at once, the second one wins
         time.sleep(2 * self._refresh if outlives else 0.05)
         if not self._is_mine():
-            raise InputError(f"{self._path.parent} was taken by another process at this moment; run this command later")
+            raise InputError(f"another process has just started to write {self._path.parent}. Run this command later")
         threading.Thread(target=self._keep_fresh, daemon=True, name="lease").start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give it back."""
+        """Release the lease."""
         self._ended.set()
         if self._is_mine():
             self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise `LeaseLostError` if another process has taken over; one that was suspended looks before it believes."""
+        """Raise `LeaseLostError` if another process has taken over. Reads the file first after a suspension."""
         if time.monotonic() - self._looked > 2 * self._refresh:
             self._look()
         if self._is_lost:
             holder = self._read()
             now = f"is written by process {holder['pid']} on {holder['host']} now" if holder else "was taken over"
             raise LeaseLostError(
-                f"{self._path.parent} {now}: this process was silent for {self._patience:.0f} s or more; "
-                "stopping without writing"
+                f"{self._path.parent} {now}, because this process did not respond for {self._patience:.0f} s. "
+                "Stopping without writing"
             )
 
     def _wait_until_it_rests(self, holder: dict[str, Any]) -> None:
-        """Return once the file has not been touched for `patience` seconds."""
+        """Wait until the file was not touched for `patience` seconds."""
         touched, watched = self._touched(), time.monotonic()
         while time.monotonic() - watched < self._patience:
             time.sleep(min(self._refresh, self._patience) / 4)
@@ -104,8 +104,8 @@ class Lease:
                 return
 
     def _look(self) -> bool:
-        """Whether the lease is lost; if not, it is refreshed."""
-        with contextlib.suppress(OSError):  # a file system that hiccups; patience is ten times as long
+        """Refresh the lease. Returns whether it is lost."""
+        with contextlib.suppress(OSError):  # a short failure of the file system; the patience is ten times longer
             self._is_lost = self._is_lost or not self._is_mine()
             if not self._is_lost:
                 os.utime(self._path)
@@ -129,19 +129,19 @@ class Lease:
 
 
 def _describe(token: str) -> dict[str, Any]:
-    """Who this process is."""
+    """Identity of this process."""
     life = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     job = {"job": job_id(os.environ), "life": life}
     return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, "since": time.time(), **job}
 
 
 def _is_earlier_life(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
-    """Whether the holder is what SLURM's job was before it was requeued and became `mine`."""
+    """Whether the holder is the same SLURM job before it was requeued."""
     return mine["job"] is not None and holder.get("job") == mine["job"] and holder.get("life", 0) < mine["life"]
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder ran on this host and is gone."""
+    """Whether the holder ran on this host and has ended."""
     if holder["host"] != socket.gethostname():
         return False
     try:

@@ -1,8 +1,8 @@
-"""Metrics: lines of `metrics.jsonl` are the truth; the terminal and wandb show them.
+"""Metrics: records in `metrics.jsonl`, which the terminal and wandb mirror.
 
-A line is `{"kind": "train" | "validation", "step": …, "epoch": …, "modules": [{"module": 0, "loss": …, …}, …], …}`; a
-stagewise run's lines hold the modules that learn in that stage. When a run resumes at step s, lines after s are dropped
-first, so that no step appears twice.
+A record is `{"kind": "train" | "validation", "step": …, "epoch": …, "modules": [{"module": 0, "loss": …, …}, …], …}`.
+Those of a stagewise run contain the modules that learn in that stage. A run that resumes at step s first removes the
+records after s, so that no step appears twice.
 """
 
 from __future__ import annotations
@@ -22,24 +22,22 @@ from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
 
 SHOWN = {"train": "train", "validation": "valid"}
-_DEAD = (
-    "Its ReLUs may have died: stop it (Ctrl-C), and try a lower --optim.lr, --optim.warmup_epochs 1 or another --seed"
-)
+_DEAD = "Its ReLUs may be dead. Stop it (Ctrl-C) and try a lower --optim.lr, --optim.warmup_epochs 1, or another --seed"
 _REMEDY = {
-    "variational": "Its latent may have collapsed onto the prior: stop it (Ctrl-C), and try --loss.beta_warmup_epochs, "
-    "a lower --loss.beta or a lower --optim.lr",
+    "variational": "Its posterior may have collapsed. Stop the run (Ctrl-C) and try --loss.beta_warmup_epochs, a lower "
+    "--loss.beta, or a lower --optim.lr",
     "mu": _DEAD,
     "none": _DEAD,
 }
 
 
 class MetricsLog:
-    """Rank 0's reporter; on other ranks every method does nothing.
+    """Writes metrics on rank 0 and does nothing on other ranks.
 
     Args:
-        run: where metrics go.
-        total_steps: for the progress bar.
-        is_main: whether this process reports.
+        run: the run folder.
+        total_steps: of the progress bar.
+        is_main: whether this is rank 0.
     """
 
     def __init__(self, run: Run[Any], total_steps: int, is_main: bool) -> None:
@@ -47,26 +45,26 @@ class MetricsLog:
         self._console = Console(soft_wrap=True, highlight=False, quiet=not is_main)
         self._bar: Progress | None = None
         self._wandb: Any = None
-        self._idle: set[int] = set()
+        self._collapsed: set[int] = set()
 
     def log(self, text: str) -> None:
-        """A line for the person at the terminal."""
+        """Print a line on the terminal."""
         self._console.print(text, markup=False)
 
     def rewind(self, step: int) -> None:
-        """Forget lines after `step`: these steps are trained again."""
+        """Remove records after `step`, whose steps are trained again."""
         if not self._is_main:
             return
         kept = [line for line in read_json_lines(self._run.metrics) if line["step"] <= step]
         write_text(self._run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
-        """What has been recorded of one kind."""
+        """All records of one kind."""
         return [line for line in read_json_lines(self._run.metrics) if line["kind"] == kind]
 
     @contextmanager
     def reporting(self, step: int) -> Iterator[None]:
-        """While training: a progress bar on a terminal, and wandb if it is on."""
+        """Show a progress bar on a terminal, and run wandb if enabled."""
         self._start_wandb()
         if self._console.is_terminal and self._is_main:
             columns = [TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()]
@@ -82,7 +80,7 @@ class MetricsLog:
                 self._wandb.finish()
                 if self._run.config.wandb.mode == "offline":
                     self.log(
-                        f"wandb wrote offline; on a machine with internet: wandb sync {Path(self._wandb.dir).parent}"
+                        f"wandb was offline. On a machine with internet: wandb sync {Path(self._wandb.dir).parent}"
                     )
 
     def advance(self, step: int) -> None:
@@ -91,7 +89,7 @@ class MetricsLog:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
     def record(self, line: dict[str, Any]) -> None:
-        """Write one line to the file, to wandb, and to the terminal."""
+        """Write a record to the file, wandb, and the terminal."""
         if not self._is_main:
             return
         with naming_the_disk(f"metrics of step {line['step']}", self._run.folder, len(json.dumps(line))):
@@ -103,10 +101,10 @@ class MetricsLog:
             self._console.print(text, markup=False)
         if self._wandb is not None:
             self._wandb.log(flatten(line))
-        self._warn_of_idle_modules(line)
+        self._warn_about_collapsed_modules(line)
 
     def show(self, step: int, sounds: dict[str, Path]) -> None:
-        """Pass WAV files of a step on to wandb, by name."""
+        """Log WAV files to wandb."""
         if self._wandb is None or not sounds:
             return
         import wandb
@@ -114,17 +112,18 @@ class MetricsLog:
         audio = {f"audio/{name}": wandb.Audio(str(path), caption=f"step {step}") for name, path in sounds.items()}
         self._wandb.log({"step": step, **audio})
 
-    def _warn_of_idle_modules(self, line: dict[str, Any]) -> None:
-        """Once for each module that learns nothing, at the terminal and in events.jsonl."""
+    def _warn_about_collapsed_modules(self, line: dict[str, Any]) -> None:
+        """Warn once per module, on the terminal and in events.jsonl."""
         config = self._run.config
         if not isinstance(config, Config) or not is_patience_over(line["step"], self._total):
             return
-        for module in set(collapsed_modules(line, config.loss.num_negatives)) - self._idle:
-            self._idle.add(module)
+        for module in set(collapsed_modules(line, config.loss.num_negatives)) - self._collapsed:
+            self._collapsed.add(module)
             self._run.event("idle_module", module=module, step=line["step"])
             self.log(
-                f"warning: module {module} has learnt nothing in {line['step']} steps: no dimension of it is active, "
-                f"and its InfoNCE is that of a guess, ln {config.loss.num_negatives + 1}. {_REMEDY[config.model.head]}"
+                f"warning: module {module} has not learned anything in {line['step']} steps: no dimension is "
+                f"active, and its InfoNCE is at chance, ln {config.loss.num_negatives + 1}. "
+                f"{_REMEDY[config.model.head]}"
             )
 
     def _start_wandb(self) -> None:
@@ -150,7 +149,7 @@ class MetricsLog:
 
 
 def describe(line: dict[str, Any], total_steps: int) -> str:
-    """One line for the terminal: losses of all modules side by side."""
+    """A record as one line for the terminal, with the losses of all modules."""
     modules = line["modules"]
     losses = " ".join(f"{module['loss']:.3f}" for module in modules)
     accuracy = " ".join(f"{module['accuracy']:.2f}" for module in modules if "accuracy" in module)
@@ -163,7 +162,7 @@ def describe(line: dict[str, Any], total_steps: int) -> str:
 
 
 def flatten(line: dict[str, Any]) -> dict[str, float]:
-    """A line as wandb wants it: `train/module_0/loss`, …"""
+    """A record with flat keys such as `train/module_0/loss`, for wandb."""
     plain = {"step": line["step"]}
     for key, value in line.items():
         if isinstance(value, int | float) and key != "step":

@@ -1,4 +1,4 @@
-"""When things happen and how large they are: pure functions of the step, so that nothing of it needs saving."""
+"""The schedule of a run: learning rate, beta, validations and checkpoints as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from simdist.config.schema import Config, Experiment
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of one run.
+    """The schedule of one run.
 
     Args:
         config: the experiment.
-        num_samples: usable clips of the training split, N; an epoch is N of them.
+        num_samples: number of usable clips of the training split, which make an epoch.
     """
 
     config: Experiment
@@ -22,7 +22,7 @@ class Schedule:
 
     @property
     def stages(self) -> int:
-        """Parts of the run that each go through all epochs: one, or one a greedy module with `stagewise`."""
+        """Number of stages, each over all epochs: one, or one per greedy module with `stagewise`."""
         if isinstance(self.config, Config) and self.config.train.schedule == "stagewise":
             return len(self.config.model.modules)
         return 1
@@ -43,7 +43,7 @@ class Schedule:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether max_steps ends it before the epochs do."""
+        """Whether max_steps ends the run before the epochs."""
         return self.stage_steps == self.config.train.max_steps
 
     @property
@@ -52,19 +52,19 @@ class Schedule:
         return self.stage_steps * self.stages
 
     def stage(self, step: int) -> int:
-        """The stage that step number `step` belongs to; after the last step, the last one."""
+        """The stage of step number `step`; after the last step, the last stage."""
         return min(step // self.stage_steps, self.stages - 1)
 
     def consumed(self, step: int) -> int:
-        """Samples that all ranks have consumed in this stage before step number `step`."""
+        """Samples consumed by all ranks in this stage before step number `step`."""
         return (step - self.stage(step) * self.stage_steps) * self.config.data.batch_size
 
     def epoch(self, step: int) -> float:
-        """Passes over the training split that this stage has completed before step number `step`."""
+        """Epochs of this stage before step number `step`."""
         return self.consumed(step) / self.num_samples
 
     def epoch_after(self, step: int) -> float:
-        """Passes that the stage of the `step`-th step has completed with it."""
+        """Epochs of the stage after the `step`-th step."""
         return self._batches(((step - 1) % self.stage_steps) + 1) if step else 0.0
 
     def _batches(self, count: int) -> float:
@@ -85,7 +85,7 @@ class Schedule:
         return optim.lr
 
     def beta(self, step: int) -> float:
-        """Weight of the KL in step number `step`: rises linearly from 0 during the warm-up; 0 where there is none."""
+        """Weight of the KL in step number `step`, which rises linearly from 0 during the warm-up; 0 for decoders."""
         if not isinstance(self.config, Config):
             return 0.0
         loss = self.config.loss
@@ -94,7 +94,7 @@ class Schedule:
         )
 
     def validates(self, step: int) -> bool:
-        """Whether a validation is due once `step` steps have been taken."""
+        """Whether a validation is due after `step` steps."""
         every = self.config.train.validate_every
         if every == 0 or step == 0:
             return False
@@ -102,15 +102,15 @@ class Schedule:
         return passed or self.ends_stage(step)
 
     def ends_stage(self, step: int) -> bool:
-        """Whether a stage is complete once `step` steps have been taken."""
+        """Whether a stage is complete after `step` steps."""
         return step > 0 and step % self.stage_steps == 0
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due once `step` steps have been taken."""
+        """Whether a checkpoint is due after `step` steps."""
         return step % self.config.train.checkpoint_every == 0 or self.ends_stage(step)
 
     def logs(self, step: int) -> bool:
-        """Whether metrics of the `step`-th step are recorded."""
+        """Whether to record metrics of the `step`-th step."""
         return (
             step % self.config.train.log_every == 0 or self.ends_stage(step) or self.ends_stage(step - 1) or step == 1
         )

@@ -1,4 +1,4 @@
-"""How fast a run is, and what it waits for."""
+"""Throughput of a run, and its share of time waiting for data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from simdist.config.schema import SAMPLE_RATE, Experiment
 
 
 class Throughput:
-    """Throughput since the last reading, and the share of that time spent waiting for data."""
+    """Measures throughput and data waiting time between two readings."""
 
     def __init__(self, config: Experiment) -> None:
         self._batch, self._seconds = config.data.batch_size, config.data.crop / SAMPLE_RATE
@@ -18,7 +18,7 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
+        """Count the time in the context as waiting for data."""
         start = time.perf_counter()
         try:
             yield
@@ -26,11 +26,11 @@ class Throughput:
             self._waited += time.perf_counter() - start
 
     def reset(self, step: int) -> None:
-        """Begin a new measurement at `step`."""
+        """Start a new measurement at `step`."""
         self._waited, self._since, self._step = 0.0, time.perf_counter(), step
 
     def read(self, step: int) -> dict[str, float]:
-        """Clips and seconds of audio per second of all ranks, share of time waiting; begins anew."""
+        """Clips and seconds of audio per second over all ranks, and the share of time waiting. Resets."""
         elapsed = time.perf_counter() - self._since
         rate = (step - self._step) * self._batch / elapsed
         share = self._waited / elapsed

@@ -1,7 +1,6 @@
-"""Whether a command runs on what it should: a GPU that is not used, and bf16 on a CPU that emulates it.
+"""Detection of unused GPUs and of CPUs that emulate bf16, for warnings, the doctor, and the benchmarks.
 
-Both cost a factor of ten or more without changing a result, so they are warned of in one line with the remedy. The
-doctor and the benchmarks ask the same questions. Imports torch only where it is asked about.
+Both cost a factor of ten or more without changing a result. torch is only imported where it is needed.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 DEV = Path("/dev")
-GPUS_EXPECTED = "SIMDIST_GPUS_EXPECTED"  # GPUs per node that the cluster profile asked for; the batch script sets it
+GPUS_EXPECTED = "SIMDIST_GPUS_EXPECTED"  # GPUs per node of the cluster profile; set by the batch script
 BF16_FLAGS = {"flags": ("avx512_bf16", "amx_bf16"), "Features": ("bf16",)}  # x86, ARM
 HIDING = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that show no GPU
 SLOW_BF16 = "this CPU has neither AVX-512-BF16 nor AMX and emulates bf16, ten times slower than float32"
 
 
 def emulates_bf16(cpuinfo: Path | None = None) -> bool | None:
-    """Whether this CPU computes bf16 products in software; None where its flags are not known, as on macOS."""
+    """Whether this CPU multiplies bf16 in software. None if its flags are unknown, as on macOS."""
     try:
         lines = (cpuinfo or CPUINFO).read_text().splitlines()
     except OSError:
@@ -37,19 +36,19 @@ def emulates_bf16(cpuinfo: Path | None = None) -> bool | None:
 
 
 def uses_cpu(environ: Mapping[str, str]) -> bool:
-    """Whether Accelerate was told to leave the GPUs alone."""
+    """Whether Accelerate was told to use the CPU."""
     return environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
 def gpus_expected(environ: Mapping[str, str]) -> int:
-    """GPUs per node that the cluster profile asked for; 0 if none did."""
+    """GPUs per node of the cluster profile; 0 without a profile."""
     value = environ.get(GPUS_EXPECTED, "")
     return int(value) if value.isdecimal() else 0
 
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """What the installed torch was built for."""
+    """The build of the installed torch."""
 
     version: str
     gpus: str | None
@@ -66,7 +65,7 @@ def torch_build() -> TorchBuild:
 
 
 def gpus_of_node(environ: Mapping[str, str], dev: Path) -> str | None:
-    """What says that this node, or this job on it, has GPUs; None if nothing does."""
+    """Evidence that this node or job has GPUs, or None."""
     devices = sorted(path.name for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     if devices:
         return f"/dev/{devices[0]}"
@@ -74,7 +73,7 @@ def gpus_of_node(environ: Mapping[str, str], dev: Path) -> str | None:
 
 
 def _gpus_of_job(environ: Mapping[str, str]) -> str | None:
-    """The variable that says which GPUs this job has; None if none does."""
+    """The environment variable that lists this job's GPUs, or None."""
     for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
         if environ.get(name, "") not in (*HIDING, "0" if name == "SLURM_GPUS_ON_NODE" else ""):
             return f"{name}={environ[name]}"
@@ -98,14 +97,14 @@ def no_gpu(
     dev: Path | None = None,
     chosen: bool = False,
 ) -> str | None:
-    """Why a command that runs on `device` runs on the CPU although it could have a GPU; None if all is well.
+    """Why a command runs on the CPU although there are GPUs, or None.
 
     Args:
         environ: `os.environ`.
         device: type of the device that the command runs on.
-        build: of torch; None looks.
-        dev: folder of the device files; None is /dev.
-        chosen: whether an option of the command asks for the CPU.
+        build: of torch; None detects it.
+        dev: folder of device files; None is /dev.
+        chosen: whether an option of the command selects the CPU.
     """
     if device != "cpu":
         return None
@@ -123,7 +122,7 @@ def no_gpu(
 
 
 def warn_of_cpu(device: str, log: Callable[[str], None], event: Callable[..., None], chosen: bool = False) -> None:
-    """Say that a command runs on the CPU although it could have a GPU, and add it to its run's events."""
+    """Log a warning and write an event if a command runs on the CPU although there are GPUs."""
     text = no_gpu(os.environ, device, chosen=chosen)
     if text is not None:
         log(f"warning: {text}")
@@ -131,7 +130,7 @@ def warn_of_cpu(device: str, log: Callable[[str], None], event: Callable[..., No
 
 
 def _reason(environ: Mapping[str, str], build: TorchBuild, dev: Path, chosen: bool, hidden: bool) -> str:
-    """The likely reason for which no GPU is used, and the remedy."""
+    """The likely reason why no GPU is used, and the fix."""
     if chosen:
         return "--device is cpu. Leave it out"
     if uses_cpu(environ):

@@ -1,8 +1,7 @@
-"""Where a training step's time goes, by module: a table from timers, then a trace from torch's profiler.
+"""Profile of a training step by module: a table from timers, then a trace from torch's profiler.
 
-A profile puts timers around the methods of the modules that it watches and takes them off again, so that a run without
-one has none of it: not a branch in the step. Timers wait for the GPU at both ends of a part, which adds up exactly but
-hides what runs side by side; the trace, taken on other steps, shows that.
+A profile wraps timers around methods of the modules and removes them afterwards, so that a run without a profile has no
+overhead. Timers synchronize the GPU, so that times add up but hide overlap, which the trace of other steps shows.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from simdist.data.loader import Batch
 from simdist.training.step import ModuleTrainer, NumberedModule
 
 PARTS = ("draws", "forward", "loss", "backward", "optimizer", "communication")
-"""Of a module: its random numbers; layers, heads and KL; InfoNCE; and so on. Communication is what is waited for."""
+"""Parts of a module's step: random inputs; layers, heads and KL; InfoNCE; ...; waiting for communication."""
 WARM_UP, TIMED, TRACED = 3, 5, 2  # steps
 Key = tuple[str, int | None]
 
 
 @dataclass
 class Times:
-    """Seconds that some steps took."""
+    """Seconds of some steps."""
 
     parts: dict[Key, float] = field(default_factory=lambda: defaultdict(float))
-    """By (part, module), without the parts within it; ("data", None) is the wait for a batch."""
+    """By (part, module), without nested parts. ("data", None) is the wait for a batch."""
     whole: float = 0.0
-    """From asking for a batch to the step's end."""
+    """From requesting a batch to the end of the step."""
     steps: int = 0
 
     def table(self) -> Table:
-        """Milliseconds a step: a row for each module, then data, the rest, and the whole step."""
-        table = Table(title=f"milliseconds of a step, mean of {self.steps}")
+        """Milliseconds per step: one row per module, then data, other, and the whole step."""
+        table = Table(title=f"milliseconds per step, mean of {self.steps}")
         for name in ("module", *PARTS, "all", "share"):
             table.add_column(name, justify="right")
         modules = sorted({module for _, module in self.parts if module is not None})
@@ -63,14 +62,14 @@ class Times:
 
 
 class StepProfile:
-    """Watches the first steps of a training; afterwards it is gone.
+    """Measures the first steps of a training and then removes itself.
 
     Args:
-        folder: where `trace.json` and `table.txt` go.
+        folder: for `trace.json` and `table.txt`.
         modules: what is trained.
-        device: whose work is waited for.
-        say: prints a line.
-        trace: whether to trace two steps and write them and the table, or only to measure `times`.
+        device: of the training.
+        log: prints a line.
+        trace: whether to trace two steps and write both files, instead of only measuring `times`.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class StepProfile:
         self._last = WARM_UP + TIMED + self._traces
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the wait for each is timed, and a step begins with it."""
+        """The same batches, with timers around the wait for each."""
         while True:
             self._begin_step()
             with self._region("data", None):
@@ -101,7 +100,7 @@ class StepProfile:
             yield batch
 
     def step_taken(self) -> None:
-        """A step has ended; the last one that is watched reports."""
+        """Count a step, and report after the last one."""
         if self._count >= self._last:
             return
         self._count += 1
@@ -121,7 +120,7 @@ class StepProfile:
         self._since = time.perf_counter()
 
     def _take_apart(self) -> None:
-        """Put timers around what each module does."""
+        """Wrap timers around the parts of each module."""
         for module in self._modules:
             number = module.number
             self._time(module.module, "draw", "draws", number)
@@ -152,7 +151,7 @@ class StepProfile:
 
     @contextmanager
     def _timer(self, key: Key) -> Iterator[None]:
-        """Add the time of the block, without that of timers within it, to `key`."""
+        """Add the time of the context, without nested timers, to `key`."""
         self._wait()
         start = time.perf_counter()
         self._open.append(0.0)
@@ -178,7 +177,7 @@ class StepProfile:
         return profiler
 
     def _report(self) -> None:
-        """Take the timers off, write the trace, print the table."""
+        """Remove the timers, write the trace, print the table."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -198,8 +197,8 @@ class StepProfile:
         self._log(f"trace of {TRACED} steps: {trace} (open it in https://ui.perfetto.dev)")
 
     def close(self) -> None:
-        """Say so if the training ended before there was anything to report."""
+        """Log if the training ended too early for a report."""
         if self._count < self._last:
             if self._profiler is not None:
                 self._profiler.stop()
-            self._log(f"no profile: it takes {self._last} steps, and there were {self._count}")
+            self._log(f"no profile: it needs {self._last} steps, and the run had {self._count}")

@@ -1,7 +1,7 @@
-"""A run that makes no step ends by itself: with all stacks written down, and a code that says: run me again.
+"""A watchdog that ends a run without progress: it dumps all stacks and exits with the code for "run it again".
 
-A collective that waits for a rank that is gone, a file system that hangs: such a run would hold its GPUs until the time
-limit. The thread that watches needs Python's lock, which torch and the loader give away while they wait.
+A collective that waits for a lost rank, or a file system that hangs, would otherwise hold GPUs until the time limit.
+The watching thread needs the GIL, which torch and the loader release while they wait.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from simdist.core.errors import EXIT_PREEMPTED
 
 
 class Watchdog:
-    """Ends this process when nothing was reported to it for a while.
+    """Ends this process after a time without progress.
 
     Args:
-        timeout: seconds without progress; 0 never ends it.
+        timeout: seconds without progress. 0 disables the watchdog.
         stacks: file for the stacks of all threads.
     """
 
@@ -33,12 +33,12 @@ class Watchdog:
         self._ended = threading.Event()
 
     def progress(self) -> None:
-        """Something was done: a step, a batch of a validation, a shard."""
+        """Report progress: a step, a validation batch, a shard."""
         self._last = time.monotonic()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while inside."""
+        """Watch inside the context."""
         self.progress()
         if self._timeout > 0:
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
@@ -57,8 +57,8 @@ class Watchdog:
             faulthandler.dump_traceback(file)
         faulthandler.dump_traceback(sys.stderr)
         text = (
-            f"error: no step in {self._timeout:.0f} s (train.hang_timeout); all stacks are above and in "
-            f"{self._stacks}; ending, the same command continues from the last checkpoint\n"
+            f"error: no progress in {self._timeout:.0f} s (train.hang_timeout). All stacks are above and in "
+            f"{self._stacks}. Exiting; the same command resumes from the last checkpoint\n"
         )
         os.write(sys.stderr.fileno(), text.encode())
         os._exit(EXIT_PREEMPTED)

@@ -19,7 +19,7 @@ from simdist.analyze.__main__ import ENTRIES
     ("argv", "words"),
     [
         (["distributions"], ["no run to analyse; name its folder with --run-dir"]),
-        (["distributions", "--run-dir={none}"], ["is no run (it has no config.yaml)"]),
+        (["distributions", "--run-dir={none}"], ["is not a run folder (it has no config.yaml)"]),
         (["distributions", "--run-dir={sim}", "--module=4"], ["module 4 does not exist", "modules 0 to 3"]),
         (["distributions", "--run-dir={sim}", "--module=top"], ["--module is 'top'; it must be module numbers"]),
         (["distributions", "--run-dir={sim}", "--checkpoint=7"], ["has no checkpoint of step 7; it has 10"]),

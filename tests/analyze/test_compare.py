@@ -58,7 +58,7 @@ def test_decoders_of_one_loss_are_compared(analyze: Analyze, sim: Path, gim: Pat
 
 def test_two_runs_are_wanted(fails: Callable[..., str], sim: Path, tmp_path: Path) -> None:
     assert "are one run; name two" in fails("compare", str(sim), f"{sim}/")
-    assert "is no run (it has no config.yaml)" in fails("compare", str(sim), str(tmp_path))
+    assert "is not a run folder (it has no config.yaml)" in fails("compare", str(sim), str(tmp_path))
     assert "missing: RUN_B" in fails("compare", str(sim))
 
 

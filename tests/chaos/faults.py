@@ -125,7 +125,7 @@ def lease_taken_over(lab: Lab, rng: Random, times: int) -> Row:
         problem = run.finish()
         first.signal(signal.SIGCONT)
         codes = first.end(patience=60)
-        stopped = "stopping without writing" in first.log()
+        stopped = "Stopping without writing" in first.log()
         _expect(row, not problem and codes == [BAD_INPUT] and stopped, f"{problem} {codes} {first.log()[-1500:]}")
         run.compare(row, lab.reference("joint"))
     return row

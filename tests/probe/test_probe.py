@@ -229,7 +229,7 @@ def test_wrong_options(
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is no run (it has no config.yaml)" in fails([f"--run-dir={tmp_path}", "--label=speaker"], capsys)
+    assert "is not a run folder (it has no config.yaml)" in fails([f"--run-dir={tmp_path}", "--label=speaker"], capsys)
     assert "name its folder with --run-dir" in fails(["--label=speaker"], capsys)
 
 

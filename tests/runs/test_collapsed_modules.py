@@ -43,7 +43,7 @@ def test_dead_relus_are_told_once(tiny: Config, tmp_path: Path, capsys: pytest.C
     train(replace(tiny, model=model, train=loop, optim=replace(tiny.optim, lr=1.0)), tmp_path / "run")
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: module 0 ")]
     assert len(told) == 1, told
-    assert "has learnt nothing in 100 steps" in told[0]
+    assert "has not learned anything in 100 steps" in told[0]
     assert "--optim.lr" in told[0]
     assert "--optim.warmup_epochs" in told[0]
     events = [event for event in read_json_lines(tmp_path / "run" / "events.jsonl") if event["event"] == "idle_module"]

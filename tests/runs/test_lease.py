@@ -74,7 +74,7 @@ def test_a_requeued_job_follows_its_own_orphan_at_once(tmp_path: Path, monkeypat
         with quick(tmp_path) as heir:
             time.sleep(0.2)
             heir.check()
-            with pytest.raises(LeaseLostError, match="stopping without writing"):
+            with pytest.raises(LeaseLostError, match="Stopping without writing"):
                 orphan.check()
     monkeypatch.setenv("SLURM_JOB_ID", "43")
     with quick(tmp_path):

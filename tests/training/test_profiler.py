@@ -106,4 +106,4 @@ def test_a_run_that_is_too_short_says_so(tiny: Config, tmp_path: Path, capsys: p
 
     config = replace(tiny, train=replace(tiny.train, max_steps=4, validate_every=0))
     assert command(config, tmp_path / "run", profile=True) == 0
-    assert f"no profile: it takes {STEPS} steps, and there were 4" in capsys.readouterr().out
+    assert f"no profile: it needs {STEPS} steps, and the run had 4" in capsys.readouterr().out
