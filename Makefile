@@ -48,7 +48,7 @@ bench: $(VENV)/installed-dev  ## every performance target beside its outcome; se
 	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(VENV)/installed-docs  ## build the documentation site into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -18,12 +18,11 @@ from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from simdist.__main__ import COMMANDS, LAUNCHER
 from simdist.config.decoder import DecodingConfig
 from simdist.config.schema import Config
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -92,9 +91,9 @@ def configuration() -> str:
     return "\n\n".join(parts)
 
 
-def nested(name: str, kind: Any) -> Iterator[tuple[str, Any, str]]:
-    """A section's (title, dataclass, prefix of its keys), and those of the lists in it."""
-    yield name, kind, f"{name}."
+def nested(name: str, kind: Any) -> Iterator[tuple[str, Any]]:
+    """The name and dataclass of a section, and of the lists in it."""
+    yield name, kind
     for item in dataclasses.fields(kind):
         for element in get_args(get_type_hints(kind)[item.name]):
             if dataclasses.is_dataclass(element):
