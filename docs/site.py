@@ -84,9 +84,8 @@ def configuration() -> str:
     for item in dataclasses.fields(Config):
         kind = get_type_hints(Config)[item.name]
         if dataclasses.is_dataclass(kind):
-            parts += [
-                f"### {name}\n\n{about(of)}\n\n{table(of, prefix)}" for name, of, prefix in nested(item.name, kind)
-            ]
+            for name, of in nested(item.name, kind):
+                parts.append(f"### {name}\n\n{about(of)}\n\n{table(of, name + '.')}")
     parts.append(f"## Decoders\n\n`data`, `optim`, `train` and `wandb` are as above.\n\n{table(DecodingConfig)}")
     return "\n\n".join(parts)
 
