@@ -39,11 +39,11 @@ check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, all tests, w
 chaos: $(VENV)/installed-dev  ## kill, fill, cut and flip: more than 200 faults, half an hour on two idle cores
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
-bench: $(VENV)/installed-dev  ## every performance target beside its outcome; see docs/explanation/performance.md
+bench: $(VENV)/installed-dev  ## every performance target and its outcome; see docs/explanation/performance.md
 	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(VENV)/installed-dev  ## build the documentation site into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -84,16 +84,15 @@ def configuration() -> str:
     for item in dataclasses.fields(Config):
         kind = get_type_hints(Config)[item.name]
         if dataclasses.is_dataclass(kind):
-            parts += [
-                f"### {name}\n\n{about(of)}\n\n{table(of, prefix)}" for name, of, prefix in nested(item.name, kind)
-            ]
+            for name, of in nested(item.name, kind):
+                parts.append(f"### {name}\n\n{about(of)}\n\n{table(of, name + '.')}")
     parts.append(f"## Decoders\n\n`data`, `optim`, `train` and `wandb` are as above.\n\n{table(DecodingConfig)}")
     return "\n\n".join(parts)
 
 
-def nested(name: str, kind: Any) -> Iterator[tuple[str, Any, str]]:
-    """A section's (title, dataclass, prefix of its keys), and those of the lists in it."""
-    yield name, kind, f"{name}."
+def nested(name: str, kind: Any) -> Iterator[tuple[str, Any]]:
+    """The name and dataclass of a section, and of the lists in it."""
+    yield name, kind
     for item in dataclasses.fields(kind):
         for element in get_args(get_type_hints(kind)[item.name]):
             if dataclasses.is_dataclass(element):
