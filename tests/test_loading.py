@@ -128,4 +128,4 @@ def test_import_does_not_overwrite_a_run(upstream: Path, tmp_path: Path, capsys:
     (tmp_path / "imported").mkdir()
     with pytest.raises(SystemExit, match="2"):
         run(import_reference_command.main, [str(upstream), *DEBUG, f"--run-dir={tmp_path / 'imported'}"])
-    assert "exists already; name a new run folder" in capsys.readouterr().err
+    assert "already exists. Choose a new folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Begin a run from the authors' checkpoint: `python -m simdist.import_reference CKPT --config … --run-dir RUN`."""
+"""Create a run from a checkpoint of the reference implementation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError
 
 DESCRIPTION = """\
-Make a run folder out of a checkpoint of the authors' code (model_N.ckpt), as a starting point for training.
+Create a run folder from a checkpoint of the reference implementation (model_N.ckpt), to train, probe or decode it.
 
-The weights become the checkpoint of step 0; optimizer states are not in upstream's file and begin anew. Widths and
-prediction steps are read off the tensors, everything else comes from --config.
+The weights become the checkpoint of step 0. The file contains no optimizer state, so optimizers start from scratch.
+Widths and prediction steps are read from the tensors; everything else comes from --config.
 
 Example:
   python -m simdist.import_reference model_99.ckpt --config configs/sim_librispeech.yaml --run-dir runs/imported
@@ -23,13 +23,12 @@ Example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
     parser = experiment_parser("python -m simdist.import_reference", DESCRIPTION)
-    parser.add_argument("CHECKPOINT", type=Path, help="model_N.ckpt of the authors' code.")
+    parser.add_argument("CHECKPOINT", type=Path, help="Checkpoint of the reference implementation.")
     parser.add_argument(*RUN_DIR, dest="run", type=Path, required=True, help="Run folder to create.")
     config, parsed = parse_experiment(parser, argv)
     if parsed.run.exists():
-        raise InputError(f"{parsed.run} exists already; name a new run folder with --run-dir")
+        raise InputError(f"{parsed.run} already exists. Choose a new folder with --run-dir.")
     from simdist.models.reference_checkpoints import load_upstream
     from simdist.runs.folder import Run
     from simdist.training.checkpoint import Checkpoint, Retention, save_checkpoint
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     imported.write()
     save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))
     imported.event("imported", source=str(parsed.CHECKPOINT))
-    print(f"{parsed.CHECKPOINT} is now step 0 of {parsed.run}; go on with")
+    print(f"{parsed.CHECKPOINT} is now step 0 of {parsed.run}. To train it, run")
     print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run-dir {parsed.run}")
     return EXIT_OK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import os
 import re
 import signal
@@ -66,8 +67,21 @@ def test_every_key_is_on_the_site(site: Path) -> None:
         assert re.search(rf"(?m)^{re.escape(key)}$", text), key
 
 
-def test_names_of_pages_are_links(site: Path) -> None:
-    assert re.search(r'<a href="slurm.html"><code>', (site / "tasks" / "troubleshooting.html").read_text())
+def test_names_of_pages_become_links() -> None:
+    """Outside code blocks, where a page of that name exists, and only once."""
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "docs" / "site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    names = "see `docs/tasks/slurm.md` and [`docs/tasks/slurm.md`](slurm.md), `docs/gone.md`"
+    text = f"{names}\n```text\n`docs/tasks/slurm.md`\n```"
+    assert hook.with_links(text, Path("explanation")) == text.replace(
+        "see `docs/tasks/slurm.md`", "see [`docs/tasks/slurm.md`](../tasks/slurm.md)"
+    )
+
+
+def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         local = re.findall(r'href="(?!https?:|#|\.?"|mailto:)([^"#]+)', page.read_text())
         assert [path for path in local if not (page.parent / path).exists() and "404" not in page.name] == [], page
