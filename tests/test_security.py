@@ -94,7 +94,7 @@ def test_a_checkpoint_runs_no_code(tiny: Config, tmp_path: Path, mark: Path, nam
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": planted.stat().st_size, "sha256": sha256_of(planted)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=rf"^checkpoint {checkpoint} holds what simdist does not write"):
+    with pytest.raises(InputError, match=rf"^checkpoint {checkpoint} was not written by simdist"):
         load_checkpoint(checkpoint)
     assert not mark.exists()
 

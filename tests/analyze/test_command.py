@@ -59,7 +59,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, fails: Call
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys; from simdist.analyze import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    code = "import sys; from simdist.analyze.__main__ import main\n"
+    code += "try: main(['--help'])\nfinally: print('torch' in sys.modules)"
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"}, check=False
     ).stdout

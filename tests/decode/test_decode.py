@@ -257,9 +257,9 @@ def test_wrong_options(run_folder: Path, options: list[str], words: str, capsys:
 
 
 def test_no_such_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere is no run"):
+    with pytest.raises(InputError, match="nowhere is not a run folder"):
         main([f"--run-dir={tmp_path / 'nowhere'}"])
-    with pytest.raises(InputError, match="name its folder with --run-dir"):
+    with pytest.raises(InputError, match=r"--run-dir is missing\. Give the folder"):
         main([])
 
 

@@ -55,7 +55,7 @@ def test_what_cannot_be_loaded(run_folder: Path, module: int, loss: str | None, 
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         simdist.load_decoder(tmp_path, 0)
 
 

@@ -134,9 +134,9 @@ from pathlib import Path
 from tests.launch.test_local import chain
 from launch.cancel import write_owner
 from launch.local import run_locally
-from simdist.core.signals import Stop
+from simdist.core.signals import SignalHandler
 plan = chain(Path({root!r}), "a", "wait", "c")
-stop = Stop()
+stop = SignalHandler()
 plan.folder.mkdir(parents=True, exist_ok=True)
 write_owner(plan.folder)
 with stop.installed():

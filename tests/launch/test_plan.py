@@ -75,7 +75,7 @@ def test_commands_are_accepted_by_what_they_call(capsys: pytest.CaptureFixture[s
     assert job.command[-7:] == ("--bias", "false", "--examples-per-class", "1,2", "--force", "--l2", "0.1")
     with pytest.raises(SystemExit):
         run(probe_command.main, list(job.command[1:]))
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_labels_and_modules_decide_how_many_jobs_probe_a_run() -> None:

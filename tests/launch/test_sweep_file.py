@@ -55,7 +55,7 @@ def test_mistakes_are_named_with_what_is_valid(changes: dict[str, Any], words: l
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("name: [", "is not valid YAML"), ("- 1", "holds list"), ("", "is empty")],
+    [("name: [", "is not valid YAML"), ("- 1", "contains a list"), ("", "is empty")],
 )
 def test_files_that_hold_something_else(content: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"

@@ -208,7 +208,7 @@ def test_wandb_mirrors_where_the_run_says_so(
         (["--label=speaker", "--examples-per-class=1,x"], ["numbers of 1 or more such as 1,2,4,8"]),
         (["--label=speaker", "--examples-per-class=1,999"], ["the largest class of 'speaker' has"]),
         (["--all", "--module=1"], ["leave out --label and --module"]),
-        (["--label=speaker", "--crop=20"], ["--crop: a clip of 20 samples is too short: nothing is left in module 0"]),
+        (["--label=speaker", "--crop=20"], ["--crop: a clip of 20 samples is too short: module 0 outputs no frames"]),
         (["--label=speaker", "--crop=399", "--features=mfcc"], ["MFCC needs 400"]),
         (["--label=speaker", "--cached=false", "--probe=lbfgs"], ["leave out --cached false"]),
         (["--label=speaker", "--epochs=0"], ["--epochs is 0; it must be positive"]),
@@ -230,7 +230,7 @@ def test_wrong_options(
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a run folder (it has no config.yaml)" in fails([f"--run-dir={tmp_path}", "--label=speaker"], capsys)
-    assert "name its folder with --run-dir" in fails(["--label=speaker"], capsys)
+    assert "--run-dir is missing. Give the folder" in fails(["--label=speaker"], capsys)
 
 
 @pytest.mark.usefixtures("fresh_process")

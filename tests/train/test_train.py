@@ -206,7 +206,7 @@ class TestRunFolder:
     def test_a_folder_that_is_no_run(self, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
-        assert "is no run" in fails(command(speech, tmp_path / "thesis"), capsys)
+        assert "is not a run folder" in fails(command(speech, tmp_path / "thesis"), capsys)
 
     def test_a_folder_of_a_run_that_was_killed_at_once(self, speech: Path, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
