@@ -22,7 +22,7 @@ from .profiles import Profile
 
 WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-ALIKE = {  # what decides a step's time, beside the number of processes and the machines
+ALIKE = {  # what determines a step's time, besides the number of processes and the machines
     "data": ("crop", "batch_size", "cache"),
     "loss": ("prediction_steps", "num_negatives", "negatives", "window"),
     "train": ("schedule", "accumulate", "precision"),

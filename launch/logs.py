@@ -23,7 +23,7 @@ from .records import Record, Records
 
 DESCRIPTION = """\
 The log of a job: of the whole name (`probe/RUN/speaker-module3`), or, for a run's name or the beginning of one, of the
-job of that run that was started last. --follow goes on when the job is requeued or has a successor.
+job of that run that was started last. --follow continues when the job is requeued or has a successor.
 
 Examples:
   python launch/logs.py smoke-90eec1de --follow

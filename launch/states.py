@@ -24,7 +24,7 @@ from .scheduler import JobStatus, Scheduler
 from .slurm import NEVER, SlurmScheduler, has_slurm
 
 Word = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
-"""`stopped` goes on when it is started again; `never`: a parent failed."""
+"""`stopped` resumes when it is started again; `never`: a parent failed."""
 ALIVE = ("running", "queued")
 LEASE = "lease.json"
 FRESH = 30.0  # seconds: a lease touched since then is that of a living process

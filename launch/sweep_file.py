@@ -43,7 +43,7 @@ class Stage:
     name: str
     kind: Kind
     after: tuple[str, ...] = ()
-    """Other stages of the same run that must be finished first, beside the training."""
+    """Other stages of the same run that must be finished first, in addition to the training."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the stage's command, as `{probe: lbfgs}` for `--probe lbfgs`."""
     resources: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Stage:
     source: str = ""
     """pack: the folder that the corpus is read from or made in."""
     splits: list[str] = field(default_factory=list)
-    """pack: splits that must be there beside those that are trained and validated on."""
+    """pack: splits that must exist in addition to the training and test split."""
     labels: list[str] = field(default_factory=list)
     """probe: a job for each of them; [] probes all labels in one job."""
     modules: list[int] = field(default_factory=list)

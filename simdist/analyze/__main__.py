@@ -68,7 +68,7 @@ two differ most are taken from it. Needs a decoder.
         "How much the dimensions say about each other.",
         """\
 Total correlation of 10, 50, 100 … dimensions, in nats: with Gaussian kernels, and in closed form as if the latent were
-Gaussian; each beside the same estimate of independent dimensions.
+Gaussian; each compared with the same estimate of independent dimensions.
 
   python -m simdist.analyze total-correlation --run-dir runs/sim
   python -m simdist.analyze total-correlation --run-dir runs/sim --latents sampled --frames 4000""",
@@ -149,7 +149,7 @@ audio, against the signal-to-noise ratio.
 
 COMPARE = """\
 Two runs side by side: density of their probes' weights, contribution curves, and total correlation, overlaid. What a
-run lacks is analysed first; what cannot be, for want of a probe or decoder, is left out and named.
+run lacks is analysed first; what lacks a probe or decoder is left out and named.
 
   python -m simdist.analyze compare runs/sim runs/gim
   python -m simdist.analyze compare runs/sim runs/gim --module 0 --label vowel --clips 100"""
@@ -203,7 +203,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         commands.add_subcommand(name, subs[name], help=entry.short)
     subs["compare"] = Parser(description=COMPARE)
     subs["compare"].add_argument("RUN_A", type=str, help="Run folder; the comparison is written into its `analysis`.")
-    subs["compare"].add_argument("RUN_B", type=str, help="Run folder beside it.")
+    subs["compare"].add_argument("RUN_B", type=str, help="Run folder to compare with.")
     add_fields(subs["compare"], asked.CompareSettings)
     commands.add_subcommand("compare", subs["compare"], help="Two runs side by side.")
     for name, sub in subs.items():

@@ -170,7 +170,7 @@ class Contribution(DecodedAnalysis):
 
 
 def draw_curves(axes: Axes, runs: dict[str, list[dict[str, float]]]) -> None:
-    """Median score against the number of dimensions with the quartiles around it, one line a run."""
+    """Median score against the number of dimensions with the quartiles around it, one line per run."""
     for number, (name, curve) in enumerate(runs.items()):
         sizes = [point["dimensions"] for point in curve]
         style.line(axes, number, sizes, [point["median"] for point in curve], name)

@@ -41,11 +41,11 @@ def open_decoder(subject: Subject, module: int, loss: str | None) -> Decoder:
         raise ModuleError(str(error)) from error
     made = read_tree(DecodingConfig, folder / CONFIG)
     if not (folder / DONE).exists():
-        raise ModuleError(f"{folder} is not finished; this goes on with it: {decoder_command(run, module, made.loss)}")
+        raise ModuleError(f"{folder} is not finished. Resume it with: {decoder_command(run, module, made.loss)}")
     if made.encoder_weights not in ("", hash_weights(subject.encoder)[:16]):
         raise ModuleError(
             f"{folder} was trained on step {made.checkpoint} of the encoder, not on step {subject.step}; name that "
-            f"one with --checkpoint, or decode anew: {decoder_command(run, module, made.loss)} --force"
+            f"one with --checkpoint, or train it from scratch: {decoder_command(run, module, made.loss)} --force"
         )
     return decoder.to(subject.device)
 

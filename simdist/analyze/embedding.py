@@ -1,7 +1,7 @@
 """Latents in the plane: t-SNE (van der Maaten & Hinton 2008) or UMAP (McInnes et al. 2018), coloured by label.
 
 A picture of this kind shows neighbourhoods, not distances or sizes of clusters; so how many of a vector's five nearest
-neighbours share its label is counted in the latent and in the plane, beside what chance gives.
+neighbours share its label is counted in the latent and in the plane, and compared with chance.
 """
 
 from __future__ import annotations

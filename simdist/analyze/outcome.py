@@ -59,7 +59,7 @@ class Outcome:
         self.files += [path.name for path in style.save(figure, self.folder / name)]
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write NAME.csv, one line a row; the first row's keys are the columns."""
+        """Write NAME.csv, one line per row; the first row's keys are the columns."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -87,7 +87,7 @@ class Analysis(Protocol):
     """
 
     inputs: list[str]
-    """What its numbers depend on beside the encoder and the settings: fingerprints, names of probes, hashes."""
+    """What its numbers depend on besides the encoder and the settings: fingerprints, names of probes, hashes."""
 
     def work(self, outcome: Outcome) -> Findings:
         """Do it.

@@ -171,7 +171,7 @@ def _point(
 
 
 def figure_of(curves: dict[str, list[dict[str, Any]]], majority: float, title: str) -> Figure:
-    """Accuracy against SNR, one line a kind of noise, with 95 % intervals."""
+    """Accuracy against SNR, one line per kind of noise, with 95 % intervals."""
     figure = style.new_figure(6, 3.8)
     axes = figure.subplots()
     names = {"noise": "white noise", "fgsm": "adversary (FGSM)"}

@@ -86,7 +86,7 @@ class WeightsSettings(AnalysisSettings):
     folder: str = field(default="", metadata=COMMAND)
     """One folder of RUN/probes to take instead, by its name, bias or not."""
     others: str = ""
-    """More run folders, comma-separated: the density of their probes' weights is drawn beside."""
+    """More run folders, comma-separated: the density of their probes' weights is drawn, too."""
     origin: Literal["zero", "mean"] = "zero"
     """Where the dimensions stand that the decision map does not show: at zero, or at the mean of the probe's data."""
 

@@ -2,7 +2,7 @@
 
 TC(z) = sum_d H(z_d) - H(z). Two estimates: entropies by Gaussian kernels of bandwidth 0.1, as arXiv 2408.12936 does,
 and the closed form of a Gaussian with the latent's covariance. In many dimensions a kernel estimate mostly says how few
-frames there are, so each stands beside the same estimate after every dimension was shuffled over the frames, which
+frames there are, so each is compared with the same estimate after every dimension was shuffled over the frames, which
 makes them independent: what it says then is its bias.
 """
 
@@ -166,7 +166,7 @@ def estimates(
 
 
 def draw_estimate(axes: Axes, name: str, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """One estimate against the number of dimensions, for each run beside its shuffled self."""
+    """One estimate against the number of dimensions, for each run and its shuffled version."""
     for number, (run, points) in enumerate(runs.items()):
         finite = [point for point in points if point["total_correlation"] is not None]
         widths = [point["dimensions"] for point in finite]

@@ -54,7 +54,7 @@ def most_important(scaled: Matrix, order: npt.NDArray[np.int64], classes: list[s
 
 
 def densities(runs: dict[str, Matrix], title: str) -> Figure:
-    """Density of all classes' rescaled weights, one line a run (Gaussian kernels, Scott's bandwidth)."""
+    """Density of all classes' rescaled weights, one line per run (Gaussian kernels, Scott's bandwidth)."""
     figure = style.new_figure(6, 3.6)
     axes = figure.subplots()
     draw_densities(axes, runs)

@@ -253,7 +253,7 @@ def _check_keys(given: Mapping[str, Any], valid: tuple[str, ...], where: str) ->
 
 
 def profile_names() -> list[str]:
-    """Names of the profiles that come with simdist, and of those you put beside them."""
+    """Names of the profiles that come with simdist, and of those in the same folder."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 

@@ -1,6 +1,6 @@
 """The one place that imports torchaudio: `from simdist.core.torchaudio_import import torchaudio`.
 
-torchaudio's wheels link CUDA, so beside a CPU-only torch `import torchaudio` raises OSError when it loads its compiled
+torchaudio's wheels link CUDA, so with a CPU-only torch `import torchaudio` raises OSError when it loads its compiled
 extension. What simdist uses of it (resampling, mel filters) is plain torch and needs no extension. On that OSError,
 and on nothing else, the extension module is replaced by a stub that says it is absent, and the import is tried again.
 Where torchaudio imports normally it is used untouched.

@@ -2,7 +2,7 @@
 
 Every shard must be there with its size. Its sha256 is computed only where it may have changed: a shard is trusted that
 has the time it had when it was last found good, or, if it never was, is no younger than the manifest, which packing
-writes last. What is good is noted in `.verified.json` beside the manifest, or in the user's cache where that folder is
+writes last. What is good is noted in `.verified.json` next to the manifest, or in the user's cache where that folder is
 read-only. So a corpus that was copied without its times is hashed once, by one process, and an unchanged one never.
 """
 
@@ -154,7 +154,7 @@ def _cpus() -> int:
 
 
 def _places(split: Split) -> list[Path]:
-    """Where the note may stand: beside the manifest, or in the user's cache."""
+    """Where the note may be: next to the manifest, or in the user's cache."""
     name = hashlib.sha256(str(split.folder.resolve()).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return [split.folder / NOTE, cache / "simdist" / f"verified-{name}.json"]

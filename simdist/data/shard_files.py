@@ -1,7 +1,7 @@
 """Bytes out of a split's tars, from a file system that may not answer for a while.
 
 A network file system that is restarted, or fails over, refuses reads for seconds to minutes, or shows a file shorter
-than it is. Such a read is tried again, with the file opened anew, until it succeeds or the patience is over. A few
+than it is. Such a read is tried again, with the file reopened, until it succeeds or the patience is over. A few
 files are kept open at a time: a corpus may have more shards than a process may open.
 """
 

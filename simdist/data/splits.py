@@ -3,7 +3,7 @@
 A split is a folder:
 
     shard-000000.tar …   ordinary WebDataset tars: KEY.flac or KEY.wav (PCM16), KEY.json, KEY.phones.npy
-    index.npz            one row a sample, in shard order (see `Index`); numpy arrays, never pickled
+    index.npz            one row per sample, in shard order (see `Index`); numpy arrays, never pickled
     manifest.json        written last, so that a folder with a manifest is complete (see `Manifest`)
 
 The index says at which byte of which tar a sample's audio lies, so that a crop is read without walking the tar.

@@ -1,7 +1,7 @@
 """A dataset's answers to a range of requests, in order, from a DataLoader's processes; one that dies is replaced.
 
-The answers depend on the requests alone, so a DataLoader that begins anew at the first one still unanswered goes on as
-if nothing had happened. Without this a worker that the kernel kills for want of memory would end the training.
+The answers depend on the requests alone, so a DataLoader that restarts at the first one still unanswered continues as
+if nothing had happened. Without this a worker that the kernel kills when memory runs out would end the training.
 
 The surprising decision: workers come from a fork server and are not forked from the training process. That one has many
 threads, and a fork while one of them hands Python's lock back leaves a child that waits for ever (seen with DDP).

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def decode(encoder_run: Run, config: DecodingConfig, stop: SignalHandler, force: bool = False) -> int:
-    """Train a decoder to its end, measure it, and show it beside the others; returns the exit code."""
+    """Train a decoder to its end, measure it, and show it with the others; returns the exit code."""
     from simdist.decode.command import Command
 
     return Command(encoder_run, config, stop, force).work()

@@ -1,4 +1,4 @@
-"""Decoded clips as WAV files beside their originals, to be listened to over training.
+"""Decoded clips as WAV files with their originals, to be listened to over training.
 
 audio/KEY/original.wav   audio/KEY/step_00001200.wav
 """

@@ -1,4 +1,4 @@
-"""Quality of a trained decoder on the test split, and of the mean signal beside it.
+"""Quality of a trained decoder on the test split, and of the mean signal.
 
 Every test clip is looked at once, by one rank: its crop of epoch 0, encoded and decoded by itself with noise of its
 own, so that numbers do not depend on batches or ranks.

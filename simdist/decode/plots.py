@@ -1,4 +1,4 @@
-"""Waveforms and spectrograms of decoded clips beside their originals, as PNG."""
+"""Waveforms and spectrograms of decoded clips next to their originals, as PNG."""
 
 from __future__ import annotations
 

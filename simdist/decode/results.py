@@ -14,7 +14,7 @@
     seconds      of measuring
     finished, environment           unix time; versions of simdist and torch, host
 
-`figures.csv` beside it has all figures of every clip, of the decoder and of the mean signal.
+`figures.csv` next to it has all figures of every clip, of the decoder and of the mean signal.
 """
 
 from __future__ import annotations

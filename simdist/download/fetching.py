@@ -46,7 +46,7 @@ class Patience:
 
 
 class AddressError(Exception):
-    """An address cannot give the file; its text goes on a sentence that begins with the address."""
+    """An address cannot give the file; its text completes a sentence that begins with the address."""
 
 
 class BrokenError(Exception):

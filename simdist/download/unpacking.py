@@ -87,8 +87,8 @@ def _refusal(member: tarfile.TarInfo, subset: str) -> str:
         return "which leads out of the folder"
     if not (member.isfile() or member.isdir()):
         return "which is neither a file nor a folder"
-    beside = len(parts) == 2 and member.isfile()  # SPEAKERS.TXT and its like
-    if parts[:1] != ("LibriSpeech",) or not (len(parts) == 1 or beside or parts[1] == subset):
+    is_top_level = len(parts) == 2 and member.isfile()  # SPEAKERS.TXT and its like
+    if parts[:1] != ("LibriSpeech",) or not (len(parts) == 1 or is_top_level or parts[1] == subset):
         return f"which does not belong to LibriSpeech/{subset}"
     return ""
 

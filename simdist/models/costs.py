@@ -28,7 +28,7 @@ class Cost:
     forward_flops: int = 0
     backward_flops: int = 0
     kept_bytes: int = 0
-    """Kept from the forward for the backward pass, beside parameters."""
+    """Kept from the forward for the backward pass, besides parameters."""
 
     @property
     def flops(self) -> int:

@@ -1,6 +1,6 @@
 """LibriSpeech's layout: which utterances there are, in which split, with which transcript and phone labels.
 
-SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac and SPEAKER-CHAPTER.trans.txt, SPEAKERS.TXT beside the subsets
+SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac and SPEAKER-CHAPTER.trans.txt, SPEAKERS.TXT next to the subsets
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Hold:
 
     Args:
         path: is created.
-        shared: several may hold it together, but not beside an exclusive one.
+        shared: several may hold it together, but not with an exclusive one.
     """
 
     def __init__(self, path: Path, shared: bool = False) -> None:

@@ -138,7 +138,7 @@ def do_job(job: Job, place: Workplace, vectors: tuple[Vectors, Vectors] | None) 
         vectors: of the training and test split; None encodes them from audio, batch by batch.
 
     Raises:
-        StoppedError: a signal came; the same job goes on from there.
+        StoppedError: a signal came; the same job resumes from there.
     """
     begin = time.monotonic()
     if job.source.kind == "supervised":  # its encoder is trained, and the next job begins with it untrained

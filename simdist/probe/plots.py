@@ -64,16 +64,16 @@ def plot_confusion(confusion: npt.NDArray[np.int64], names: list[str], label: st
 
 
 def plot_curves(curves: list[tuple[str, list[dict[str, Any]]]], label: str, chance: float, path: Path) -> None:
-    """Few labels: accuracy against examples a class, with the thesis's table beside where it has one.
+    """Few labels: accuracy against examples per class, next to the thesis's table if it has one.
 
     Args:
         curves: for each probe its name and the `curve` of its result.
         chance: accuracy of guessing.
         path: PNG to write.
     """
-    beside = label == "syllable"
-    figure = Figure(figsize=(11 if beside else 6, 4.2), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, 2 if beside else 1, sharey=True))
+    with_thesis = label == "syllable"
+    figure = Figure(figsize=(11 if with_thesis else 6, 4.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, 2 if with_thesis else 1, sharey=True))
     for number, (name, curve) in enumerate(curves):
         sizes = [point["examples_per_class"] for point in curve]
         values = [point["accuracy"]["value"] for point in curve]
@@ -81,7 +81,7 @@ def plot_curves(curves: list[tuple[str, list[dict[str, Any]]]], label: str, chan
         _line(panels[0], number, sizes, values, name)
         panels[0].fill_between(sizes, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.2, linewidth=0)
     _finish_curve(panels[0], f"{label}: this run, mean and 95 % interval", chance)
-    if beside:
+    if with_thesis:
         for (method, module), values in THESIS.items():
             _line(
                 panels[1], module, THESIS_SIZES, values, f"{method}, module {module}", "--" if method == "GIM" else "-"

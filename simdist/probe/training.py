@@ -25,7 +25,7 @@ from simdist.models.probes import Probe
 from simdist.probe.examples import Examples
 from simdist.probe.settings import ProbeSettings
 
-SAVE_SECONDS = 120.0  # between two saves of a training that goes on: what a kill without warning costs at most
+SAVE_SECONDS = 120.0  # between two saves of a running training: the most that a kill without warning costs
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ Examples:
   python -m simdist.report runs --metric balanced_accuracy
 
 Writes to --out: report.html (one file, no network needed to read it), report.md, report.tex (booktabs), report.txt (as
-printed), summary.csv (a row a mean), results.csv (a row a number of a run). See docs/tasks/report.md.
+printed), summary.csv (one row per mean), results.csv (one row per measurement). See docs/tasks/report.md.
 """
 COLUMNS = 200  # of a table in a file, which has no width of its own
 MOST_PROBLEMS = 10  # named on the terminal

@@ -93,7 +93,7 @@ def _decoder(run: str, path: Path, result: Values) -> Finding:
 
 
 Number = tuple[dict[str, Any], str, float]
-"""What was measured beside the analysis and the module, the metric, its value."""
+"""What was measured, in addition to the analysis and the module, the metric, its value."""
 
 
 def _distributions(values: Values) -> Iterator[Number]:

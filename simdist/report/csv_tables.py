@@ -1,4 +1,4 @@
-"""Numbers for other programs: CSV with a row a number of a run, and with a row a mean."""
+"""Numbers for other programs: CSV with one row per measurement, and with one row per mean."""
 
 from __future__ import annotations
 

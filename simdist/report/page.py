@@ -68,7 +68,7 @@ METHODS = (
     "Contribution: error to the decoded second clip that is left when the n most different dimensions are taken from "
     "it, as a share of the error with none taken; medians over pairs of clips.",
     "Sounds have the samples of the run's WAV files (FLAC, lossless), the first 30 seconds; a drawn waveform is scaled "
-    "to the loudest sound beside it.",
+    "to the loudest sound next to it.",
 )
 
 

@@ -50,14 +50,14 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
 
 
 @dataclass
-class Ending:
+class RunEnding:
     """How a run ended."""
 
     exit_code: int = EXIT_OK
 
 
 @contextmanager
-def lifecycle(trainer: Trainer, process: Process) -> Iterator[Ending]:
+def lifecycle(trainer: Trainer, process: Process) -> Iterator[RunEnding]:
     """Run the body, which trains, between resuming and recording how the run ended.
 
     A `StoppedError` in the body sets the exit code and, after a preemption, requeues the SLURM job.
@@ -65,7 +65,7 @@ def lifecycle(trainer: Trainer, process: Process) -> Iterator[Ending]:
     Raises:
         InputError: the run cannot continue. Its last checkpoint is safe.
     """
-    accelerator, run, ending, signal_number = process.accelerator, trainer.run, Ending(), 0
+    accelerator, run, ending, signal_number = process.accelerator, trainer.run, RunEnding(), 0
     with Lease(run.folder) if accelerator.is_main_process else nullcontext() as lease, process.stop.installed():
         trainer.lease = lease
         _start(trainer, process)
