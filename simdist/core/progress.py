@@ -63,7 +63,7 @@ def transfer(console: Console, what: str, total: int | None, begin: int = 0) -> 
 
 
 def _transferred(what: str, done: int, total: int | None, rate: float) -> str:
-    """A line such as `x.tar.gz: 512.0 of 6,387.3 MB, 12.1 MB/s, 486 s left`; `rate` in bytes a second."""
+    """A line such as `x.tar.gz: 512.0 of 6,387.3 MB, 12.1 MB/s, 486 s left`; `rate` in bytes per second."""
     if total is None:
         return f"{what}: {done / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s"
     left = (total - done) / rate

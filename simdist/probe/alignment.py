@@ -9,7 +9,7 @@ paddings. Two alignments:
   centre.
 - `centre`, for any stride: a label takes the mean of the frames whose centres lie within 80 samples of its own, or the
   nearest frame where there is none. Modules 0 and 1 of SIM average 8 and 2 frames; the thesis's module 1, with
-  20.8 frames a second, repeats each frame four to five times.
+  20.8 frames per second, repeats each frame four to five times.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ SRUN = Names(
     ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
     ("SLURM_LOCALID",),
     ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"),
-    "start one task a GPU with srun, which sets all of them; or `unset SLURM_PROCID` for a single process",
+    "start one task per GPU with srun, which sets all of them; or `unset SLURM_PROCID` for a single process",
 )
 MPI_NUMBER = re.compile(r"(MPI|PMIX?|OMPI|PALS|FLUX|JSM)_\w*(RANK|RANKID|SIZE|NRANKS|NNODES)")  # and no shared secret
 SUBMITIT_LOCAL = Names(
@@ -78,7 +78,7 @@ def _tasks_on_node(environ: Mapping[str, str], names: Names, node: int) -> int:
     if name not in environ:
         miss(environ, name, names.remedy)
     if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", environ[name]):
-        raise InputError(f"{name} is {environ[name]!r}, not tasks a node such as 2(x3),1; {names.remedy}")
+        raise InputError(f"{name} is {environ[name]!r}, not tasks per node such as 2(x3),1; {names.remedy}")
     counts = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ[name]):
         counts += [int(count)] * int(times or 1)

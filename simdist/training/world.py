@@ -164,7 +164,7 @@ def _compare_with_step(environ: Mapping[str, str], size: int, nodes: int, elasti
             ("GROUP_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_PROCID"),
             f"srun started {tasks} launchers that do not know of each other",
             "start one a node and give each --nnodes and rank 0's address (accelerate: --num_machines, "
-            "--main_process_ip); or start `python -m simdist.train` with srun, one task a GPU",
+            "--main_process_ip); or start `python -m simdist.train` with srun, one task per GPU",
         )
     same = size == tasks and environ["RANK"] == environ.get("SLURM_PROCID")
     if not elastic and tasks > 1 and not same:
