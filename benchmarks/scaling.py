@@ -33,7 +33,7 @@ FLAC_READ, FLAC_RATE, WAV_RATE = (
     68_300,
     1_400,
     45_000,
-)  # bytes per crop, clips/s a core: measured, see docs/explanation/scaling.md
+)  # bytes a crop, clips/s a core: measured, see docs/explanation/scaling.md
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def scaling_table(costs: Sequence[ModuleCost], config: Config, clips: int, rates
     for fabric in BETWEEN_NODES:
         head += [f"{fabric.name} ms", "efficiency", "if hidden", "clips/s"]
     return table(
-        f"All-reduce against compute, {clips} clips per GPU (up to {GPUS_A_NODE} GPUs: NVLink alone).", head, rows
+        f"All-reduce against compute, {clips} clips a GPU (up to {GPUS_A_NODE} GPUs: NVLink alone).", head, rows
     )
 
 
 def batch_table(config: Config, rates: Rates) -> str:
-    """What more clips per GPU do to a step."""
+    """What more clips a GPU do to a step."""
     rows = []
     for clips in (1, 2, 4, 8, 16, 32, 64, 128):
         costs = module_costs(config, clips)
@@ -177,7 +177,7 @@ def batch_table(config: Config, rates: Rates) -> str:
             ]
         )
     head = [
-        "clips per GPU",
+        "clips a GPU",
         "compute ms",
         "clips/s",
         "TFLOP/s",
@@ -186,7 +186,7 @@ def batch_table(config: Config, rates: Rates) -> str:
         "64 GPUs NDR",
         "25 GbE",
     ]
-    return table("More clips per GPU: throughput of one GPU, and efficiency of 64.", head, rows)
+    return table("More clips a GPU: throughput of one GPU, and efficiency of 64.", head, rows)
 
 
 def loader_table(config: Config, clips: int, rates: Rates) -> str:
@@ -208,7 +208,7 @@ def loader_table(config: Config, clips: int, rates: Rates) -> str:
             ]
         )
     head = ["for", "clips/s", "hours of speech/s", "FLAC MB/s", "FLAC cores", "WAV MB/s", "WAV cores"]
-    return table(f"What the loader must deliver, {clips} clips per GPU and step.", head, rows)
+    return table(f"What the loader must deliver, {clips} clips a GPU and step.", head, rows)
 
 
 def negatives_table(config: Config, costs: Sequence[ModuleCost], clips: int) -> str:
@@ -232,7 +232,7 @@ def negatives_table(config: Config, costs: Sequence[ModuleCost], clips: int) -> 
         )
     head = [
         "ranks",
-        "clips per rank",
+        "clips a rank",
         "from own sequence",
         f"of {config.loss.num_negatives}",
         "if global",
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rates = Rates(flops * parsed.share, memory * parsed.memory_share, parsed.floor_ms / 1e3, parsed.link_share)
     costs = module_costs(config, parsed.clips)
     print(
-        f"{config.name}: {config.data.crop} samples per clip, bf16. Assumed of an {parsed.gpu.upper()}: "
+        f"{config.name}: {config.data.crop} samples a clip, bf16. Assumed of an {parsed.gpu.upper()}: "
         f"{parsed.share:.0%} of {flops / 1e12:.0f} TFLOP/s, {parsed.memory_share:.0%} of {memory / 1e12:.2f} TB/s, "
         f"no step below {parsed.floor_ms:g} ms; {parsed.link_share:.0%} of each link."
     )
