@@ -100,4 +100,4 @@ def test_wrong_wishes(fails: Callable[..., str], sim: Path, gim: Path, copied: P
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"encoder_weights": "f" * 16}))
     assert "was trained on step 10 of the encoder" in fails("traversal", f"--run-dir={copied}", "--module=2")
     path.with_name("DONE").unlink()
-    assert "2-mse is not finished; this goes on" in fails("traversal", f"--run-dir={copied}", "--module=2")
+    assert "2-mse is not finished. Resume it with" in fails("traversal", f"--run-dir={copied}", "--module=2")
