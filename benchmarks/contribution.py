@@ -20,7 +20,8 @@ from rich.table import Table
 
 from simdist.analyze.contribution import DTYPES, Scorer
 from simdist.analyze.fast_decoding import FastDecoder
-from simdist.analyze.settings import ContributionSettings, numbers
+from simdist.analyze.registry import ContributionSettings
+from simdist.analyze.settings import numbers
 from simdist.config.load import CONFIGS, read_config
 from simdist.models.decoder import Decoder
 

@@ -11,13 +11,9 @@ from .plan import MANIFEST, Plan
 
 PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
     ("pack", "synthetic"): ("espeakng_loader", "demo"),
-    ("analyze", "weights"): ("scipy", "analysis"),
-    ("analyze", "distributions"): ("scipy", "analysis"),
-    ("analyze", "total-correlation"): ("scipy", "analysis"),
-    ("analyze", "embedding"): ("sklearn", "analysis"),
-    ("analyze", "disentanglement"): ("sklearn", "analysis"),
+    ("analyze",): ("sklearn", "analysis"),  # which brings scipy, too
 }
-"""By the first words of a job's command: the module that it imports, and the extra that installs it."""
+"""By the first word or words of a job's command: a module that it imports, and the extra that installs it."""
 
 
 def require_commands(plan: Plan) -> None:
@@ -40,7 +36,7 @@ def missing_packages(plan: Plan, done: set[str]) -> str | None:
     """
     missing: dict[tuple[str, str], str] = {}
     for job in plan.jobs.values():
-        need = PACKAGES.get(job.command[:2])
+        need = PACKAGES.get(job.command[:2]) or PACKAGES.get(job.command[:1])
         if need is not None and job.name not in done and importlib.util.find_spec(need[0]) is None:
             missing.setdefault(need, " ".join(job.command[:2]))
     if not missing:

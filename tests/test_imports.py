@@ -32,7 +32,7 @@ ALLOWED = {  # room: the rooms that it may import
     "probe": LIBRARY,
     "decode": LIBRARY,
     "analyze": LIBRARY | {"probe", "decode"},
-    "report": BASE | {"runs", "probe"},
+    "report": BASE | {"runs", "probe", "analyze"},
     "doctor": BASE | {"cluster", "runs", "data", "training"},
     "import_reference": LIBRARY,
     "__init__": {"loading"},
@@ -137,7 +137,7 @@ def test_light_rooms_and_command_lines_import_nothing_heavy() -> None:
         name for name in modules() if room(name) in NO_TORCH and not name.endswith(("__main__", "torchaudio_import"))
     ]
     commands = [f"{name}.__main__" for name in modules() if f"{name}.__main__" in modules()]
-    settings = ["simdist.probe.settings", "simdist.analyze.settings"]
+    settings = ["simdist.probe.settings", "simdist.analyze.registry"]
     program = f"import sys, {', '.join(light + commands + settings)}; "
     program += f"print([name for name in {HEAVY} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""What `simdist.analyze` does: plan an analysis for each module, do what is missing, and say what was found."""
+"""Run an analysis on each module of an encoder: plan it, skip finished results, print a summary."""
 
 from __future__ import annotations
 
@@ -18,9 +18,18 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from simdist.analyze.outcome import FORMAT_VERSION, RESULT, Analysis, Findings, ModuleError, Outcome, read_result
+from simdist.analyze.encoder_under_test import EncoderUnderTest, analysis_folder, open_encoder
+from simdist.analyze.registry import ANALYSES
+from simdist.analyze.result_writer import (
+    FORMAT_VERSION,
+    RESULT,
+    Analysis,
+    AnalysisResult,
+    ModuleError,
+    ResultWriter,
+    read_result,
+)
 from simdist.analyze.settings import AnalysisSettings
-from simdist.analyze.subject import Subject, analysis_folder, open_subject
 from simdist.core.errors import InputError
 from simdist.core.files import write_json
 from simdist.core.progress import progress
@@ -29,61 +38,47 @@ from simdist.probe.settings import modules_in
 from simdist.runs.folder import Run
 from simdist.training.hardware import warn_of_cpu
 
-CLASSES = {  # analysis -> module:class; another package may add its own, see docs/tasks/adding_an_analysis.md
-    "weights": "simdist.analyze.weights:Weights",
-    "contribution": "simdist.analyze.contribution:Contribution",
-    "total-correlation": "simdist.analyze.total_correlation:TotalCorrelation",
-    "distributions": "simdist.analyze.distributions:Distributions",
-    "embedding": "simdist.analyze.embedding:Embedding",
-    "scatter": "simdist.analyze.scatter:Scatter",
-    "traversal": "simdist.analyze.traversal:Traversal",
-    "interpolation": "simdist.analyze.interpolation:Interpolation",
-    "samples": "simdist.analyze.samples:Samples",
-    "disentanglement": "simdist.analyze.disentanglement:Disentanglement",
-    "robustness": "simdist.analyze.robustness:Robustness",
-}
 
-
-class Command:
+class AnalyzeCommand:
     """One call of `simdist.analyze`.
 
     Args:
-        console: where it tells.
-        stop: asked between units of work.
+        console: for messages and progress.
+        stop: checked between units of work.
     """
 
     def __init__(self, console: Console, stop: SignalHandler) -> None:
         self.console, self._stop, self._warned = console, stop, False
 
     def work(self, which: str, settings: AnalysisSettings) -> list[Path]:
-        """Analyse every module asked for; returns the folders of the results.
+        """Analyze every requested module; returns the result folders.
 
         Raises:
-            InputError: a module asked for by number cannot be analysed, or none of all can.
-            StoppedError: a signal came; the same command continues.
+            InputError: a module named by number cannot be analyzed, or none of `all` can.
+            StoppedError: a signal arrived; the same command continues.
         """
-        subject = open_subject(settings)
-        self.console.print(f"{which} of {escape(str(subject.run.folder))}, step {subject.step:,}, {subject.device}")
+        encoder = open_encoder(settings)
+        self.console.print(f"{which} of {escape(str(encoder.run.folder))}, step {encoder.step:,}, {encoder.device}")
         if not self._warned:  # once for several analyses
-            warn_of_cpu(subject.device.type, self._log, subject.run.event, chosen=settings.device == "cpu")
+            warn_of_cpu(encoder.device.type, self._log, encoder.run.event, chosen=settings.device == "cpu")
             self._warned = True
-        return [self._one(which, subject, m, settings, found) for m, found in self._plan(which, subject, settings)]
+        return [self._one(which, encoder, m, settings, found) for m, found in self._plan(which, encoder, settings)]
 
     def _log(self, text: str) -> None:
         self.console.print(text, markup=False)
 
     def check(self, which: str, settings: AnalysisSettings) -> None:
         """Raise the InputError that `work` would raise before it begins."""
-        self._plan(which, open_subject(settings), settings)
+        self._plan(which, open_encoder(settings), settings)
 
-    def _plan(self, which: str, subject: Subject, settings: AnalysisSettings) -> list[tuple[int, Analysis]]:
-        """The modules to analyse; of `all`, those that the analysis fits."""
-        module_name, _, class_name = CLASSES[which].partition(":")
+    def _plan(self, which: str, encoder: EncoderUnderTest, settings: AnalysisSettings) -> list[tuple[int, Analysis]]:
+        """The modules to analyze; for `all`, those to which the analysis applies."""
+        module_name, _, class_name = ANALYSES[which].implementation.partition(":")
         kind = getattr(importlib.import_module(module_name), class_name)
-        wanted, planned, reasons = modules_in(settings.module, len(subject.encoder.stack)), [], []
+        wanted, planned, reasons = modules_in(settings.module, len(encoder.network.stack)), [], []
         for module in wanted:
             try:
-                planned.append((module, kind(subject, module, settings)))
+                planned.append((module, kind(encoder, module, settings)))
             except ModuleError as error:
                 if settings.module.strip() != "all":
                     raise
@@ -91,36 +86,38 @@ class Command:
         if not planned:
             raise reasons[0]
         for reason in reasons:
-            self.console.print(f"left out: {escape(str(reason))}")
+            self.console.print(f"skipped: {escape(str(reason))}")
         return planned
 
-    def _one(self, which: str, subject: Subject, module: int, settings: AnalysisSettings, found: Analysis) -> Path:
-        identity = _identity(which, subject, module, settings, found)
+    def _one(
+        self, which: str, encoder: EncoderUnderTest, module: int, settings: AnalysisSettings, found: Analysis
+    ) -> Path:
+        identity = _identity(which, encoder, module, settings, found)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        folder = analysis_folder(subject) / f"{which}-module{module}-step{subject.step}-{digest}"
+        folder = analysis_folder(encoder) / f"{which}-module{module}-step{encoder.step}-{digest}"
         if (folder / RESULT).exists() and not settings.force:
-            self._tell(folder, "done already")
+            self._tell(folder, "already done")
             return folder
         begin, is_new = time.monotonic(), not folder.exists()
-        outcome = self.outcome(folder)
+        writer = self.writer(folder)
         try:
-            findings = found.work(outcome)
+            result = found.work(writer)
         except InputError:
-            if is_new:  # nobody else's: what an earlier call left stays
+            if is_new:  # an earlier call's results are kept
                 shutil.rmtree(folder)
             raise
-        finish(outcome, subject.run, identity, findings, time.monotonic() - begin)
+        finish(writer, encoder.run, identity, result, time.monotonic() - begin)
         self._tell(folder, f"{time.monotonic() - begin:.1f} s")
         return folder
 
-    def outcome(self, folder: Path) -> Outcome:
+    def writer(self, folder: Path) -> ResultWriter:
         """A folder to write results to."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder} cannot be written ({error.strerror}); analyse a copy of the run") from error
+            raise InputError(f"{folder} cannot be written ({error.strerror}). Analyze a copy of the run") from error
         (folder / RESULT).unlink(missing_ok=True)
-        return Outcome(folder, self._stop, self._bar)
+        return ResultWriter(folder, self._stop, self._bar)
 
     @contextmanager
     def _bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -135,25 +132,27 @@ class Command:
         self.console.print(f"  {len(result['files'])} files in {escape(str(folder))}")
 
 
-def finish(outcome: Outcome, run: Run, identity: dict[str, Any], findings: Findings, seconds: float) -> None:
+def finish(writer: ResultWriter, run: Run, identity: dict[str, Any], result: AnalysisResult, seconds: float) -> None:
     """Write `result.json`: the analysis is done."""
     packages = {name: metadata.version(name) for name in ("simdist", "torch")}
     content = {
         "format_version": FORMAT_VERSION,
-        "name": outcome.folder.name,
+        "name": writer.folder.name,
         **identity,
-        "values": findings.values,
-        "summary": findings.summary,
-        "files": outcome.files,
+        "values": result.values,
+        "summary": result.summary,
+        "files": writer.files,
         "seconds": seconds,
         "finished": time.time(),
         "environment": {"host": socket.gethostname(), "packages": packages},
     }
-    write_json(outcome.folder / RESULT, content)
-    run.event("analysed", analysis=outcome.folder.name)
+    write_json(writer.folder / RESULT, content)
+    run.event("analysed", analysis=writer.folder.name)
 
 
-def _identity(which: str, subject: Subject, module: int, settings: AnalysisSettings, found: Analysis) -> dict[str, Any]:
+def _identity(
+    which: str, encoder: EncoderUnderTest, module: int, settings: AnalysisSettings, found: Analysis
+) -> dict[str, Any]:
     chosen = {
         item.name: getattr(settings, item.name)
         for item in dataclasses.fields(settings)
@@ -162,8 +161,8 @@ def _identity(which: str, subject: Subject, module: int, settings: AnalysisSetti
     return {
         "analysis": which,
         "module": module,
-        "step": subject.step,
-        "weights": subject.source.identity,
+        "step": encoder.step,
+        "weights": encoder.source.identity,
         "settings": chosen,
         "inputs": found.inputs,
     }

@@ -19,17 +19,12 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 
 from simdist.analyze import style
-from simdist.analyze.command import Command, finish
+from simdist.analyze.command import AnalyzeCommand, finish
 from simdist.analyze.contribution import draw_curves
-from simdist.analyze.outcome import Findings, Outcome, read_result
-from simdist.analyze.settings import (
-    AnalysisSettings,
-    CompareSettings,
-    ContributionSettings,
-    TotalCorrelationSettings,
-    WeightsSettings,
-)
-from simdist.analyze.subject import Subject, analysis_folder, open_subject
+from simdist.analyze.encoder_under_test import EncoderUnderTest, analysis_folder, open_encoder
+from simdist.analyze.registry import ContributionSettings, TotalCorrelationSettings, WeightsSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter, read_result
+from simdist.analyze.settings import AnalysisSettings, CompareSettings
 from simdist.analyze.total_correlation import ESTIMATES, draw_estimate
 from simdist.analyze.weights import rescaled
 from simdist.analyze.weights_plots import WEIGHT, draw_densities
@@ -42,7 +37,7 @@ Results = dict[str, dict[str, Any]]
 """Name of a run -> the result of one analysis of one module."""
 
 
-def compare(command: Command, first: Path, second: Path, settings: CompareSettings) -> Path:
+def compare(command: AnalyzeCommand, first: Path, second: Path, settings: CompareSettings) -> Path:
     """Analyse two runs and overlay their figures; returns the folder, which lies in the first one's.
 
     Raises:
@@ -51,11 +46,11 @@ def compare(command: Command, first: Path, second: Path, settings: CompareSettin
     """
     if first.resolve() == second.resolve():
         raise InputError(f"{first} and {second} are one run; name two")
-    subjects = [open_subject(AnalysisSettings(run=run, device=settings.device)) for run in (first, second)]
-    names = _names(subjects)
+    encoders = [open_encoder(AnalysisSettings(run=run, device=settings.device)) for run in (first, second)]
+    names = _names(encoders)
     begin, missing = time.monotonic(), []
     found: dict[int, dict[str, Results]] = {}
-    for module in _modules(subjects, settings):
+    for module in _modules(encoders, settings):
         found[module] = {}
         for which, asked in _analyses(settings, module, (first, second)).items():
             folders = _results(command, which, asked, (first, second), missing)
@@ -63,27 +58,27 @@ def compare(command: Command, first: Path, second: Path, settings: CompareSettin
                 found[module][which] = dict(zip(names, map(_read, folders), strict=True))
     if not any(found.values()):
         raise InputError("; ".join(dict.fromkeys(missing)))
-    identity = _identity(subjects, settings, found)
+    identity = _identity(encoders, settings, found)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    folder = analysis_folder(subjects[0]) / f"compare-{second.resolve().name}-{digest}"
-    outcome = command.outcome(folder)
-    values = {str(module): _overlay(module, results, outcome) for module, results in found.items() if results}
-    findings = Findings({"modules": values, "left_out": missing}, _summary(values))
-    finish(outcome, subjects[0].run, identity, findings, time.monotonic() - begin)
-    _tell(command, folder, findings, outcome)
+    folder = analysis_folder(encoders[0]) / f"compare-{second.resolve().name}-{digest}"
+    writer = command.writer(folder)
+    values = {str(module): _overlay(module, results, writer) for module, results in found.items() if results}
+    result = AnalysisResult({"modules": values, "left_out": missing}, _summary(values))
+    finish(writer, encoders[0].run, identity, result, time.monotonic() - begin)
+    _tell(command, folder, result, writer)
     return folder
 
 
-def _names(subjects: list[Subject]) -> list[str]:
+def _names(encoders: list[EncoderUnderTest]) -> list[str]:
     """What the runs are called in figures: their folders, with the folder above where these are alike."""
-    paths = [subject.run.folder.resolve() for subject in subjects]
+    paths = [encoder.run.folder.resolve() for encoder in encoders]
     if paths[0].name != paths[1].name:
         return [path.name for path in paths]
     return [f"{path.parent.name}/{path.name}" for path in paths]
 
 
-def _modules(subjects: list[Subject], settings: CompareSettings) -> list[int]:
-    return modules_in(settings.module, min(len(subject.encoder.stack) for subject in subjects))
+def _modules(encoders: list[EncoderUnderTest], settings: CompareSettings) -> list[int]:
+    return modules_in(settings.module, min(len(encoder.network.stack) for encoder in encoders))
 
 
 def _analyses(settings: CompareSettings, module: int, runs: tuple[Path, Path]) -> dict[str, AnalysisSettings]:
@@ -111,7 +106,7 @@ def _shared_loss(runs: tuple[Path, Path], module: int) -> str:
 
 
 def _results(
-    command: Command, which: str, asked: AnalysisSettings, runs: tuple[Path, Path], missing: list[str]
+    command: AnalyzeCommand, which: str, asked: AnalysisSettings, runs: tuple[Path, Path], missing: list[str]
 ) -> list[Path] | None:
     """One analysis of one module of both runs; None, and the reason in `missing`, if it cannot be done."""
     both = [dataclasses.replace(asked, run=run) for run in runs]
@@ -121,7 +116,7 @@ def _results(
         return [command.work(which, one)[0] for one in both]
     except InputError as error:
         missing.append(f"{which}, module {asked.module}: {error}")
-        command.console.print(f"left out: {escape(missing[-1])}")
+        command.console.print(f"skipped: {escape(missing[-1])}")
         return None
 
 
@@ -129,17 +124,17 @@ def _read(folder: Path) -> dict[str, Any]:
     return read_result(folder) | {"folder": folder}
 
 
-def _overlay(module: int, results: dict[str, Results], outcome: Outcome) -> dict[str, Any]:
+def _overlay(module: int, results: dict[str, Results], writer: ResultWriter) -> dict[str, Any]:
     """Draw each analysis of a module for both runs; returns what is compared as numbers."""
-    drawing: dict[str, Callable[[int, Results, Outcome], dict[str, Any]]] = {
+    drawing: dict[str, Callable[[int, Results, ResultWriter], dict[str, Any]]] = {
         "weights": _weights,
         "contribution": _contribution,
         "total-correlation": _total_correlation,
     }
-    return {which: drawing[which](module, found, outcome) for which, found in results.items()}
+    return {which: drawing[which](module, found, writer) for which, found in results.items()}
 
 
-def _weights(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
+def _weights(module: int, found: Results, writer: ResultWriter) -> dict[str, Any]:
     labels = [set(result["values"]["labels"]) for result in found.values()]
     values: dict[str, Any] = {}
     for label in sorted(set.intersection(*labels)):
@@ -148,7 +143,7 @@ def _weights(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
         axes = figure.subplots()
         draw_densities(axes, scaled)
         style.finish(axes, WEIGHT, "density", f"probe weights: {label}, module {module}")
-        outcome.figure(f"weights-{label}-module{module}", figure)
+        writer.figure(f"weights-{label}-module{module}", figure)
         kept = ("accuracy", "small_share", "kurtosis", "dimensions_for_90_percent")
         values[label] = {
             run: {key: result["values"]["labels"][label][key] for key in kept} for run, result in found.items()
@@ -165,38 +160,38 @@ def _weight_table(result: dict[str, Any], label: str) -> np.ndarray:
     return rows[:, chosen].T
 
 
-def _contribution(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
+def _contribution(module: int, found: Results, writer: ResultWriter) -> dict[str, Any]:
     figure = style.new_figure(6, 3.8)
     axes = figure.subplots()
     curves = {run: result["values"]["curve"] for run, result in found.items()}
     draw_curves(axes, curves)
     loss = next(iter(found.values()))["settings"]["loss"]
     axes.set_title(f"interpolation contribution, module {module}, decoder {loss}")
-    outcome.figure(f"contribution-module{module}", figure)
+    writer.figure(f"contribution-module{module}", figure)
     return curves
 
 
-def _total_correlation(module: int, found: Results, outcome: Outcome) -> dict[str, Any]:
+def _total_correlation(module: int, found: Results, writer: ResultWriter) -> dict[str, Any]:
     values = {run: {name: result["values"][name] for name in ESTIMATES} for run, result in found.items()}
     figure: Figure = style.new_figure(11, 3.6)
     for axes, name in zip(figure.subplots(1, len(ESTIMATES)), ESTIMATES, strict=True):
         draw_estimate(axes, name, {run: estimates[name] for run, estimates in values.items()})
     figure.suptitle(f"total correlation, module {module}", fontsize=10)
-    outcome.figure(f"total-correlation-module{module}", figure)
+    writer.figure(f"total-correlation-module{module}", figure)
     return values
 
 
 def _identity(
-    subjects: list[Subject], settings: CompareSettings, found: dict[int, dict[str, Results]]
+    encoders: list[EncoderUnderTest], settings: CompareSettings, found: dict[int, dict[str, Results]]
 ) -> dict[str, Any]:
     inputs = [r["name"] for module in found.values() for results in module.values() for r in results.values()]
     chosen = {key: getattr(settings, key) for key in ("module", "label", "loss", "clips", "seed")}
     return {
         "analysis": "compare",
         "module": settings.module,
-        "step": subjects[0].step,
-        "weights": [subject.source.identity for subject in subjects],
-        "runs": [str(subject.run.folder) for subject in subjects],
+        "step": encoders[0].step,
+        "weights": [encoder.source.identity for encoder in encoders],
+        "runs": [str(encoder.run.folder) for encoder in encoders],
         "settings": chosen,
         "inputs": inputs,
     }
@@ -224,8 +219,8 @@ def _half(curve: list[dict[str, Any]]) -> int | None:
     return next((point["dimensions"] for point in curve if point["median"] <= 0.5), None)
 
 
-def _tell(command: Command, folder: Path, findings: Findings, outcome: Outcome) -> None:
+def _tell(command: AnalyzeCommand, folder: Path, result: AnalysisResult, writer: ResultWriter) -> None:
     command.console.print("compared:")
-    for line in findings.summary:
+    for line in result.summary:
         command.console.print(f"  {escape(line)}")
-    command.console.print(f"  {len(outcome.files)} files in {escape(str(folder))}")
+    command.console.print(f"  {len(writer.files)} files in {escape(str(folder))}")

@@ -22,11 +22,12 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from simdist.analyze import style
-from simdist.analyze.decoded import DecodedAnalysis
+from simdist.analyze.encoder_under_test import EncoderUnderTest, encode
 from simdist.analyze.fast_decoding import FastDecoder
-from simdist.analyze.outcome import Findings, Outcome
-from simdist.analyze.settings import ContributionSettings, numbers
-from simdist.analyze.subject import Subject, encode
+from simdist.analyze.latent_audio import DecodedAnalysis
+from simdist.analyze.registry import ContributionSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
+from simdist.analyze.settings import numbers
 from simdist.core.errors import InputError
 from simdist.core.files import replacing
 
@@ -109,39 +110,39 @@ def summarize(scores: npt.NDArray[np.float64], sizes: list[int]) -> list[dict[st
 class Contribution(DecodedAnalysis):
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: ContributionSettings) -> None:
-        super().__init__(subject, module, settings)
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: ContributionSettings) -> None:
+        super().__init__(encoder, module, settings)
         self._settings = settings
         if len(self.clips) < 2:
             raise InputError(f"split {self.clips.split.folder} has {len(self.clips)} clip; the score compares pairs")
         width = self.decoder.in_channels
         self._sizes = sorted({min(size, width) for size in numbers("--sizes", settings.sizes)})
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         settings, dtype = self._settings, DTYPES[self._settings.precision]
-        device = self.subject.device
-        latents = encode(self.subject, self.module, self.clips, outcome.stop.check).mu.to(device)
+        device = self.encoder.device
+        latents = encode(self.encoder, self.module, self.clips, writer.stop.check).mu.to(device)
         decoder = FastDecoder(self.decoder, self.frames, dtype, self.clips.samples)
         scorer = Scorer.of(decoder, latents, self._sizes, settings.batch, dtype)
         noise = self._noise(scorer, latents)
-        scores = self._rows(scorer, outcome)
+        scores = self._rows(scorer, writer)
         if np.isnan(scores).all():
             raise InputError(f"all {len(self.clips)} clips decode to the same sound; train the decoder longer")
         curve = summarize(scores, self._sizes)
-        outcome.table("contribution", curve)
-        with replacing(outcome.folder / "scores.npz") as temporary, temporary.open("wb") as file:
+        writer.table("contribution", curve)
+        with replacing(writer.folder / "scores.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, scores=scores.astype(np.float32), sizes=self._sizes, keys=self.clips.keys)
-        outcome.files.append("scores.npz")
+        writer.files.append("scores.npz")
         figure = style.new_figure(6, 3.8)
         axes = figure.subplots()
         draw_curves(axes, {self.where: curve})
         pairs = int((~np.isnan(scores).any(axis=2)).sum())
         axes.set_title(f"interpolation contribution, {pairs:,} pairs")
-        outcome.figure("contribution", figure)
-        (outcome.folder / PROGRESS).unlink(missing_ok=True)
+        writer.figure("contribution", figure)
+        (writer.folder / PROGRESS).unlink(missing_ok=True)
         values = {"clips": len(self.clips), "pairs": pairs, "rounding_noise": noise, "curve": curve}
-        return Findings(values, _sentences(curve, pairs, noise))
+        return AnalysisResult(values, _sentences(curve, pairs, noise))
 
     def _noise(self, scorer: Scorer, latents: Tensor) -> float:
         if self._settings.precision == "float32":
@@ -149,21 +150,21 @@ class Contribution(DecodedAnalysis):
         decoder = FastDecoder(self.decoder, self.frames, torch.float32, self.clips.samples)
         return scorer.noise(Scorer.of(decoder, latents, [], self._settings.batch, torch.float32).decoded)
 
-    def _rows(self, scorer: Scorer, outcome: Outcome) -> npt.NDArray[np.float64]:
+    def _rows(self, scorer: Scorer, writer: ResultWriter) -> npt.NDArray[np.float64]:
         """(N, N, S) scores; continues where a stopped analysis was.
 
         Raises:
             StoppedError: a signal came; what was done is saved.
         """
-        count, path = len(self.clips), outcome.folder / PROGRESS
+        count, path = len(self.clips), writer.folder / PROGRESS
         scores, done = _load(path, (count, count, len(self._sizes)))
-        with outcome.bar("scoring pairs", count, "clips") as advance:
+        with writer.bar("scoring pairs", count, "clips") as advance:
             advance(done)
             for a in range(done, count):
-                if outcome.stop.signal_number or (a > done and a % SAVE_EVERY == 0):
+                if writer.stop.signal_number or (a > done and a % SAVE_EVERY == 0):
                     with replacing(path) as temporary, temporary.open("wb") as file:
                         np.savez(file, scores=scores, done=a)
-                    outcome.stop.check()
+                    writer.stop.check()
                 scores[a] = scorer.row(a)
                 advance(1)
         return scores

@@ -21,11 +21,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from simdist.analyze import style
+from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.extras import optional
 from simdist.analyze.labelled import LabelledAnalysis, Vectors, vectors_of, with_consonants
-from simdist.analyze.outcome import Findings, Outcome
-from simdist.analyze.settings import DisentanglementSettings
-from simdist.analyze.subject import Subject
+from simdist.analyze.registry import DisentanglementSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 
 Matrix = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int64]
@@ -97,39 +97,39 @@ def _spread(rows: Matrix) -> Matrix:
 class Disentanglement(LabelledAnalysis):
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: DisentanglementSettings) -> None:
-        super().__init__(subject, module, settings)
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: DisentanglementSettings) -> None:
+        super().__init__(encoder, module, settings)
         self._settings = settings
         optional("sklearn")
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         values, summary, settings = {}, [], self._settings
         for where in self.found:
             train, test = (
                 with_consonants(
                     vectors_of(
-                        self.subject, self.module, where, split, settings.examples, settings.seed, outcome.stop.check
+                        self.encoder, self.module, where, split, settings.examples, settings.seed, writer.stop.check
                     )
                 )
                 for split in (where.pair.train, where.pair.test)
             )
             name = "-".join(train.classes)
-            found = score(train, test, settings, outcome)
+            found = score(train, test, settings, writer)
             values[name] = found["values"]
-            outcome.table(f"dimensions-{name}", found["rows"])
-            outcome.figure(f"factors-{name}", figure_of(found["rows"], list(train.classes), self.where))
+            writer.table(f"dimensions-{name}", found["rows"])
+            writer.figure(f"factors-{name}", figure_of(found["rows"], list(train.classes), self.where))
             summary += _sentences(found["values"])
-        return Findings({"factors": values}, summary)
+        return AnalysisResult({"factors": values}, summary)
 
 
-def score(train: Vectors, test: Vectors, settings: DisentanglementSettings, outcome: Outcome) -> dict[str, Any]:
+def score(train: Vectors, test: Vectors, settings: DisentanglementSettings, writer: ResultWriter) -> dict[str, Any]:
     """All three scores from vectors to learn from and vectors to test on; `values`, and `rows` of a table."""
     factors = {}
     columns: dict[str, Matrix] = {}
-    with outcome.bar("scoring factors", len(train.classes), "factors") as advance:
+    with writer.bar("scoring factors", len(train.classes), "factors") as advance:
         for factor, seen in train.classes.items():
-            outcome.stop.check()
+            writer.stop.check()
             asked = test.classes[factor]
             information = mutual_information(test.values, asked, settings.bins)
             accuracies = single_accuracies(train.values, test.values, seen, asked)

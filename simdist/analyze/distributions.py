@@ -15,9 +15,9 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from simdist.analyze import style
-from simdist.analyze.outcome import Findings, ModuleError, Outcome
-from simdist.analyze.settings import DistributionsSettings
-from simdist.analyze.subject import Subject, choose_clips, encode
+from simdist.analyze.encoder_under_test import EncoderUnderTest, choose_clips, encode
+from simdist.analyze.registry import DistributionsSettings
+from simdist.analyze.result_writer import AnalysisResult, ModuleError, ResultWriter
 from simdist.analyze.total_correlation import sampled
 from simdist.models.module import ACTIVE_VARIANCE
 
@@ -43,30 +43,30 @@ def kl_divergence(mu: Matrix, log_var: Matrix) -> Matrix:
 class Distributions:
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: DistributionsSettings) -> None:
-        if subject.module(module).log_var is None:
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: DistributionsSettings) -> None:
+        if encoder.module(module).log_var is None:
             raise ModuleError(
-                f"module {module} of {subject.run.folder} has no distribution ({why_not(subject, module)}); "
+                f"module {module} of {encoder.run.folder} has no distribution ({why_not(encoder, module)}); "
                 "only variational modules have: train with --model.head variational, as SIM does"
             )
-        self._subject, self._module, self._settings = subject, module, settings
-        self._clips = choose_clips(subject, settings)
+        self._subject, self._module, self._settings = encoder, module, settings
+        self._clips = choose_clips(encoder, settings)
         self.inputs = [self._clips.split.manifest.fingerprint]
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
-        encoding = encode(self._subject, self._module, self._clips, outcome.stop.check)
+        encoding = encode(self._subject, self._module, self._clips, writer.stop.check)
         assert encoding.log_var is not None
         z = sampled(encoding.mu, encoding.log_var, self._settings.seed)
         mu, log_var, z = (t.flatten(0, 1).double().numpy() for t in (encoding.mu, encoding.log_var, z))
         table = describe(mu, log_var, z, self._settings.collapsed_below)
-        outcome.table("dimensions", _rows(table))
+        writer.table("dimensions", _rows(table))
         where = f"{self._subject.run.folder.name}, module {self._module}"
-        outcome.figure("histograms", histograms(z, table, self._settings.shown, where))
-        outcome.figure("dimensions", profile(table, self._settings.collapsed_below, where))
+        writer.figure("histograms", histograms(z, table, self._settings.shown, where))
+        writer.figure("dimensions", profile(table, self._settings.collapsed_below, where))
         return self._findings(table, len(z))
 
-    def _findings(self, table: dict[str, Matrix], frames: int) -> Findings:
+    def _findings(self, table: dict[str, Matrix], frames: int) -> AnalysisResult:
         collapsed, dimensions = int(table["collapsed"].sum()), len(table["kl"])
         warning = None
         if collapsed >= ALARM * dimensions:
@@ -91,17 +91,17 @@ class Distributions:
             f"KS distance to N(0, 1): median {ks['median']:.3f}, from {ks['smallest']:.3f} to {ks['largest']:.3f} "
             f"({frames:,} frames)",
         ]
-        return Findings(values, summary + ([f"WARNING: {warning}"] if warning else []))
+        return AnalysisResult(values, summary + ([f"WARNING: {warning}"] if warning else []))
 
 
 _SPREAD = {"smallest": np.min, "median": np.median, "largest": np.max}
 
 
-def why_not(subject: Subject, module: int) -> str:
+def why_not(encoder: EncoderUnderTest, module: int) -> str:
     """Why a module is not variational."""
-    if not subject.module(module).config.layers:
+    if not encoder.module(module).config.layers:
         return "it is a GRU"
-    return f"model.head is {subject.run.config.model.head!r}, as in GIM and CPC"
+    return f"model.head is {encoder.run.config.model.head!r}, as in GIM and CPC"
 
 
 def describe(mu: Matrix, log_var: Matrix, z: Matrix, collapsed_below: float) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simdist.analyze import style
+from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.extras import optional
 from simdist.analyze.labelled import LabelledAnalysis, Vectors, vectors_of
-from simdist.analyze.outcome import Findings, Outcome
-from simdist.analyze.settings import EmbeddingSettings
-from simdist.analyze.subject import Subject
+from simdist.analyze.registry import EmbeddingSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.core.errors import InputError
 
 NEIGHBOURS = 5
@@ -76,24 +76,24 @@ def embed(values: npt.NDArray[np.float64], perplexity: float, settings: Embeddin
 class Embedding(LabelledAnalysis):
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: EmbeddingSettings) -> None:
-        super().__init__(subject, module, settings)
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: EmbeddingSettings) -> None:
+        super().__init__(encoder, module, settings)
         self._settings = settings
         optional("umap" if settings.method == "umap" else "sklearn")
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         values, summary, settings = {}, [], self._settings
         for where in self.found:
             vectors = vectors_of(
-                self.subject, self.module, where, where.pair.test, settings.examples, settings.seed, outcome.stop.check
+                self.encoder, self.module, where, where.pair.test, settings.examples, settings.seed, writer.stop.check
             )
             perplexity = perplexity_of(len(vectors), settings)
             plane = embed(vectors.values, perplexity, settings)
-            outcome.stop.check()
+            writer.stop.check()
             title = f"{settings.method.upper().replace('TSNE', 't-SNE')} of {len(vectors):,} vectors: {self.where}"
-            outcome.figure(f"{settings.method}-{'-'.join(where.labels)}", plane_figure(plane, vectors, title))
-            outcome.table(f"{settings.method}-{'-'.join(where.labels)}", rows_of(plane, vectors, ["x", "y"]))
+            writer.figure(f"{settings.method}-{'-'.join(where.labels)}", plane_figure(plane, vectors, title))
+            writer.table(f"{settings.method}-{'-'.join(where.labels)}", rows_of(plane, vectors, ["x", "y"]))
             for label, classes in vectors.classes.items():
                 values[label] = {
                     "vectors": len(vectors),
@@ -103,7 +103,7 @@ class Embedding(LabelledAnalysis):
                     "chance": chance_agreement(classes),
                 }
                 summary.append(_sentence(label, values[label]))
-        return Findings({"method": settings.method, "labels": values}, summary)
+        return AnalysisResult({"method": settings.method, "labels": values}, summary)
 
 
 def plane_figure(plane: npt.NDArray[np.float64], vectors: Vectors, title: str) -> Figure:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from simdist.analyze.encoder_under_test import EncoderUnderTest, draw
 from simdist.analyze.settings import LabelSettings
-from simdist.analyze.subject import Subject, draw
 from simdist.core.errors import InputError
 from simdist.data.splits import Split
 from simdist.probe.labels import SplitPair, find_splits, read_targets
@@ -49,13 +49,13 @@ class Labelled:
         return [split.manifest.fingerprint for split in (self.pair.train, self.pair.test)]
 
 
-def find_labelled(subject: Subject, labels: str, data_root: Path | None, seed: int) -> list[Labelled]:
+def find_labelled(encoder: EncoderUnderTest, labels: str, data_root: Path | None, seed: int) -> list[Labelled]:
     """The splits of each label asked for (empty: of each there is); labels of the same splits and kind together.
 
     Raises:
         InputError: a label that nothing carries, or that has one class only.
     """
-    config = subject.run.config
+    config = encoder.run.config
     settings = ProbeSettings(label=labels, all=not labels, data_root=data_root, crops=1, seed=seed)
     found: dict[tuple[str, bool], Labelled] = {}
     for label, pair in find_splits(settings, config).items():
@@ -67,7 +67,7 @@ def find_labelled(subject: Subject, labels: str, data_root: Path | None, seed: i
 
 
 def vectors_of(
-    subject: Subject,
+    encoder: EncoderUnderTest,
     module: int,
     where: Labelled,
     split: Split,
@@ -84,7 +84,7 @@ def vectors_of(
     targets = {label: read_targets(split, label) for label in where.labels}
     rows = np.array(sorted(set.intersection(*(set(t.rows.tolist()) for t in targets.values()))), dtype=np.int64)
     rows = rows[draw(len(rows), min(wanted, len(rows)), seed, "examples")]
-    values, owners = _encoded(subject, module, where.view, split, rows, check)
+    values, owners = _encoded(encoder, module, where.view, split, rows, check)
     classes = {label: _classes(label, t.rows, t.classes, rows, owners) for label, t in targets.items()}
     if frames:
         kept = draw(len(values), wanted, seed, "frames")
@@ -93,14 +93,19 @@ def vectors_of(
 
 
 def _encoded(
-    subject: Subject, module: int, view: View, split: Split, rows: npt.NDArray[np.int64], check: Callable[[], None]
+    encoder: EncoderUnderTest,
+    module: int,
+    view: View,
+    split: Split,
+    rows: npt.NDArray[np.int64],
+    check: Callable[[], None],
 ) -> tuple[npt.NDArray[np.float64], list[int]]:
     """(N, C) vectors of these utterances in their order, and how many each has."""
     found: dict[int, torch.Tensor] = {}
     for begin in range(0, len(rows), CHUNK):
         check()
         part = rows[begin : begin + CHUNK].tolist()
-        encoded = encode_rows(subject.source, split, part, [view], subject.device)
+        encoded = encode_rows(encoder.source, split, part, [view], encoder.device)
         found |= {row: views[0][module] for row, views in encoded}
     parts = [found[row].double().numpy() for row in rows.tolist()]
     return np.concatenate(parts), [len(part) for part in parts]
@@ -145,8 +150,8 @@ def with_consonants(vectors: Vectors) -> Vectors:
 class LabelledAnalysis:
     """What the analyses of labelled vectors share: finding them."""
 
-    def __init__(self, subject: Subject, module: int, settings: LabelSettings) -> None:
-        self.subject, self.module = subject, module
-        self.found = find_labelled(subject, settings.label, settings.data_root, settings.seed)
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: LabelSettings) -> None:
+        self.encoder, self.module = encoder, module
+        self.found = find_labelled(encoder, settings.label, settings.data_root, settings.seed)
         self.inputs = [fingerprint for where in self.found for fingerprint in where.fingerprints]
-        self.where = f"{subject.run.folder.name}, module {module}"
+        self.where = f"{encoder.run.folder.name}, module {module}"

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from safetensors.torch import load_file
 from torch import Tensor
 
-from simdist.analyze.outcome import ModuleError
-from simdist.analyze.subject import Subject
+from simdist.analyze.encoder_under_test import EncoderUnderTest
+from simdist.analyze.result_writer import ModuleError
 from simdist.core.errors import InputError
 from simdist.models.probes import Probe
 from simdist.probe.results import RESULT, read_result
@@ -55,13 +55,13 @@ class TrainedProbe:
         return self.tensors()["output.weight"].double().numpy()
 
 
-def probes_of(subject: Subject, module: int) -> list[TrainedProbe]:
+def probes_of(encoder: EncoderUnderTest, module: int) -> list[TrainedProbe]:
     """All finished probes of this very encoder's module, the newest first; few-label ones keep no weights."""
     found = []
-    for path in subject.run.folder.glob(f"probes/*/{RESULT}"):
+    for path in encoder.run.folder.glob(f"probes/*/{RESULT}"):
         result = read_result(path.parent)
         source = result["source"]
-        same = source["kind"] == "trained" and source["weights"] == subject.source.identity
+        same = source["kind"] == "trained" and source["weights"] == encoder.source.identity
         if same and source["module"] == module and "test" in result:
             found.append(TrainedProbe(path.parent, result))
     return sorted(found, key=lambda probe: probe.result["finished"], reverse=True)
@@ -93,38 +93,38 @@ def has_one_weight_a_dimension(probe: TrainedProbe) -> bool:
     return result["probe"]["probe"] != "mlp" and result["view"]["pooling"] != "flatten"
 
 
-def named_probe(subject: Subject, module: int, name: str) -> TrainedProbe:
+def named_probe(encoder: EncoderUnderTest, module: int, name: str) -> TrainedProbe:
     """The probe in RUN/probes/NAME.
 
     Raises:
         InputError: there is none, or it is of another module or encoder.
     """
-    probes = probes_of(subject, module)
+    probes = probes_of(encoder, module)
     for probe in probes:
         if probe.name == name:
             return probe
     there = f"it has {', '.join(probe.name for probe in probes)}" if probes else "it has none"
-    where = f"module {module} of {subject.run.folder} at step {subject.step}"
+    where = f"module {module} of {encoder.run.folder} at step {encoder.step}"
     raise ModuleError(f"{where} has no probe {name!r}; {there}")
 
 
-def newest_by_label(subject: Subject, module: int, labels: str, wanted: Wanted) -> dict[str, TrainedProbe]:
+def newest_by_label(encoder: EncoderUnderTest, module: int, labels: str, wanted: Wanted) -> dict[str, TrainedProbe]:
     """For each label asked for (empty: for each there is) its newest probe that fits.
 
     Raises:
         ModuleError: a label has none; says which command makes it.
     """
     newest: dict[str, TrainedProbe] = {}
-    for probe in probes_of(subject, module):
+    for probe in probes_of(encoder, module):
         if wanted.fits(probe):
             newest.setdefault(probe.label, probe)
     asked = names_in(labels) or list(newest)
     missing = [label for label in asked if label not in newest] or ([] if asked else ["LABEL"])
     if missing:
-        run, label = subject.run.folder, missing[0]
+        run, label = encoder.run.folder, missing[0]
         bias = "with" if wanted.bias else "without"
         raise ModuleError(
-            f"module {module} of {run} at step {subject.step} has no {wanted.kind} probe of {label} {bias} bias, "
+            f"module {module} of {run} at step {encoder.step} has no {wanted.kind} probe of {label} {bias} bias, "
             f"{wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run-dir {run} --label {label} "
             f"--module {module}{wanted.options(label)}"
         )

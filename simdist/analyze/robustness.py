@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from simdist.analyze import style
-from simdist.analyze.outcome import Findings, Outcome
+from simdist.analyze.encoder_under_test import EncoderUnderTest, draw
 from simdist.analyze.probes import TrainedProbe, Wanted, newest_by_label
-from simdist.analyze.settings import RobustnessSettings, numbers
-from simdist.analyze.subject import Subject, draw
+from simdist.analyze.registry import RobustnessSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
+from simdist.analyze.settings import numbers
 from simdist.core.errors import InputError
 from simdist.core.random_streams import stream_seed
 from simdist.data.crops import CropReader
@@ -56,50 +57,50 @@ def at_snr(audio: Tensor, direction: Tensor, snr: float) -> Tensor:
 class _Reader:
     """A probe and how it reads a clip."""
 
-    subject: Subject
+    encoder: EncoderUnderTest
     module: int
     view: View
     probe: Probe
 
     def logits(self, audio: Tensor, split: Split, row: int) -> Tensor:
         """(1, 1, T) -> (n, num_classes), with gradient if enabled; n is 1, or frames with phone labels."""
-        frames = contexts(self.subject.encoder, audio, None, self.module + 1)[-1]
+        frames = contexts(self.encoder.network, audio, None, self.module + 1)[-1]
         if self.view.kind == "pooled":
             return self.probe(pool(frames, self.view.pooling))
-        how = grid_alignment(self.view, self.subject.source, self.module)
-        grid = self.subject.source.grids[self.module]
+        how = grid_alignment(self.view, self.encoder.source, self.module)
+        grid = self.encoder.source.grids[self.module]
         return self.probe(align(frames[0], num_vectors(split, row, self.view), grid, how))
 
 
 class Robustness:
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: RobustnessSettings) -> None:
-        self._subject, self._module, self._settings = subject, module, settings
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: RobustnessSettings) -> None:
+        self._subject, self._module, self._settings = encoder, module, settings
         self._probes = newest_by_label(
-            subject, module, settings.label, Wanted(settings.probe, settings.pooling, bias=True)
+            encoder, module, settings.label, Wanted(settings.probe, settings.pooling, bias=True)
         )
         self._snrs = sorted(set(numbers("--snr", settings.snr, float)), reverse=True)
         wanted = ProbeSettings(label=",".join(self._probes), data_root=settings.data_root)
-        self._pairs = find_splits(wanted, subject.run.config)
+        self._pairs = find_splits(wanted, encoder.run.config)
         self.inputs = [probe.name for probe in self._probes.values()]
         self.inputs += [pair.test.manifest.fingerprint for pair in self._pairs.values()]
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         values, summary = {}, []
         for label, probe in self._probes.items():
-            curves = self._curves(label, probe, outcome)
+            curves = self._curves(label, probe, writer)
             rows = [{"kind": kind, **point} for kind, points in curves.items() for point in points]
-            outcome.table(f"robustness-{label}", rows)
+            writer.table(f"robustness-{label}", rows)
             majority = probe.result["majority"]["accuracy"]
             title = f"{label}: {self._subject.run.folder.name}, module {self._module}"
-            outcome.figure(f"robustness-{label}", figure_of(curves, majority, title))
+            writer.figure(f"robustness-{label}", figure_of(curves, majority, title))
             values[label] = {"probe": probe.name, "majority": majority, "curves": curves}
             summary += [_sentence(label, kind, points) for kind, points in curves.items()]
-        return Findings({"labels": values}, summary)
+        return AnalysisResult({"labels": values}, summary)
 
-    def _curves(self, label: str, probe: TrainedProbe, outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
+    def _curves(self, label: str, probe: TrainedProbe, writer: ResultWriter) -> dict[str, list[dict[str, Any]]]:
         """For each kind of noise the accuracy at each SNR, clean audio first."""
         split, targets = self._pairs[label].test, self._targets(label)
         view, settings = View(**probe.result["view"]), self._settings
@@ -107,9 +108,9 @@ class Robustness:
         kinds, levels = KINDS[settings.attack], [None, *self._snrs]
         correct = np.zeros((len(kinds), len(levels), len(targets.rows)), dtype=np.int64)
         total = np.zeros(len(targets.rows), dtype=np.int64)
-        with outcome.bar(f"testing {label}", len(targets.rows), "utterances") as advance:
+        with writer.bar(f"testing {label}", len(targets.rows), "utterances") as advance:
             for place, (row, classes) in enumerate(zip(targets.rows.tolist(), targets.classes, strict=True)):
-                outcome.stop.check()
+                writer.stop.check()
                 hits, total[place] = self._utterance(reader, split, row, torch.from_numpy(classes))
                 correct[:, :, place] = hits
                 advance(1)

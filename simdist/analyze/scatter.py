@@ -14,10 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from simdist.analyze import style
 from simdist.analyze.embedding import draw_classes, rows_of
+from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.labelled import LabelledAnalysis, vectors_of
-from simdist.analyze.outcome import Findings, Outcome
-from simdist.analyze.settings import ScatterSettings, numbers
-from simdist.analyze.subject import Subject
+from simdist.analyze.registry import ScatterSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
+from simdist.analyze.settings import numbers
 from simdist.core.errors import InputError
 
 
@@ -33,10 +34,10 @@ def variance_ratio(values: npt.NDArray[np.float64], classes: npt.NDArray[np.int6
 class Scatter(LabelledAnalysis):
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: ScatterSettings) -> None:
-        super().__init__(subject, module, settings)
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: ScatterSettings) -> None:
+        super().__init__(encoder, module, settings)
         self._settings, self._axes = settings, numbers("--dimensions", settings.dimensions)
-        width = subject.module(module).context_channels
+        width = encoder.module(module).context_channels
         if self._axes and (len(set(self._axes)) != 3 or not all(0 <= d < width for d in self._axes)):
             raise InputError(
                 f"--dimensions is {settings.dimensions!r}; it must be three different ones of 0 to {width - 1}"
@@ -44,26 +45,26 @@ class Scatter(LabelledAnalysis):
         if width < 3:
             raise InputError(f"module {module} has {width} dimensions; a scatter in space needs three")
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         values: dict[str, Any] = {}
         summary, settings = [], self._settings
         for where in self.found:
             vectors = vectors_of(
-                self.subject, self.module, where, where.pair.test, settings.examples, settings.seed, outcome.stop.check
+                self.encoder, self.module, where, where.pair.test, settings.examples, settings.seed, writer.stop.check
             )
             for label, classes in vectors.classes.items():
                 ratio = variance_ratio(vectors.values, classes)
                 chosen = self._axes or np.argsort(-ratio, kind="stable")[:3].tolist()
                 figure = space_figure(vectors.values[:, chosen], chosen, classes, vectors.names[label], label)
                 figure.suptitle(f"{len(vectors):,} vectors: {self.where}", fontsize=10)
-                outcome.figure(f"scatter-{label}", figure)
+                writer.figure(f"scatter-{label}", figure)
                 names = [f"dimension_{d}" for d in chosen]
-                outcome.table(f"scatter-{label}", rows_of(vectors.values[:, chosen], vectors, names))
+                writer.table(f"scatter-{label}", rows_of(vectors.values[:, chosen], vectors, names))
                 values[label] = {"dimensions": chosen, "variance_ratios": ratio[chosen].tolist()}
                 ratios = ", ".join(f"{d} (F {ratio[d]:.1f})" for d in chosen)
                 summary.append(f"{label}: dimensions {ratios}")
-        return Findings({"labels": values}, summary)
+        return AnalysisResult({"labels": values}, summary)
 
 
 def space_figure(

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from scipy.special import logsumexp
 
 from simdist.analyze import style
-from simdist.analyze.outcome import Findings, Outcome
-from simdist.analyze.settings import TotalCorrelationSettings, numbers
-from simdist.analyze.subject import Subject, choose_clips, encode, frames_of
+from simdist.analyze.encoder_under_test import EncoderUnderTest, choose_clips, encode, frames_of
+from simdist.analyze.registry import TotalCorrelationSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
+from simdist.analyze.settings import numbers
 from simdist.core.errors import InputError
 from simdist.core.random_streams import stream_seed
 from simdist.probe.views import View, noise_for
@@ -93,38 +94,38 @@ def shuffled(x: Matrix, seed: int) -> Matrix:
 class TotalCorrelation:
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: TotalCorrelationSettings) -> None:
-        self._subject, self._module, self._settings = subject, module, settings
-        self._clips = choose_clips(subject, settings)
-        self._variational = subject.module(module).log_var is not None
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: TotalCorrelationSettings) -> None:
+        self._subject, self._module, self._settings = encoder, module, settings
+        self._clips = choose_clips(encoder, settings)
+        self._variational = encoder.module(module).log_var is not None
         if settings.latents == "sampled" and not self._variational:
             raise InputError(
-                f"module {module} of {subject.run.folder} has no distribution to sample from (model.head is "
-                f"{subject.run.config.model.head!r}); use --latents deterministic, or a run of SIM"
+                f"module {module} of {encoder.run.folder} has no distribution to sample from (model.head is "
+                f"{encoder.run.config.model.head!r}); use --latents deterministic, or a run of SIM"
             )
         self.inputs = [self._clips.split.manifest.fingerprint]
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         settings = self._settings
-        x = self._frames(outcome)
+        x = self._frames(writer)
         if len(x) < 3:
             raise InputError(f"{len(x)} frames are too few for a correlation; raise --clips or --frames")
         order = np.argsort(_bits(x.shape[1], settings.seed, "dimensions"), kind="stable")
         widths = sorted({min(width, x.shape[1]) for width in numbers("--sizes", settings.sizes)})
-        values = estimates(x[:, order], widths, settings.bandwidth, settings.seed, outcome)
+        values = estimates(x[:, order], widths, settings.bandwidth, settings.seed, writer)
         rows = [{"estimate": name, **point} for name in ESTIMATES for point in values[name]]
-        outcome.table("total-correlation", rows)
+        writer.table("total-correlation", rows)
         where = f"{self._subject.run.folder.name}, module {self._module}"
         figure = style.new_figure(9.6, 3.4)
         for axes, name in zip(figure.subplots(1, len(ESTIMATES)), ESTIMATES, strict=True):
             draw_estimate(axes, name, {where: values[name]})
         figure.suptitle(f"total correlation of {len(x):,} frames: {where}", fontsize=10)
-        outcome.figure("total-correlation", figure)
-        return Findings({"frames": len(x), **values}, _summary(values))
+        writer.figure("total-correlation", figure)
+        return AnalysisResult({"frames": len(x), **values}, _summary(values))
 
-    def _frames(self, outcome: Outcome) -> Matrix:
-        encoding = encode(self._subject, self._module, self._clips, outcome.stop.check)
+    def _frames(self, writer: ResultWriter) -> Matrix:
+        encoding = encode(self._subject, self._module, self._clips, writer.stop.check)
         if self._settings.latents == "deterministic" or encoding.log_var is None:
             return frames_of(encoding.context, self._settings.frames, self._settings.seed)
         return frames_of(sampled(encoding.mu, encoding.log_var, self._settings.seed), self._settings.frames, 0)
@@ -139,22 +140,22 @@ def sampled(mu: Any, log_var: Any, seed: int) -> Any:
 
 
 def estimates(
-    x: Matrix, widths: list[int], bandwidth: float, seed: int, outcome: Outcome
+    x: Matrix, widths: list[int], bandwidth: float, seed: int, writer: ResultWriter
 ) -> dict[str, list[dict[str, Any]]]:
     """Each estimate of the first so many dimensions of (n, d) vectors, and of the same shuffled."""
     apart = shuffled(x, seed)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ESTIMATES}
     scaled = {"kde": (x, apart), "kde_standardized": (standardized(x), standardized(apart))}
     for name, (together, alone) in scaled.items():
-        with outcome.bar(f"{name} entropies", x.shape[1], "dimensions") as advance:
+        with writer.bar(f"{name} entropies", x.shape[1], "dimensions") as advance:
 
             def step(advance: Callable[[int], None] = advance) -> None:
-                outcome.stop.check()
+                writer.stop.check()
                 advance(1)
 
             marginals = marginal_entropies(together, bandwidth, step)  # shuffling leaves them as they are
         for width in widths:
-            outcome.stop.check()
+            writer.stop.check()
             value, bias = (
                 kernel_total_correlation(part[:, :width], bandwidth, marginals[:width]) for part in (together, alone)
             )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from simdist.analyze import weights_plots as plots
-from simdist.analyze.outcome import Findings, Outcome
+from simdist.analyze.encoder_under_test import EncoderUnderTest, open_encoder
 from simdist.analyze.probes import (
     TrainedProbe,
     Wanted,
@@ -23,8 +23,8 @@ from simdist.analyze.probes import (
     named_probe,
     newest_by_label,
 )
-from simdist.analyze.settings import WeightsSettings
-from simdist.analyze.subject import Subject, open_subject
+from simdist.analyze.registry import WeightsSettings
+from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.core.errors import InputError
 from simdist.probe.settings import names_in
 
@@ -88,26 +88,26 @@ def decisions(probe: TrainedProbe, pair: tuple[int, int], origin: str) -> npt.ND
 class Weights:
     """See the module's docstring; an `Analysis`."""
 
-    def __init__(self, subject: Subject, module: int, settings: WeightsSettings) -> None:
+    def __init__(self, encoder: EncoderUnderTest, module: int, settings: WeightsSettings) -> None:
         self._settings = settings
-        self._probes = _find(subject, module, settings)
+        self._probes = _find(encoder, module, settings)
         self._others: dict[str, dict[str, TrainedProbe]] = {}
         for folder in names_in(settings.others):
-            other = open_subject(WeightsSettings(run=Path(folder), device="cpu"))
+            other = open_encoder(WeightsSettings(run=Path(folder), device="cpu"))
             for label, probe in self._probes.items():
                 found = newest_by_label(other, module, label, _wanted(settings))[label]
                 check_same_classes(probe, found)
                 self._others.setdefault(label, {})[other.run.folder.name] = found
-        self._name, self._module = subject.run.folder.name, module
+        self._name, self._module = encoder.run.folder.name, module
         self.inputs = [probe.name for probe in self._probes.values()]
         self.inputs += [f"{run}/{p.name}" for found in self._others.values() for run, p in found.items()]
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         values, summary = {}, []
         for label, probe in self._probes.items():
-            outcome.stop.check()
-            found = self._one(label, probe, outcome)
+            writer.stop.check()
+            found = self._one(label, probe, writer)
             values[label] = found
             top = ", ".join(str(number) for number in found["most_important"][:5])
             summary.append(
@@ -115,9 +115,9 @@ class Weights:
                 f"{SMALL} of a class's largest; 90 % of the importance in {found['dimensions_for_90_percent']} of "
                 f"{found['dimensions']} dimensions"
             )
-        return Findings({"labels": values}, summary)
+        return AnalysisResult({"labels": values}, summary)
 
-    def _one(self, label: str, probe: TrainedProbe, outcome: Outcome) -> dict[str, Any]:
+    def _one(self, label: str, probe: TrainedProbe, writer: ResultWriter) -> dict[str, Any]:
         weights = probe.weights()
         scaled, important = rescaled(weights), importance(weights)
         order = np.argsort(-important, kind="stable")
@@ -127,16 +127,16 @@ class Weights:
             | {f"rescaled_{name}": float(scaled[k, d]) for k, name in enumerate(probe.classes)}
             for d in range(weights.shape[1])
         ]
-        outcome.table(f"weights-{label}", rows)
+        writer.table(f"weights-{label}", rows)
         title = f"{label}, {self._name}, module {self._module}"
-        outcome.figure(f"heat-map-{label}", plots.heat_map(scaled, probe.classes, title))
-        outcome.figure(f"most-important-{label}", plots.most_important(scaled, order, probe.classes, title))
+        writer.figure(f"heat-map-{label}", plots.heat_map(scaled, probe.classes, title))
+        writer.figure(f"most-important-{label}", plots.most_important(scaled, order, probe.classes, title))
         runs = {self._name: scaled} | {n: rescaled(p.weights()) for n, p in self._others.get(label, {}).items()}
-        outcome.figure(f"density-{label}", plots.densities(runs, f"{label}, module {self._module}"))
+        writer.figure(f"density-{label}", plots.densities(runs, f"{label}, module {self._module}"))
         if len(order) > 1:
             pair = (int(order[0]), int(order[1]))
             answers = decisions(probe, pair, self._settings.origin)
-            outcome.figure(f"decisions-{label}", plots.decision_map(answers, probe.classes, pair, REACH, title))
+            writer.figure(f"decisions-{label}", plots.decision_map(answers, probe.classes, pair, REACH, title))
         return {
             "probe": probe.name,
             "standardized": bool(probe.result["probe"]["standardize"]),
@@ -148,10 +148,10 @@ class Weights:
         }
 
 
-def _find(subject: Subject, module: int, settings: WeightsSettings) -> dict[str, TrainedProbe]:
+def _find(encoder: EncoderUnderTest, module: int, settings: WeightsSettings) -> dict[str, TrainedProbe]:
     if not settings.folder:
-        return newest_by_label(subject, module, settings.label, _wanted(settings))
-    probe = named_probe(subject, module, settings.folder)
+        return newest_by_label(encoder, module, settings.label, _wanted(settings))
+    probe = named_probe(encoder, module, settings.folder)
     if not has_one_weight_a_dimension(probe):
         raise InputError(
             f"{probe.name} has no single weight a dimension (it is an mlp, or reads flattened frames); "

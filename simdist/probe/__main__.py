@@ -56,7 +56,7 @@ def probe(settings: ProbeSettings) -> int:
         try:
             jobs = command.work()
         except StoppedError as stopped:
-            log("stopped; what was finished is kept, and the same command continues there")
+            log("stopped. Finished results are kept; run the same command to continue")
             return exit_code(stopped.signal_number)
     if accelerator.is_main_process:
         command.show(jobs)

@@ -21,13 +21,11 @@ from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.files import write_text
 from simdist.report.analysis_tables import analysis_sections, difference_sections
 from simdist.report.collect import RunContent, RunRecord, find_runs, read_run, unique_names
-from simdist.report.csv_tables import measurements_csv, summary_csv
+from simdist.report.exports import as_latex, as_markdown, as_rich, measurements_csv, summary_csv
 from simdist.report.files import Problem
-from simdist.report.latex import as_latex
 from simdist.report.selection import Selection, select
-from simdist.report.significance import compare
-from simdist.report.summary import Cell, Statistic, group_keys, summarize
-from simdist.report.tables import Section, as_markdown, as_rich, sections
+from simdist.report.summary import Cell, Statistic, compare, group_keys, summarize
+from simdist.report.tables import Section, sections
 
 DESCRIPTION = """\
 Tables of what runs have reached, and a page with curves, figures and sounds. Runs that differ only in their seed are

@@ -1,4 +1,4 @@
-"""Charts as data: what `static_charts` draws with matplotlib and `interactive_charts` with bokeh, both alike.
+"""Charts as data, which `drawing` draws with matplotlib and with bokeh.
 
 A line belongs to an encoder (a group of runs that differ only in the seed), and an encoder has one colour and one dash
 pattern on the whole page. There are six of them; what is not among the encoders in colour is grey.
@@ -38,6 +38,8 @@ class Line:
     high: Vector | None = None
     is_faint: bool = False
     """One seed of several."""
+    is_thin: bool = False
+    """Training batches, where validation stands in the same panel."""
 
     @property
     def colour(self) -> str:

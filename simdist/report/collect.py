@@ -19,10 +19,8 @@ from simdist.config.schema import Config, identity_keys
 from simdist.core.errors import InputError
 from simdist.core.files import read_json_lines
 from simdist.core.secrets import redacted
-from simdist.report.analyses import Finding, read_findings
 from simdist.report.files import SHAPELESS, Problem, flat, reason_of
-from simdist.report.measurement import Measurement
-from simdist.report.probes import Trajectory, read_probes
+from simdist.report.measurements import Measurement, ModuleResult, Trajectory, read_findings, read_probes
 from simdist.runs.collapsed_modules import MIN_STEPS, collapsed_modules
 from simdist.runs.folder import CHECKPOINTS, CONFIG, DONE, EVENTS, METRICS
 
@@ -61,7 +59,7 @@ class RunContent:
     measurements: list[Measurement]
     metrics: list[dict[str, Any]]
     """Lines of metrics.jsonl that hold modules, in order; of long files some of each kind, the last always."""
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ModuleResult] = field(default_factory=list)
     """Newest analysis of each kind and module, and decoders."""
     trajectories: list[Trajectory] = field(default_factory=list)
     examples: dict[str, int] = field(default_factory=dict)

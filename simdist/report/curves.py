@@ -16,8 +16,7 @@ from simdist.report.charts import MOST_POINTS, OTHER, Chart, Line, Panel, lines_
 from simdist.report.collect import RunContent
 from simdist.report.files import SHAPELESS, Problem, reason_of
 from simdist.report.selection import Selection
-from simdist.report.summary import Cell, Statistic, telling_keys
-from simdist.report.tables import plain
+from simdist.report.summary import Cell, Statistic, plain, telling_keys
 
 LOSSES = {
     "loss": ("Loss", "loss (nats)"),
@@ -34,7 +33,7 @@ MOST_WEIGHTS = 5000  # of a density; evenly chosen
 
 
 def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]:
-    """A chart for each metric, a panel for each module and split."""
+    """One chart per metric, one panel per module with both training and validation."""
     most = POINTS_OF_MANY if len(runs) > MANY_RUNS else MOST_POINTS
     read = {run.record.name: _logged(run.metrics, 2 * most) for run in runs}
     series = sorted({key for found in read.values() for key in found})
@@ -45,15 +44,19 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
         if metric == "nce" and not _differs_from_loss(read):
             continue
         panels = []
-        for kind, name, module in (key for key in series if key[1] == metric):
+        for module in sorted({module for _, name, module in series if name == metric}):
+            kinds = [kind for kind, name, number in series if (name, number) == (metric, module)]
             lines: list[Line] = []
-            for group, own in selection.runs_of(runs).items():
-                curves = [(r.record.name, *read[r.record.name].get((kind, name, module), ([], []))) for r in own]
-                lines += lines_of(selection.place(group), selection.label(group), curves, most)
+            for kind, (group, own) in itertools.product(sorted(kinds), selection.runs_of(runs).items()):
+                curves = [(r.record.name, *read[r.record.name].get((kind, metric, module), ([], []))) for r in own]
+                label = f"{selection.label(group)}, {kind}" if len(kinds) > 1 else selection.label(group)
+                of_group = lines_of(selection.place(group), label, curves, most)
+                if kind == "train" and len(kinds) > 1 and selection.place(group) != OTHER:
+                    of_group = [replace(line, is_thin=True, low=None, high=None) for line in of_group[-1:]]
+                lines += of_group
             if metric == "kl" and not any(line.y.any() for line in lines):
                 continue  # of modules without a prior
-            panels.append(Panel(f"module {module}, {kind}", lines, "step (optimizer updates)", ylabel.format(unit)))
-        panels.sort(key=lambda panel: panel.title)
+            panels.append(Panel(f"module {module}", lines, "step (optimizer updates)", ylabel.format(unit)))
         if panels:
             made.append(Chart(f"curve-{metric}", title, panels))
     return made

@@ -1,18 +1,25 @@
-"""Sounds and pictures as parts of the page: data URIs, with a drawing of each sound's waveform."""
+"""Audio and figures as parts of the page: data URIs, sliders of traversals and interpolations, and reconstructions."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 from PIL import Image
 
-from simdist.report.files import Problem, reason_of
+from simdist.analyze.registry import ANALYSES
+from simdist.report.collect import RunContent
+from simdist.report.files import SHAPELESS, Problem, reason_of
+from simdist.report.measurements import ModuleResult
 
 COLUMNS = 120  # of a drawn waveform
 HEIGHT = 40  # of its drawing, in its own units
@@ -93,3 +100,172 @@ def picture(path: Path, problems: list[Problem]) -> str | None:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+AUDIO, ORIGINAL = "audio", "original.wav"
+MOST_CLIPS = 6  # reconstructed, of a module
+
+
+@dataclass(frozen=True)
+class Track:
+    """Sounds along one slider."""
+
+    name: str
+    """`dimension 3`."""
+    quantity: str
+    """What the slider moves, with its unit."""
+    sounds: list[Sound]
+
+
+@dataclass(frozen=True)
+class AudioSet:
+    """Tracks of one analysis."""
+
+    kind: str
+    """`traversal`, `interpolation` or `samples`."""
+    section: str
+    run: str
+    module: int
+    tracks: list[Track]
+    summary: list[str]
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Test clips of one module: the original and what each decoder makes of it."""
+
+    run: str
+    module: int
+    columns: list[str]
+    """`original`, then the decoders."""
+    rows: list[tuple[str, list[Sound | None]]]
+    """A clip's key and its sounds, one a column."""
+
+
+def audio_sets(runs: Sequence[RunContent], problems: list[Problem]) -> list[AudioSet]:
+    """Everything with a slider, of these runs."""
+    made = []
+    for run in runs:
+        for finding in sorted(run.findings, key=lambda finding: finding.module):
+            if any(finding.folder.glob("*-sounds.csv")):
+                try:
+                    tracks = [track for track in _tracks(finding, problems) if track.sounds]
+                except (OSError, *SHAPELESS) as error:
+                    problems.append(Problem(finding.folder, f"has sounds that cannot be listed ({reason_of(error)})"))
+                    continue
+                if tracks:
+                    made.append(
+                        AudioSet(
+                            finding.kind,
+                            section_of(finding.kind),
+                            run.record.name,
+                            finding.module,
+                            tracks,
+                            finding.summary,
+                        )
+                    )
+    return made
+
+
+def _tracks(finding: ModuleResult, problems: list[Problem]) -> Iterator[Track]:
+    for table in sorted(finding.folder.glob("*-sounds.csv")):
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [(row["file"], row["sound"]) for row in csv.DictReader(file)]
+        stem = table.name.removesuffix("-sounds.csv")
+        read = [(sound, read_audio(finding.folder / Path(name).name, problems)) for name, sound in rows]
+        whole = [(sound, *audio) for sound, audio in read if audio is not None]
+        loudest = max((float(abs(audio).max()) for _, audio, _ in whole), default=1.0)
+        sounds = [
+            make_sound(sound, value_of(finding.kind, sound), audio, rate, loudest) for sound, audio, rate in whole
+        ]
+        yield Track(_track_name(finding.kind, stem), _quantity(finding.kind), sounds)
+
+
+def _track_name(kind: str, stem: str) -> str:
+    number = re.search(r"(\d+)$", stem)
+    return f"dimension {int(number[1])}" if kind == "traversal" and number else kind
+
+
+def _quantity(kind: str) -> str:
+    return {"traversal": "value (latent units)", "interpolation": "mixture"}.get(kind, "draw")
+
+
+def value_of(kind: str, sound: str) -> str:
+    """What the slider says: `-1.34` of `dimension 3 = -1.34`; the whole name where there is no such value."""
+    return sound.rpartition("=")[2].strip() if kind == "traversal" and "=" in sound else sound
+
+
+def reconstructions(runs: Sequence[RunContent], problems: list[Problem]) -> list[Reconstructions]:
+    """Of each run and module the clips that its decoders wrote, at their last step."""
+    made = []
+    for run in runs:
+        decoders = [finding for finding in run.findings if finding.kind == "decoder"]
+        for module in sorted({finding.module for finding in decoders}):
+            own = [finding for finding in decoders if finding.module == module]
+            rows = list(_clips(own, problems))
+            if rows:
+                columns = ["original", *(_decoder_name(finding) for finding in own)]
+                made.append(Reconstructions(run.record.name, module, columns, rows))
+    return made
+
+
+def _decoder_name(finding: ModuleResult) -> str:
+    untrained = finding.values["encoder"]["untrained"]
+    return f"{finding.values['loss']}" + ", untrained encoder" * bool(untrained)
+
+
+def _clips(decoders: Sequence[ModuleResult], problems: list[Problem]) -> Iterator[tuple[str, list[Sound | None]]]:
+    keys = sorted({path.parent.name for d in decoders for path in d.folder.glob(f"{AUDIO}/*/{ORIGINAL}")})
+    for key in keys[:MOST_CLIPS]:
+        folders = [decoder.folder / AUDIO / key for decoder in decoders]
+        original = next(folder / ORIGINAL for folder in folders if (folder / ORIGINAL).exists())
+        files = [original, *(max(folder.glob("step_*.wav"), default=None) for folder in folders)]
+        read = [None if path is None else read_audio(path, problems) for path in files]
+        loudest = max((float(abs(audio[0]).max()) for audio in read if audio is not None), default=1.0)
+        names = [f"{key}, original", *(f"{key}, {_decoder_name(decoder)}" for decoder in decoders)]
+        yield (
+            key,
+            [
+                None if audio is None else make_sound(name, "", *audio, loudest)
+                for name, audio in zip(names, read, strict=True)
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class FigureSet:
+    """Figures of one analysis."""
+
+    kind: str
+    section: str
+    """The part of the page where it stands."""
+    run: str
+    module: int
+    pictures: list[tuple[str, str]]
+    """Titles and data URIs."""
+
+
+def figures(
+    runs: Sequence[RunContent], problems: list[Problem], track: Callable[[Iterable[Any], str, int], Iterable[Any]]
+) -> list[FigureSet]:
+    """Every PNG of these runs' analyses."""
+    findings = sorted(
+        (finding for run in runs for finding in run.findings if finding.kind != "decoder"), key=lambda f: f.kind
+    )
+    files = [(finding, path) for finding in findings for path in sorted(finding.folder.glob("*.png"))]
+    made: dict[Path, FigureSet] = {}
+    for finding, path in track(files, "embedding figures", len(files)):
+        uri = picture(path, problems)
+        if uri is not None:
+            made.setdefault(finding.folder, _figure_set(finding)).pictures.append((path.stem, uri))
+    return list(made.values())
+
+
+def section_of(kind: str) -> str:
+    """The page's section of an analysis; those without one of their own share one."""
+    return kind if kind in ANALYSES and ANALYSES[kind].heading else "others"
+
+
+def _figure_set(finding: ModuleResult) -> FigureSet:
+    section = section_of(finding.kind)
+    return FigureSet(finding.kind, section, finding.run, finding.module, [])

@@ -1,4 +1,4 @@
-"""What runs lack, and the exact commands that make it.
+"""What runs lack, and the exact commands that add it.
 
 Expected of every run: an end, probes, few labels, a decoder of every module with layers, and the analyses. Where other
 runs on the same corpus have a probe with certain settings, the same is expected here; where none has any, the plain
@@ -13,14 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from simdist.analyze.registry import ANALYSES, RegisteredAnalysis
 from simdist.config.decoder import DEFAULT_LOSS, decoder_command
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings, for_label
 from simdist.report.collect import RunContent
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-VARIATIONAL = ("distributions", "samples")
-DECODED = ("contribution", "traversal", "interpolation", "samples")
-ANALYSES = ("distributions", "weights", "contribution", "traversal", "interpolation", "samples")
 SETTINGS = ("bias", "epochs", "lr", "batch_size", "hidden", "l2", "tolerance", "max_iterations", "unseen", "bootstrap")
 
 
@@ -47,8 +45,8 @@ def missing_pieces(runs: Sequence[RunContent]) -> list[Piece]:
     for module, wanted in losses.items():
         name = f"a decoder of module {module}"
         pieces.append(_piece(name, "reconstructions", runs, lambda run, m=module, w=wanted: _decoder(run, m, w)))
-    for kind in ANALYSES:
-        pieces.append(_piece(kind, kind, runs, lambda run, k=kind: _analysis(run, k, losses)))
+    for entry in (entry for entry in ANALYSES.values() if entry.heading):
+        pieces.append(_piece(entry.name, entry.name, runs, lambda run, e=entry: _analysis(run, e, losses)))
     return [piece for piece in pieces if piece.commands]
 
 
@@ -89,6 +87,7 @@ def _all_modules(runs: Sequence[RunContent], fits: Any) -> list[int]:
 def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
     """Probes and few labels that others have; of what nobody has, the plain command."""
     for family, name, plain in (("probe", "probes", _all_probes), ("few-labels", "few-label curves", _plain_curves)):
+        section = "probes" if family == "probe" else family
         have: dict[str, dict[str, set[int | None]]] = {}
         for run in runs:
             for item in run.measurements:
@@ -97,14 +96,14 @@ def _probes(runs: Sequence[RunContent]) -> Iterator[Piece]:
                     of_run = have.setdefault(json.dumps(said, sort_keys=True), {})
                     of_run.setdefault(item.run, set()).add(item.module)
         if not have:
-            yield _piece(name, family, runs, plain)
+            yield _piece(name, section, runs, plain)
         for what, found in have.items():
             said, wanted = json.loads(what), set().union(*found.values())
             corpora = {run.record.config.get("data.root") for run in runs if run.record.name in found}
             title = f"{'few labels' if family == 'few-labels' else 'probe'}: {_probe_title(said)}"
             yield _piece(
                 title,
-                family,
+                section,
                 runs,
                 lambda run, s=said, f=found, w=wanted, c=corpora: (
                     _probe(run, s, w - f.get(run.record.name, set()))
@@ -206,16 +205,16 @@ def _quoted(run: RunContent) -> Any:
     return shlex.quote(str(run.record.folder))
 
 
-def _analysis(run: RunContent, kind: str, losses: Mapping[int, Sequence[str]]) -> list[str] | None:
+def _analysis(run: RunContent, entry: RegisteredAnalysis, losses: Mapping[int, Sequence[str]]) -> list[str] | None:
     """The command for a run that has no such analysis of any module, with what must come before it."""
-    if kind in VARIATIONAL and run.record.config.get("model.head") != "variational":
+    if "prior" in entry.needs and run.record.config.get("model.head") != "variational":
         return None
-    if any(finding.kind == kind for finding in run.findings):
+    if any(finding.kind == entry.name for finding in run.findings):
         return []
-    command = f"python -m simdist.analyze {kind} --run-dir {_quoted(run)}"
-    if kind == "weights" and not any(m.what.get("probe.bias") is False for m in run.measurements):
+    command = f"python -m simdist.analyze {entry.name} --run-dir {_quoted(run)}"
+    if "unbiased probe" in entry.needs and not any(m.what.get("probe.bias") is False for m in run.measurements):
         return [f"{_plain_probe(run, '--all', '--bias', 'false')} && {command}"]
-    if kind not in DECODED:
+    if "decoder" not in entry.needs:
         return [command]
     decoded = _decoded(run)
     modules = [m for m in range(len(_modules(run))) if _can_be_decoded(run, m)]

@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
 
+from simdist.analyze.registry import ANALYSES
 from simdist.core.secrets import redacted
 from simdist.report import curves
-from simdist.report.albums import albums
 from simdist.report.charts import DASHES, GREY, OTHER, Chart, Line
 from simdist.report.collect import RunContent
-from simdist.report.configurations import common_settings, configuration_sections
+from simdist.report.drawing import as_json, as_svg, library
 from simdist.report.files import Problem
-from simdist.report.interactive_charts import as_json, library
+from simdist.report.media import audio_sets, figures, reconstructions
 from simdist.report.missing import missing_pieces
-from simdist.report.players import players, reconstructions
 from simdist.report.selection import Selection
-from simdist.report.significance import FEWEST_SEEDS
-from simdist.report.static_charts import as_svg
-from simdist.report.summary import Cell, Statistic
-from simdist.report.tables import Section, split_by
+from simdist.report.summary import FEWEST_SEEDS, Cell, Statistic
+from simdist.report.tables import Section, common_settings, configuration_sections, overview_section, split_by
 
 TEMPLATES = Path(__file__).parent / "templates"
 BY_LABEL = ("probes", "few-labels", "weights", "robustness")  # a table for each label
@@ -40,17 +38,13 @@ Track = Callable[[Iterable[Item], str, int], Iterable[Item]]
 """A progress bar over (items, what is done, how many)."""
 
 CONTENTS = {
+    "summary": "Summary",
     "runs": "Runs and configurations",
     "losses": "Losses",
     "probes": "Probes",
     "few-labels": "Few labels",
-    "distributions": "Distributions",
-    "weights": "Weights",
-    "contribution": "Contribution",
     "reconstructions": "Reconstructions",
-    "traversals": "Traversals",
-    "interpolations": "Interpolations",
-    "samples": "Samples",
+    **{entry.name: entry.heading for entry in ANALYSES.values() if entry.heading},
     "others": "Other analyses",
     "methods": "How the numbers were made",
 }
@@ -62,7 +56,7 @@ METHODS = (
     f"{FEWEST_SEEDS} seeds or more; p is corrected by Holm's method over all comparisons of one label. The interval is "
     "Welch's, not corrected. A few seeds find large differences only: no star is no proof of equality.",
     "Curves: at most 200 points of a run, evenly chosen, values as they were logged; 60 points where there are more "
-    "than 60 runs. Thin lines are runs, the thick one their mean, the band ± one standard deviation.",
+    "than 60 runs. Faint lines are runs, the thick one their mean, the band ± one standard deviation.",
     "Few labels: a run's point is the mean over its draws of examples; the band is ± one standard deviation of seeds.",
     "Weight densities: each class's weights divided by the largest magnitude, Gaussian kernels of Scott's bandwidth.",
     "Contribution: error to the decoded second clip that is left when the n most different dimensions are taken from "
@@ -103,6 +97,8 @@ def render(contents: Contents, track: Track[Any]) -> str:
         "about": _about(contents),
         "notes": contents.notes,
         "detail": f"Figures and sounds are of {_names(detailed)} ({selection.reason}; --detail chooses others).",
+        "overview": overview_section(contents.runs, selection, contents.cells),
+        "corpora": _corpora(contents.runs),
         "tables": _tables(contents),
         "common": common_settings(contents.runs),
         "legends": {name: _legend(contents, own) for name, own in charts.items()},
@@ -110,18 +106,24 @@ def render(contents: Contents, track: Track[Any]) -> str:
         "reading": _reading(contents),
         "no_test": f"Differences are tested where two encoders have {FEWEST_SEEDS} seeds or more; here none have.",
         "reconstructions": reconstructions(detailed, problems),
-        "players": players(detailed, problems),
-        "albums": albums(detailed, problems, track),
+        "audio": audio_sets(detailed, problems),
+        "figures": figures(detailed, problems, track),
+        "analyses": [entry for entry in ANALYSES.values() if entry.heading],
+        "others": [name for name, entry in ANALYSES.items() if not entry.heading],
         "missing": [
-            {"name": p.name, "section": p.section, "of": p.of, "commands": p.commands}
-            | {"runs": len({run for run, _ in p.commands})}
-            for p in missing_pieces(contents.runs)
+            SimpleNamespace(**vars(piece), runs=len({run for run, _ in piece.commands}))
+            for piece in missing_pieces(contents.runs)
         ],
         "methods": METHODS,
     }
-    made["has_others"] = any(album.section == "others" for album in made["albums"]) or any(
-        name in made["tables"] for name in ("total-correlation", "disentanglement", "robustness")
+    made["has_others"] = any(item.section == "others" for item in [*made["figures"], *made["audio"]]) or any(
+        name in made["tables"] for name in made["others"]
     )
+    made["shown"] = {
+        name: bool(made["charts"].get(name))
+        or any(item.section == name for key in ("audio", "figures", "missing") for item in made[key])
+        for name in CONTENTS
+    }
     made["contents"] = [(n, title) for n, title in CONTENTS.items() if n != "others" or made["has_others"]]
     made["problems"] = problems
     return _environment().get_template("report.html.j2").render(
@@ -220,10 +222,24 @@ def _about(contents: Contents) -> str:
     return f"{runs} run{'s' * (runs > 1)} of {encoders}. Made {when} by simdist {metadata.version('simdist')}."
 
 
+def _corpora(runs: Sequence[RunContent]) -> str:
+    """What the runs were trained on, in a sentence."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        root, split = (run.record.config.get(f"data.{key}") for key in ("root", "train_split"))
+        counts[f"{split} of {root}"] += 1
+    if len(counts) == 1:
+        return f"All runs were trained on {next(iter(counts))}."
+    return "Trained on " + "; ".join(f"{corpus} ({number} runs)" for corpus, number in counts.items()) + "."
+
+
 def _reading(contents: Contents) -> str:
     several = len(contents.runs) > len(set(contents.selection.groups.values()))
-    text = "Colours and dashes mean the same in all charts; click on a name to hide it, drag to zoom."
-    return text + " Thin lines are runs, the thick one their mean, the band ± one standard deviation." * several
+    text = (
+        "Colours and dashes mean the same in all charts; click a name to hide it, drag to zoom. "
+        "Where a panel shows both, thin lines are training batches and thick lines validation."
+    )
+    return text + " Faint lines are single runs, the thick one their mean, the band ± one standard deviation." * several
 
 
 def _names(runs: Sequence[RunContent]) -> str:

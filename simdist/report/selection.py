@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from simdist.core.errors import InputError
-from simdist.report.analysis_tables import group_label
 from simdist.report.charts import COLOURS, OTHER
 from simdist.report.collect import RunContent
-from simdist.report.summary import Cell, Statistic, group_of
+from simdist.report.summary import Cell, Statistic, group_label, group_of
 
 Group = tuple[Any, ...]
 MOST_DETAILED = 4  # runs, where --detail does not say

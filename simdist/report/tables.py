@@ -1,4 +1,4 @@
-"""Statistics as tables, for the terminal and as Markdown."""
+"""Tables of runs, their settings, encoders and probes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from simdist.report.collect import ENCODER_METRICS
-from simdist.report.significance import Comparison, winners
-from simdist.report.summary import Cell, Statistic, telling_keys
+from simdist.report.collect import ENCODER_METRICS, RunContent
+from simdist.report.selection import Selection
+from simdist.report.summary import EMPTY, Cell, Comparison, Statistic, key_of, plain, telling_keys, winners
 
 FIXED = ("label", "features", "probe.probe")  # columns that every table of probes has
 PERCENT = ("accuracy", "balanced_accuracy", "accuracy_without_silence")
-EMPTY = "–"
 HEADINGS = {"nce": "InfoNCE", "kl": "KL", "accuracy": "accuracy %", "active_units": "active dimensions"}
 KL_MEANS = {
     "sum": "summed over the frames of a crop, averaged over channels and crops",
@@ -218,13 +214,6 @@ def count_of(value: Statistic | None, most: int) -> str:
     return text_of(value, most, digits=0 if is_whole else 1)
 
 
-def plain(value: Any) -> str:
-    """A value of a configuration, for people."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return EMPTY if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def split_by(section: Section, column: str) -> list[Section]:
     """A table in parts, one for each value of a column, which then stands in the title."""
     place = section.columns.index(column)
@@ -244,21 +233,104 @@ def split_by(section: Section, column: str) -> list[Section]:
     ]
 
 
-def as_rich(section: Section) -> Table:
-    """For the terminal."""
-    note = escape(section.note) or None
-    table = Table(title=escape(section.title), title_justify="left", caption=note, caption_justify="left")
-    for number, column in enumerate(section.columns):
-        table.add_column(escape(column), justify="left" if number < section.num_text else "right", no_wrap=True)
-    for row in section.rows:
-        table.add_row(*map(escape, row))
-    return table
+def overview_section(runs: Sequence[RunContent], selection: Selection, cells: Mapping[Cell, Statistic]) -> Section:
+    """What a reader looks for first: one row per encoder, with its last module's loss and linear probes."""
+    last: dict[tuple[str, Any], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: -1 if cell.module is None else cell.module):
+        said = json.loads(cell.what)
+        if cell.family == "encoder" and cell.metric == "loss":
+            name = f"{said['split']} loss"
+        elif cell.family == "probe" and cell.metric == "accuracy" and is_plain(said):
+            name = f"{said['label']} (chance {100 * said['chance']:.1f} %)"
+        else:
+            continue
+        kept = last.get((name, cell.group))
+        if kept is None or kept.what == cell.what:  # of several settings of a probe the first one, of modules the last
+            last[name, cell.group] = cell
+    found = {name for name, _ in last}
+    found -= {"train loss"} if "validation loss" in found else set()
+    names = sorted(found, key=lambda name: (not name.endswith("loss"), name))
+    rows = []
+    for group, own in _in_order(runs, selection).items():
+        config, steps = own[0].record.config, [run.record.step for run in own]
+        modules = config.get("model.modules")
+        about = [
+            str(len(modules)) if isinstance(modules, list) else EMPTY,
+            plain(config.get("model.head")),
+            str(len(own)),
+            f"{min(steps):,}" if min(steps) == max(steps) else f"{min(steps):,} to {max(steps):,}",
+        ]
+        values = [cells.get(last[name, group]) if (name, group) in last else None for name in names]
+        texts = [
+            text_of(value, len(own), 1 if name.endswith("loss") else 100)
+            for name, value in zip(names, values, strict=True)
+        ]
+        rows.append([selection.label(group), *about, *texts])
+    columns = ["encoder", "modules", "head", "seeds", "steps", *names]
+    note = "Loss in nats; linear probes' test accuracy in %. Both are the last module's; mean ± standard deviation."
+    return Section("overview", "What was trained, and how good it is", columns, rows, 3, note)
 
 
-def as_markdown(section: Section) -> str:
-    """A heading and a table."""
-    marks = [":--" if number < section.num_text else "--:" for number in range(len(section.columns))]
-    rows = [section.columns, marks, *section.rows]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    notes = ["", section.note] if section.note else []
-    return "\n".join([f"## {section.title}", "", *lines, *notes, ""])
+MOST_COLUMNS = 6  # encoders side by side; more are rows
+
+
+def configuration_sections(runs: Sequence[RunContent], selection: Selection) -> list[Section]:
+    """A table of the runs, and one of the settings that differ, if any do."""
+    made = [_table_of_runs(runs, selection)]
+    keys = differing_keys(runs)
+    if keys:
+        made.append(_differences(runs, selection, keys))
+    return made
+
+
+def differing_keys(runs: Sequence[RunContent]) -> list[str]:
+    """Configuration keys that do not have the same value in all runs, without seed and name."""
+    every = dict.fromkeys(key for run in runs for key in run.record.config if key not in ("seed", "name"))
+    return [key for key in every if len({key_of(run.record.config, [key]) for run in runs}) > 1]
+
+
+def common_settings(runs: Sequence[RunContent]) -> list[tuple[str, str]]:
+    """Key and value of every setting that all runs share."""
+    differing = {*differing_keys(runs), "seed", "name"}
+    return [(key, _text(value)) for key, value in runs[0].record.config.items() if key not in differing]
+
+
+def is_plain(said: Mapping[str, Any]) -> bool:
+    """Whether a probe's settings are those of the paper: a linear probe with bias on a trained encoder."""
+    return said["probe.probe"] == "linear" and said["features"] == "trained" and said.get("probe.bias") is not False
+
+
+def _table_of_runs(runs: Sequence[RunContent], selection: Selection) -> Section:
+    rows = []
+    for run in runs:
+        record = run.record
+        group = [plain(value) for value in selection.groups[record.name]]
+        state = "finished" if record.finished else "unfinished"
+        rows.append([record.name, *group, str(record.folder), state, str(record.seed), str(record.step)])
+    columns = ["run", *headings(selection.keys), "folder", "state", "seed", "steps"]
+    return Section("runs", "Runs", columns, rows, len(columns) - 2)
+
+
+def _differences(runs: Sequence[RunContent], selection: Selection, keys: list[str]) -> Section:
+    """Settings by encoders where these are few, else encoders by settings."""
+    first = {group: own[0].record.config for group, own in _in_order(runs, selection).items()}
+    names = [selection.label(group) for group in first]
+    values = [[_text(config.get(key)) for config in first.values()] for key in keys]
+    title = "Settings in which they differ"
+    if len(names) <= MOST_COLUMNS:
+        rows = [[key, *row] for key, row in zip(keys, values, strict=True)]
+        return Section("settings", title, ["setting", *names], rows, 1 + len(names))
+    rows = [[name, *(row[place] for row in values)] for place, name in enumerate(names)]
+    return Section("settings", title, ["encoder", *keys], rows, 1 + len(keys))
+
+
+def _in_order(runs: Sequence[RunContent], selection: Selection) -> dict[Any, list[RunContent]]:
+    found: dict[Any, list[RunContent]] = {}
+    for run in runs:
+        found.setdefault(selection.groups[run.record.name], []).append(run)
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value on one line; modules and other lists as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else plain(value)

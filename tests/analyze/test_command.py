@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from simdist.analyze import style
-from simdist.analyze.__main__ import ENTRIES
+from simdist.analyze.registry import ANALYSES
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ from simdist.analyze.__main__ import ENTRIES
         (["embedding", "--run-dir={sim}", "--label=vowel"], ["have no label 'vowel'; they have"]),
         (["total-correlation", "--run-dir={sim}", "--sizes=1"], ["--sizes is '1'; it must be numbers of 2 or more"]),
         (["total-correlation", "--run-dir={sim}", "--clips=1", "--frames=2"], ["2 frames are too few"]),
-        (["magic", "--run-dir={sim}"], ["unknown WHICH 'magic': valid: weights", "compare"]),
+        (["magic", "--run-dir={sim}"], ["unknown WHICH 'magic': valid: distributions", "compare"]),
         (["distribution", "--run-dir={sim}"], ["did you mean 'distributions'?"]),
-        ([], ["missing: WHICH, one of weights, contribution", "compare"]),
+        ([], ["missing: WHICH, one of distributions, weights", "compare"]),
     ],
 )
 def test_wrong_input(argv: list[str], words: list[str], fails: Callable[..., str], sim: Path, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_wrong_input(argv: list[str], words: list[str], fails: Callable[..., str
     assert all(word in printed for word in words), printed
 
 
-@pytest.mark.parametrize("which", [*ENTRIES, "compare"])
+@pytest.mark.parametrize("which", [*ANALYSES, "compare"])
 def test_help_has_an_example(which: str, capsys: pytest.CaptureFixture[str]) -> None:
     from simdist.analyze.__main__ import main
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from simdist.analyze.outcome import read_result
+from simdist.analyze.result_writer import read_result
 from simdist.analyze.settings import numbers
 from tests.support.decoders import make_decoder
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from simdist.analyze.command import Command
+from simdist.analyze.command import AnalyzeCommand
 from simdist.analyze.contribution import PROGRESS, Scorer, summarize
 from simdist.analyze.fast_decoding import FastDecoder
-from simdist.analyze.settings import ContributionSettings
+from simdist.analyze.registry import ContributionSettings
 from simdist.core.signals import SignalHandler, StoppedError
 from simdist.data.splits import Index
 from simdist.loading import load_decoder
@@ -114,7 +114,7 @@ def test_a_stopped_analysis_goes_on(analyze: Analyze, sim: Path, copied: Path) -
 
     settings = ContributionSettings(run=copied, module="2", sizes="2,4")
     with pytest.raises(StoppedError):
-        Command(Console(quiet=True), StopAfter(4)).work("contribution", settings)
+        AnalyzeCommand(Console(quiet=True), StopAfter(4)).work("contribution", settings)
     (progress,) = copied.glob(f"analysis/*/{PROGRESS}")
     done = int(np.load(progress)["done"])
     assert 0 < done < 4

@@ -11,7 +11,7 @@ import soundfile
 import torch
 import yaml
 
-from simdist.analyze.decoded import spectrum
+from simdist.analyze.latent_audio import spectrum
 from simdist.core.random_streams import stream_seed
 from simdist.loading import load_decoder
 from tests.support.latents import all_clips, module_outputs

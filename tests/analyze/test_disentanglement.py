@@ -12,8 +12,8 @@ from sklearn.metrics import mutual_info_score
 
 from simdist.analyze.disentanglement import dci, entropy, gap, mutual_information, score, single_accuracies
 from simdist.analyze.labelled import Vectors, with_consonants
-from simdist.analyze.outcome import Outcome
-from simdist.analyze.settings import DisentanglementSettings
+from simdist.analyze.registry import DisentanglementSettings
+from simdist.analyze.result_writer import ResultWriter
 from simdist.core.signals import SignalHandler
 
 Analyze = Callable[..., list[dict]]
@@ -48,7 +48,7 @@ def test_mutual_information_is_scikit_learns() -> None:
 
 def test_copied_factors_are_disentangled_and_mixed_ones_are_not(tmp_path: Path) -> None:
     """One dimension a factor, and one of noise: all scores high. Two dimensions that both hold both: near 0."""
-    outcome, settings = Outcome(tmp_path, SignalHandler(), silent), DisentanglementSettings()
+    writer, settings = ResultWriter(tmp_path, SignalHandler(), silent), DisentanglementSettings()
     found = {}
     for name in ("copied", "mixed"):
         sides = []
@@ -58,7 +58,7 @@ def test_copied_factors_are_disentangled_and_mixed_ones_are_not(tmp_path: Path) 
             a, b = known["speaker"].astype(float), known["vowel"].astype(float)
             columns = [a, b, noise] if name == "copied" else [a + 0.3 * b, a + 0.3 * b + 1e-3 * noise]
             sides.append(vectors(np.column_stack(columns), known))
-        found[name] = score(sides[0], sides[1], settings, outcome)["values"]
+        found[name] = score(sides[0], sides[1], settings, writer)["values"]
     copied, mixed = found["copied"], found["mixed"]
     assert copied["mig"] == pytest.approx(1, abs=0.05)
     assert copied["sap"] > 0.5

@@ -12,9 +12,9 @@ import scipy.stats
 import torch
 from safetensors.torch import load_file
 
+from simdist.analyze.encoder_under_test import open_encoder
 from simdist.analyze.probes import named_probe
-from simdist.analyze.settings import WeightsSettings
-from simdist.analyze.subject import open_subject
+from simdist.analyze.registry import WeightsSettings
 from simdist.analyze.weights import GRID, concentration, decisions, importance, rescaled
 
 Analyze = Callable[..., list[dict]]
@@ -57,13 +57,13 @@ def test_tables_hold_the_probes_weights(analyze: Analyze, sim: Path, gim: Path) 
 
 
 def test_decision_map_asks_the_probe(sim: Path, analyze: Analyze) -> None:
-    subject = open_subject(WeightsSettings(run=sim))
+    encoder = open_encoder(WeightsSettings(run=sim))
     biased = next(
         path.parent
         for path in sim.glob("probes/speaker-module0-*/result.json")
         if "bias" in str(load_file(path.parent / "probe.safetensors").keys())
     )
-    probe = named_probe(subject, 0, biased.name)
+    probe = named_probe(encoder, 0, biased.name)
     answers = decisions(probe, (1, 4), "zero")
     tensors = probe.tensors()
     axis = np.linspace(-3, 3, GRID)

@@ -19,7 +19,7 @@ import soundfile
 import torch
 
 from simdist.analyze import __main__ as analyze
-from simdist.analyze import command
+from simdist.analyze import command, registry
 from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
 from simdist.data.splits import open_split
@@ -145,24 +145,25 @@ def test_an_analysis(
     assert result["settings"]["slow_below"] == 0.1
     assert sorted(result["files"]) == ["slowness.csv", "slowness.png", "slowness.svg"]
 
+    from simdist.analyze.encoder_under_test import choose_clips, open_encoder
     from simdist.analyze.settings import ClipSettings
-    from simdist.analyze.subject import choose_clips, open_subject
 
     settings = ClipSettings(run=tmp_path / "runs" / "sim")
-    clips = choose_clips(open_subject(settings), settings)
+    clips = choose_clips(open_encoder(settings), settings)
     audio = clips.audio(slice(None), torch.device("cpu"))
     mu = load_encoder(tmp_path / "runs" / "sim").eval().encode(audio, module=0).double().numpy()  # (N, L, C)
     expected = np.square(np.diff(mu, axis=1)).mean(axis=(0, 1)) / (2 * mu.var(axis=(0, 1), ddof=1))
     np.testing.assert_allclose(result["values"]["change"], expected, rtol=1e-3)
     assert result["values"]["slow"] == int((expected < 0.1).sum())
 
-    monkeypatch.setattr(analyze, "ENTRIES", dict(analyze.ENTRIES))
-    monkeypatch.setattr(command, "CLASSES", dict(command.CLASSES))
+    monkeypatch.setattr(registry, "ANALYSES", dict(registry.ANALYSES))
+    monkeypatch.setattr(analyze, "ANALYSES", registry.ANALYSES)
+    monkeypatch.setattr(command, "ANALYSES", registry.ANALYSES)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     importlib.import_module("slowness")
     assert analyze.main(second[2:]) == 0
-    assert "done already" not in capsys.readouterr().out, "another option is another result"
+    assert "already done" not in capsys.readouterr().out, "another option is another result"
     assert analyze.main(second[2:]) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     assert len(list((tmp_path / "runs" / "sim" / "analysis").glob("slowness-module0*"))) == 2

@@ -221,9 +221,10 @@ def checked(name: str, parser: Any, parsed: Any, words: list[str]) -> None:
     elif name == "simdist.probe":
         assert isinstance(fields_from(ProbeSettings, parser, parsed), ProbeSettings)
     elif name == "simdist.analyze":
-        from simdist.analyze import __main__ as analyze
+        from simdist.analyze.registry import ANALYSES
+        from simdist.analyze.settings import CompareSettings
 
-        kind = analyze.asked.CompareSettings if parsed.which == "compare" else analyze.ENTRIES[parsed.which].settings
+        kind = CompareSettings if parsed.which == "compare" else ANALYSES[parsed.which].settings
         kind(**{key: value for key, value in parsed[parsed.which].items() if key not in ("RUN_A", "RUN_B", "config")})
     elif name == "simdist.doctor" and parsed.cluster and parsed.cluster != "slurm":
         from simdist.cluster.profile import load_profile
@@ -346,14 +347,14 @@ def test_what_does_not_exist_is_noticed(command: str, capsys: pytest.CaptureFixt
 
 def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
     from launch.sweep_file import read_sweep
-    from simdist.analyze.__main__ import ENTRIES
+    from simdist.analyze.registry import ANALYSES
 
     (text,) = (block.text for block in blocks(ROOT / "docs" / "tasks" / "sweeps.md", "yaml"))
     (tmp_path / "sweep.yaml").write_text(text)
     sweep = read_sweep(str(tmp_path / "sweep.yaml"), [])
     analyses = [name for stage in sweep.stages.values() for name in stage.which]
     assert analyses
-    assert set(analyses) <= set(ENTRIES)
+    assert set(analyses) <= set(ANALYSES)
 
 
 def test_the_profile_of_the_docs_is_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from simdist.analyze import __main__ as analyze
+from simdist.analyze.registry import ANALYSES
 from simdist.config.parser import Parser
 from simdist.decode.__main__ import main as decode
 from simdist.probe import __main__ as probe
@@ -55,7 +56,7 @@ def test_every_preset_and_analysis_on_the_right_exists() -> None:
                 ROOT / "configs" / "sweeps" / f"{preset}.yaml"
             ).is_file(), preset
     for name in ("distributions", "scatter", "traversal"):
-        assert name in analyze.ENTRIES
+        assert name in ANALYSES
         assert f"`{name}`" in PAGE
 
 

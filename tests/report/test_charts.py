@@ -15,9 +15,8 @@ from benchmarks.run_folders import SIZES
 from simdist.report.charts import OTHER, Line, Panel, lines_of, over_seeds, thinned
 from simdist.report.collect import RunContent, find_runs, read_run
 from simdist.report.curves import few_label_charts, loss_charts, module_charts, weight_charts
-from simdist.report.interactive_charts import as_json
+from simdist.report.drawing import as_json, as_svg
 from simdist.report.selection import Selection, select
-from simdist.report.static_charts import as_svg
 from simdist.report.summary import group_keys, summarize
 
 
@@ -42,7 +41,7 @@ def accuracy_of(run: Path, module: int) -> float:
 def test_a_loss_is_the_mean_over_seeds_of_what_was_logged(runs: Path, read: tuple) -> None:
     found, selection, _ = read
     (chart,) = [chart for chart in loss_charts(found, selection) if chart.name == "curve-nce"]
-    assert [panel.title for panel in chart.panels] == ["module 0, train", "module 1, train"]
+    assert [panel.title for panel in chart.panels] == ["module 0", "module 1"]
     place = selection.coloured.index(("vgim_thesis",))
     (mean,) = [line for line in chart.panels[1].lines if line.place == place and not line.is_faint]
     logged, lines = [], []
@@ -64,8 +63,8 @@ def test_a_panel_without_any_kl_is_left_out(runs: Path, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found, selection, _ = read_all(tmp_path)
     titles = {chart.name: [panel.title for panel in chart.panels] for chart in loss_charts(found, selection)}
-    assert titles["curve-kl"] == ["module 1, train"]
-    assert titles["curve-active_units"] == ["module 0, train", "module 1, train"]
+    assert titles["curve-kl"] == ["module 1"]
+    assert titles["curve-active_units"] == ["module 0", "module 1"]
 
 
 def test_accuracy_by_module_is_that_of_the_probes(runs: Path, tmp_path: Path, read: tuple) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from simdist.report.latex import LONG, as_latex, escape
+from simdist.report.exports import LONG, as_latex, escape
 from simdist.report.tables import Section
 
 SECTION = Section(

@@ -77,7 +77,7 @@ def test_nothing_is_fetched_from_anywhere(page: Any, report: Path) -> None:
 
 
 def test_the_slider_changes_what_is_played(page: Any, runs: Path) -> None:
-    player = page.find_element(By.CSS_SELECTOR, "#traversals ~ .grid .player")
+    player = page.find_element(By.CSS_SELECTOR, "#traversal ~ .grid .player")
     slider = player.find_element(By.CSS_SELECTOR, "input[type=range]")
     audio = player.find_element(By.CSS_SELECTOR, ".deck audio")
     says = player.find_element(By.TAG_NAME, "output")
@@ -99,7 +99,7 @@ def test_the_slider_changes_what_is_played(page: Any, runs: Path) -> None:
 
 
 def test_another_dimension_is_another_slider(page: Any) -> None:
-    player = page.find_element(By.CSS_SELECTOR, "#traversals ~ .grid .player")
+    player = page.find_element(By.CSS_SELECTOR, "#traversal ~ .grid .player")
     first, second = player.find_elements(By.CLASS_NAME, "track")
     assert (first.is_displayed(), second.is_displayed()) == (True, False)
     choice = player.find_element(By.TAG_NAME, "select")

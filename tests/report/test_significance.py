@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from simdist.report.significance import compare, holm, welch, winners
-from simdist.report.summary import Cell, Statistic
+from simdist.report.summary import Cell, Statistic, compare, holm, welch, winners
 
 A, B, C = (0.61, 0.63, 0.62, 0.60), (0.41, 0.43, 0.42), (0.40, 0.44, 0.43)
 

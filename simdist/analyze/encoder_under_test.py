@@ -32,7 +32,7 @@ BATCH = 32  # clips encoded together
 
 
 @dataclass(frozen=True)
-class Subject:
+class EncoderUnderTest:
     """A run's encoder."""
 
     run: Run
@@ -40,11 +40,11 @@ class Subject:
     device: torch.device
 
     @property
-    def encoder(self) -> GreedyEncoder:
+    def network(self) -> GreedyEncoder:
         return cast(GreedyEncoder, self.source.network)
 
     def module(self, number: int) -> GreedyModule:
-        return self.encoder.stack[number]
+        return self.network.stack[number]
 
     @property
     def step(self) -> int:
@@ -52,7 +52,7 @@ class Subject:
         return self.source.step
 
 
-def open_subject(settings: AnalysisSettings) -> Subject:
+def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
     """Load the encoder that the settings name.
 
     Raises:
@@ -72,7 +72,7 @@ def open_subject(settings: AnalysisSettings) -> Subject:
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if on_gpu else "cpu")
     source.network.to(device)
-    return Subject(Run(folder, config), source, device)
+    return EncoderUnderTest(Run(folder, config), source, device)
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ def draw(count: int, wanted: int, *names: int | str) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(bits, kind="stable")[:wanted]).astype(np.int64)
 
 
-def choose_clips(subject: Subject, settings: ClipSettings, keys: list[str] | None = None) -> Clips:
+def choose_clips(encoder: EncoderUnderTest, settings: ClipSettings, keys: list[str] | None = None) -> Clips:
     """The clips that the settings name, or those of `keys`.
 
     Raises:
         InputError: no such split or key, or a crop that is too short for the encoder.
     """
-    config = subject.run.config
+    config = encoder.run.config
     split = open_split(settings.data_root or config.data.root, settings.split or config.data.test_split)
     samples = settings.crop or config.data.crop
     try:
@@ -136,7 +136,7 @@ def choose_clips(subject: Subject, settings: ClipSettings, keys: list[str] | Non
 
 
 @torch.no_grad()
-def encode(subject: Subject, module: int, clips: Clips, check: Callable[[], None] = lambda: None) -> Encoding:
+def encode(encoder: EncoderUnderTest, module: int, clips: Clips, check: Callable[[], None] = lambda: None) -> Encoding:
     """What module `module` makes of clips without noise, on the CPU: (N, L, C) each.
 
     Args:
@@ -145,10 +145,10 @@ def encode(subject: Subject, module: int, clips: Clips, check: Callable[[], None
     parts = []
     for begin in range(0, len(clips), BATCH):
         check()
-        latent = clips.audio(slice(begin, begin + BATCH), subject.device).transpose(1, 2)  # (N, 1, T) -> (N, T, 1)
-        for below in subject.encoder.stack[:module]:
+        latent = clips.audio(slice(begin, begin + BATCH), encoder.device).transpose(1, 2)  # (N, 1, T) -> (N, T, 1)
+        for below in encoder.network.stack[:module]:
             latent = below.encode(latent).latent
-        parts.append(subject.module(module).encode(latent))
+        parts.append(encoder.module(module).encode(latent))
     joined = {
         name: torch.cat([getattr(part, name).float().cpu() for part in parts]) for name in ("latent", "context", "mu")
     }
@@ -165,6 +165,6 @@ def frames_of(latents: Tensor, wanted: int, seed: int) -> npt.NDArray[np.float64
     return flat[chosen].double().numpy()
 
 
-def analysis_folder(subject: Subject) -> Path:
+def analysis_folder(encoder: EncoderUnderTest) -> Path:
     """RUN/analysis."""
-    return subject.run.folder / "analysis"
+    return encoder.run.folder / "analysis"

@@ -36,7 +36,7 @@ Bar = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
-class Findings:
+class AnalysisResult:
     """What an analysis found."""
 
     values: dict[str, Any]
@@ -46,7 +46,7 @@ class Findings:
 
 
 @dataclass
-class Outcome:
+class ResultWriter:
     """The folder of one analysis; remembers what is written into it."""
 
     folder: Path
@@ -89,7 +89,7 @@ class Analysis(Protocol):
     inputs: list[str]
     """What its numbers depend on besides the encoder and the settings: fingerprints, names of probes, hashes."""
 
-    def work(self, outcome: Outcome) -> Findings:
+    def work(self, writer: ResultWriter) -> AnalysisResult:
         """Do it.
 
         Raises:

@@ -1,0 +1,507 @@
+"""Every analysis: its options, help, results in the report, and the class that computes it. Imports no torch.
+
+This is the one file that a new analysis edits. The command line, the report's tables and its list of missing pieces
+read it; see docs/tasks/adding_an_analysis.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from simdist.analyze.settings import (
+    COMMAND,
+    TUNING,
+    AnalysisSettings,
+    ClipSettings,
+    DecodedSettings,
+    LabelSettings,
+    numbers,
+    require,
+)
+
+Settings = TypeVar("Settings", bound=AnalysisSettings)
+Values = dict[str, Any]
+Number = tuple[dict[str, Any], str, float]
+"""What was measured in addition to analysis and module, the metric, and its value."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How the report's table shows a metric."""
+
+    metric: str
+    heading: str
+    scale: float = 1
+    digits: int = 2
+    is_count: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The report's table of an analysis: one row per encoder, module and value of the keys."""
+
+    title: str
+    columns: tuple[Column, ...]
+    keys: tuple[str, ...] = ()
+    """Keys of `Number` with a column of their own, before the module."""
+    across: str = ""
+    """A key whose values are the columns instead, for a single metric."""
+
+
+@dataclass(frozen=True)
+class RegisteredAnalysis:
+    """One analysis as the command line and the report know it."""
+
+    name: str
+    settings: type[AnalysisSettings]
+    implementation: str
+    """`module:class`; the class is an `Analysis`."""
+    short: str
+    about: str
+    heading: str
+    needs: frozenset[str]
+    measurements: Callable[[Values], Iterator[Number]] | None
+    table: Table | None
+
+
+ANALYSES: dict[str, RegisteredAnalysis] = {}
+"""Every analysis by name, in the order of `--help`."""
+
+
+def register(
+    name: str,
+    implementation: str,
+    *,
+    short: str,
+    about: str,
+    heading: str = "",
+    needs: tuple[Literal["prior", "decoder", "unbiased probe"], ...] = (),
+    measurements: Callable[[Values], Iterator[Number]] | None = None,
+    table: Table | None = None,
+) -> Callable[[type[Settings]], type[Settings]]:
+    """Class decorator that registers an analysis with the options that the decorated dataclass holds.
+
+    Args:
+        name: of the subcommand and of result folders.
+        implementation: `module:class` of the `Analysis`, imported when it runs.
+        short: one line for the list of subcommands.
+        about: what it does, with examples.
+        heading: the report's section. Every run is then expected to have the analysis, and the report gives the
+            command where it is missing. Empty lists the analysis among the others.
+        needs: what must exist before the command that the report gives can run.
+        measurements: the numbers in a result's `values` that go into results.csv and the report's table.
+        table: how the report shows these numbers.
+    """
+
+    def decorate(settings: type[Settings]) -> type[Settings]:
+        ANALYSES[name] = RegisteredAnalysis(
+            name, settings, implementation, short, about, heading, frozenset(needs), measurements, table
+        )
+        return settings
+
+    return decorate
+
+
+OVER_SEEDS = "mean ± standard deviation over seeds"
+
+
+def _distributions(values: Values) -> Iterator[Number]:
+    for metric in ("dimensions", "active_units", "collapsed_dimensions", "kl_nats_per_frame"):
+        yield {}, metric, values[metric]
+    for which in ("smallest", "median", "largest"):
+        yield {}, f"ks_distance_{which}", values["ks_distance"][which]
+
+
+@register(
+    "distributions",
+    "simdist.analyze.distributions:Distributions",
+    short="Compare each dimension with N(0, 1): histogram, KS distance, KL, collapse.",
+    about="""\
+Compare each dimension of a variational latent with N(0, 1): histogram, Kolmogorov-Smirnov distance, KL, and whether it
+is active. Warns about posterior collapse.
+
+  python -m simdist.analyze distributions --run-dir runs/sim --module 0""",
+    heading="Distributions of the latent",
+    needs=("prior",),
+    measurements=_distributions,
+    table=Table(
+        f"Distributions of the latent: {OVER_SEEDS}",
+        (
+            Column("active_units", "active dimensions", is_count=True),
+            Column("collapsed_dimensions", "collapsed", is_count=True),
+            Column("dimensions", "of dimensions", is_count=True),
+            Column("kl_nats_per_frame", "KL (nats per frame)"),
+            Column("ks_distance_median", "KS to N(0, 1), median", digits=3),
+            Column("ks_distance_largest", "KS, largest", digits=3),
+        ),
+    ),
+)
+@dataclass(frozen=True)
+class DistributionsSettings(ClipSettings):
+    """Options of `distributions`."""
+
+    shown: int = 12
+    """Dimensions whose histograms are drawn: those with the largest and smallest KL."""
+    collapsed_below: float = 0.01
+    """A dimension with a smaller KL, in nats per frame, counts as collapsed onto the prior."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.shown > 0, "shown", self.shown, "at least 1")
+
+
+def _weights(values: Values) -> Iterator[Number]:
+    for label, found in values["labels"].items():
+        for metric in ("small_share", "kurtosis", "dimensions_for_90_percent", "dimensions", "accuracy"):
+            yield {"label": label}, metric, found[metric]
+
+
+@register(
+    "weights",
+    "simdist.analyze.weights:Weights",
+    short="Show which latent dimensions linear probes use.",
+    about="""\
+Plot the weights of a module's bias-free probes: heat map, density (over several runs), the most important dimensions,
+and a decision map over the two most important ones.
+
+  python -m simdist.probe --run-dir runs/sim --label vowel --bias false
+  python -m simdist.analyze weights --run-dir runs/sim --label vowel
+  python -m simdist.analyze weights --run-dir runs/sim --others runs/sim_seed1,runs/sim_seed2""",
+    heading="Weights of the probes",
+    needs=("unbiased probe",),
+    measurements=_weights,
+    table=Table(
+        f"Weights of linear probes without bias: {OVER_SEEDS}",
+        (
+            Column("small_share", "below a tenth, %", 100, 1),
+            Column("kurtosis", "excess kurtosis"),
+            Column("dimensions_for_90_percent", "dimensions for 90 %", is_count=True),
+            Column("dimensions", "of dimensions", is_count=True),
+            Column("accuracy", "probe's accuracy, %", 100, 1),
+        ),
+        ("label",),
+    ),
+)
+@dataclass(frozen=True)
+class WeightsSettings(AnalysisSettings):
+    """Options of `weights`."""
+
+    label: str = ""
+    """Labels whose probes are plotted, as syllable,vowel; empty takes every label with a matching probe."""
+    probe: Literal["linear", "lbfgs"] = "linear"
+    """Kind of probe, as in simdist.probe; it must have been trained without bias."""
+    pooling: Literal["mean", "max"] = "mean"
+    """Temporal pooling of the probe's features; phones are probed frame by frame."""
+    folder: str = field(default="", metadata=COMMAND)
+    """Name of one folder in RUN/probes to plot instead, with or without bias."""
+    others: str = ""
+    """More run folders, comma-separated, whose weight densities are drawn into the same plot."""
+    origin: Literal["zero", "mean"] = "zero"
+    """Value of the dimensions that the decision map does not vary: zero, or the mean of the probe's training data."""
+
+
+def _contribution(values: Values) -> Iterator[Number]:
+    for point in values["curve"]:
+        for metric in ("median", "lower_quartile", "upper_quartile"):
+            yield {"replaced": point["dimensions"]}, metric, point[metric]
+
+
+@register(
+    "contribution",
+    "simdist.analyze.contribution:Contribution",
+    short="Measure how much audio the most different dimensions carry (interpolation).",
+    about="""\
+Compute the interpolation contribution score: how close a decoded clip gets to another one when only the dimensions in
+which they differ most are replaced. Needs a decoder.
+
+  python -m simdist.decode --run-dir runs/sim --module 0 --loss mse
+  python -m simdist.analyze contribution --run-dir runs/sim --module 0 --clips 200""",
+    heading="Contribution of dimensions",
+    needs=("decoder",),
+    measurements=_contribution,
+    table=Table(
+        f"Contribution: remaining error by dimensions replaced, medians, {OVER_SEEDS}",
+        (Column("median", "", digits=3),),
+        across="replaced",
+    ),
+)
+@dataclass(frozen=True)
+class ContributionSettings(DecodedSettings):
+    """Options of `contribution`."""
+
+    sizes: str = "2,4,8,16,32,64,128,256,512"
+    """Numbers of dimensions to replace; a number above the latent's width replaces all."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Precision of decoding. bf16 is about twice as fast; the result warns where it is too coarse."""
+    batch: int = field(default=16, metadata=TUNING)
+    """Clips decoded together. Small batches fit a CPU's cache; use hundreds on a GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.clips > 1, "clips", self.clips, "at least 2: the score compares pairs")
+        require(self.batch > 0, "batch", self.batch, "at least 1")
+        sizes = numbers("--sizes", self.sizes)
+        require(bool(sizes) and min(sizes) > 0, "sizes", self.sizes, "numbers of 1 or more such as 2,4,8")
+
+
+@register(
+    "traversal",
+    "simdist.analyze.latent_audio:Traversal",
+    short="Vary one dimension and listen to the result.",
+    about="""\
+Vary one latent dimension while all others stay fixed, decode, and write audio, waveform and spectrum. Needs a decoder.
+
+  python -m simdist.analyze traversal --run-dir runs/sim --module 0
+  python -m simdist.analyze traversal --run-dir runs/sim --module 0 --start-at KEY --dimensions 3,17""",
+    heading="Traversals",
+    needs=("decoder",),
+)
+@dataclass(frozen=True)
+class TraversalSettings(DecodedSettings):
+    """Options of `traversal`."""
+
+    start: str = field(default="zero", metadata={"options": ("--start-at", "--start")})
+    """Start of a traversal: zero (the prior's mean), or the key of a clip in the split."""
+    dimensions: str = ""
+    """Latent dimensions to vary, as 0,5; empty takes the four that change the audio most."""
+    steps: int = 5
+    """Points per traversal."""
+    reach: float = 2.68
+    """Range of a dimension: from minus to plus this value, the same in every frame."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.steps > 1, "steps", self.steps, "at least 2")
+        require(self.reach > 0, "reach", self.reach, "positive")
+
+
+@register(
+    "interpolation",
+    "simdist.analyze.latent_audio:Interpolation",
+    short="Interpolate between two clips' latents and listen.",
+    about="""\
+Decode points on the straight line between two clips' latents: audio, waveform and spectrum. Needs a decoder.
+
+  python -m simdist.analyze interpolation --run-dir runs/sim --module 0
+  python -m simdist.analyze interpolation --run-dir runs/sim --module 0 --keys KEY_A,KEY_B --steps 9""",
+    heading="Interpolations",
+    needs=("decoder",),
+)
+@dataclass(frozen=True)
+class InterpolationSettings(DecodedSettings):
+    """Options of `interpolation`."""
+
+    keys: str = ""
+    """Keys of two clips in the split, comma-separated; empty draws two."""
+    steps: int = 5
+    """Points on the line, both ends included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.steps > 1, "steps", self.steps, "at least 2")
+
+
+@register(
+    "samples",
+    "simdist.analyze.latent_audio:Samples",
+    short="Decode samples of the prior and listen.",
+    about="""\
+Decode latents drawn from N(0, I): audio, waveform and spectrum. Needs a decoder and a variational module.
+
+  python -m simdist.analyze samples --run-dir runs/sim --module 0 --samples 6""",
+    heading="Samples from the prior",
+    needs=("prior", "decoder"),
+)
+@dataclass(frozen=True)
+class SamplesSettings(DecodedSettings):
+    """Options of `samples`."""
+
+    samples: int = 6
+    """Latents to draw from N(0, I) and decode."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.samples > 0, "samples", self.samples, "at least 1")
+
+
+def _total_correlation(values: Values) -> Iterator[Number]:
+    for estimate in ("kde", "kde_standardized", "gaussian"):
+        for point in values[estimate]:
+            for metric in ("total_correlation", "shuffled", "excess"):
+                yield {"estimate": estimate, "width": point["dimensions"]}, metric, point[metric]
+
+
+@register(
+    "total-correlation",
+    "simdist.analyze.total_correlation:TotalCorrelation",
+    short="Measure how much the dimensions depend on each other.",
+    about="""\
+Estimate the total correlation of 10, 50, 100 … dimensions in nats, with Gaussian kernels and in closed form for a
+Gaussian latent. Each is compared with the same estimate on independent dimensions.
+
+  python -m simdist.analyze total-correlation --run-dir runs/sim
+  python -m simdist.analyze total-correlation --run-dir runs/sim --latents sampled --frames 4000""",
+    measurements=_total_correlation,
+    table=Table(
+        f"Total correlation: {OVER_SEEDS}",
+        (
+            Column("total_correlation", "nats"),
+            Column("shuffled", "nats, shuffled"),
+            Column("excess", "difference", digits=3),
+        ),
+        ("estimate", "width"),
+    ),
+)
+@dataclass(frozen=True)
+class TotalCorrelationSettings(ClipSettings):
+    """Options of `total-correlation`."""
+
+    sizes: str = "2,5,10,50,100,512"
+    """Numbers of dimensions to measure; a number above the latent's width takes all."""
+    frames: int = 2000
+    """Frames to estimate from, drawn at random from the clips."""
+    bandwidth: float = 0.1
+    """Standard deviation of the Gaussian kernels."""
+    latents: Literal["deterministic", "sampled"] = "deterministic"
+    """Use a variational module's mean, or one sample of its latent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.frames > 1, "frames", self.frames, "at least 2")
+        require(self.bandwidth > 0, "bandwidth", self.bandwidth, "positive")
+        sizes = numbers("--sizes", self.sizes)
+        require(bool(sizes) and min(sizes) > 1, "sizes", self.sizes, "numbers of 2 or more such as 10,50")
+
+
+def _disentanglement(values: Values) -> Iterator[Number]:
+    for factors, found in values["factors"].items():
+        for metric in ("mig", "sap", "disentanglement", "completeness", "informativeness"):
+            yield {"factors": factors}, metric, found[metric]
+
+
+@register(
+    "disentanglement",
+    "simdist.analyze.disentanglement:Disentanglement",
+    short="Score disentanglement (MIG, SAP, DCI) on speaker, phone, vowel, …",
+    about="""\
+Score how far each dimension belongs to a single factor: MIG, SAP and DCI.
+
+  python -m simdist.analyze disentanglement --run-dir runs/sim
+  python -m simdist.analyze disentanglement --run-dir runs/sim --label speaker,phone --examples 5000""",
+    measurements=_disentanglement,
+    table=Table(
+        f"Disentanglement: {OVER_SEEDS}",
+        (
+            Column("mig", "MIG", digits=3),
+            Column("sap", "SAP", digits=3),
+            Column("disentanglement", "DCI D", digits=3),
+            Column("completeness", "DCI C", digits=3),
+            Column("informativeness", "DCI I", digits=3),
+        ),
+        ("factors",),
+    ),
+)
+@dataclass(frozen=True)
+class DisentanglementSettings(LabelSettings):
+    """Options of `disentanglement`."""
+
+    bins: int = 20
+    """Equal-width bins per dimension for mutual information (MIG)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.bins > 1, "bins", self.bins, "at least 2")
+
+
+def _robustness(values: Values) -> Iterator[Number]:
+    for label, found in values["labels"].items():
+        for noise, curve in found["curves"].items():
+            for point in curve:
+                yield {"label": label, "noise": noise, "snr_db": point["snr_db"]}, "accuracy", point["accuracy"]
+
+
+@register(
+    "robustness",
+    "simdist.analyze.robustness:Robustness",
+    short="Test probes under noise and an adversarial perturbation (FGSM).",
+    about="""\
+Measure the accuracy of a module's trained probes against the signal-to-noise ratio when white noise, or a step along
+the gradient's sign (FGSM), is added to the audio.
+
+  python -m simdist.probe --run-dir runs/sim --label vowel
+  python -m simdist.analyze robustness --run-dir runs/sim --label vowel --snr 40,20,10,0""",
+    measurements=_robustness,
+    table=Table(
+        f"Robustness: accuracy in % by signal-to-noise ratio in dB, {OVER_SEEDS}",
+        (Column("accuracy", "", 100, 1),),
+        ("label", "noise"),
+        across="snr_db",
+    ),
+)
+@dataclass(frozen=True)
+class RobustnessSettings(AnalysisSettings):
+    """Options of `robustness`."""
+
+    label: str = ""
+    """Labels whose probes are tested, as syllable,vowel; empty takes every label with a matching probe."""
+    probe: Literal["linear", "lbfgs", "mlp"] = "linear"
+    """Kind of probe, as in simdist.probe; it must have been trained with bias."""
+    pooling: Literal["mean", "max", "flatten"] = "mean"
+    """Temporal pooling of the probe's features; phones are probed frame by frame."""
+    snr: str = "40,30,20,10,5,0,-5"
+    """Signal-to-noise ratios of the added noise in dB; clean audio is always tested as well."""
+    attack: Literal["none", "fgsm"] = "fgsm"
+    """Adversarial perturbation at the same ratios: a step along the gradient's sign (FGSM), or none."""
+    examples: int = 400
+    """Test utterances, drawn at random; all if there are fewer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.examples > 1, "examples", self.examples, "at least 2")
+        require(bool(numbers("--snr", self.snr, float)), "snr", self.snr, "numbers in dB such as 20,10,0")
+
+
+@register(
+    "embedding",
+    "simdist.analyze.embedding:Embedding",
+    short="Plot latents in two dimensions (t-SNE or UMAP), coloured by label.",
+    about="""\
+Plot time-averaged latents of labelled clips (single frames for phones) in two dimensions by t-SNE or UMAP, coloured by
+label.
+
+  python -m simdist.analyze embedding --run-dir runs/sim --label syllable,vowel
+  python -m simdist.analyze embedding --run-dir runs/sim --label phone --examples 3000 --method umap""",
+)
+@dataclass(frozen=True)
+class EmbeddingSettings(LabelSettings):
+    """Options of `embedding`."""
+
+    method: Literal["tsne", "umap"] = "tsne"
+    """t-SNE, or UMAP (needs the package umap-learn)."""
+    perplexity: float | None = None
+    """Approximate number of neighbours of a point, for both methods. null takes 30, or a quarter of the vectors if
+    that is less."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.perplexity is None or self.perplexity > 1, "perplexity", self.perplexity, "more than 1")
+
+
+@register(
+    "scatter",
+    "simdist.analyze.scatter:Scatter",
+    short="Plot three latent dimensions, coloured by label.",
+    about="""\
+Plot three latent dimensions of labelled clips in space and in each plane, coloured by label.
+
+  python -m simdist.analyze scatter --run-dir runs/sim --label vowel
+  python -m simdist.analyze scatter --run-dir runs/sim --label vowel --dimensions 0,5,7""",
+)
+@dataclass(frozen=True)
+class ScatterSettings(LabelSettings):
+    """Options of `scatter`."""
+
+    dimensions: str = ""
+    """Three latent dimensions, as 0,5,7; empty takes those that separate the label's classes best (largest F)."""

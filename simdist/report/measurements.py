@@ -1,0 +1,204 @@
+"""What probes, decoders and analyses of a run measured: numbers, and folders with figures and audio.
+
+A `Measurement` is the form in which everything is collected, averaged over seeds and written as CSV.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from simdist.analyze.registry import ANALYSES
+from simdist.report.files import SHAPELESS, Problem, flat, read_json, reason_of
+
+Family = Literal["encoder", "probe", "few-labels", "decoder", "analysis"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of one module of one run."""
+
+    run: str
+    family: Family
+    what: dict[str, Any]
+    """What was measured: the split of a loss; a probe's label, features, settings; the examples a class; a decoder's
+    loss; the name of an analysis."""
+    module: int | None
+    """None for what has no module, such as MFCC."""
+    metric: str
+    value: float
+    interval: tuple[float, float] | None = None
+    """95 %, where it was measured."""
+
+
+PROBES, RESULT = "probes", "result.json"
+SEEDS = ("seed", "view.seed", "probe.seed")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Test accuracy of one probe at several checkpoints of the encoder."""
+
+    run: str
+    what: dict[str, Any]
+    module: int
+    steps: list[int]
+    accuracies: list[float]
+    """Shares of test vectors."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What all probes of a run reached."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    """Of several checkpoints the last."""
+    trajectories: list[Trajectory] = field(default_factory=list)
+    examples: dict[str, int] = field(default_factory=dict)
+    """Training examples a class on average, rounded up, by label: the largest class has no fewer."""
+
+
+def read_probes(folder: Path, run: str, problems: list[Problem]) -> Probed:
+    """Every probe of a run."""
+    read = Probed()
+    kept: dict[str, list[tuple[int, list[Measurement]]]] = {}
+    for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")):
+        result = read_json(path, problems)
+        if result is None:
+            continue
+        try:
+            found = list(_of_result(run, result))
+            key = json.dumps([_what(result), result["source"]["module"], "curve" in result], sort_keys=True)
+            kept.setdefault(key, []).append((int(result["source"]["step"] or 0), found))
+            if "data" in result:
+                read.examples[result["label"]] = -(-result["data"]["train"]["labels"] // len(result["classes"]))
+        except SHAPELESS as error:
+            problems.append(Problem(path, f"is not the result of a probe ({reason_of(error)})"))
+    for results in kept.values():
+        read.measurements.extend(max(results, key=lambda pair: pair[0])[1])
+        read.trajectories.extend(_trajectory(results))
+    return read
+
+
+def _trajectory(results: list[tuple[int, list[Measurement]]]) -> Iterator[Trajectory]:
+    points = {step: found[0] for step, found in sorted(results, key=lambda pair: pair[0]) if found}
+    first = next(iter(points.values()), None)
+    if first is not None and first.family == "probe" and first.module is not None and len(points) > 1:
+        yield Trajectory(first.run, first.what, first.module, list(points), [item.value for item in points.values()])
+
+
+def _of_result(run: str, result: dict[str, Any]) -> Iterator[Measurement]:
+    what, module = _what(result), result["source"]["module"]
+    if "curve" in result:
+        for point in result["curve"]:
+            examples = {**what, "examples": point["examples_per_class"]}
+            yield Measurement(run, "few-labels", examples, module, "accuracy", float(point["accuracy"]["value"]))
+        return
+    tested = result["test"]
+    for metric in ("accuracy", "balanced_accuracy"):
+        yield Measurement(run, "probe", what, module, metric, *_score(tested[metric]))
+    if "without_silence" in tested:
+        score = _score(tested["without_silence"]["accuracy"])
+        yield Measurement(run, "probe", what, module, "accuracy_without_silence", *score)
+
+
+def _score(found: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
+    """A value and its interval over test utterances."""
+    interval = found.get("interval")
+    return float(found["value"]), None if interval is None else (float(interval[0]), float(interval[1]))
+
+
+def _what(result: dict[str, Any]) -> dict[str, Any]:
+    """A probe without what differs from seed to seed: label, features, and every setting."""
+    named = {"label": result["label"], "features": result["source"]["kind"]}
+    settings = {**flat({"view": result["view"]}), **flat({"probe": result["probe"]})}
+    named |= {key: value for key, value in settings.items() if key not in SEEDS}
+    return named | {"chance": result["chance"]}
+
+
+ANALYSIS, DECODERS = "analysis", "decoders"
+COMPARISON = "compare"
+MEAN_SIGNAL = "mean signal"
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModuleResult:
+    """A finished analysis of one module, or a decoder that was measured."""
+
+    run: str
+    folder: Path
+    kind: str
+    """`decoder`, or the analysis: `distributions`, `weights`, …"""
+    module: int
+    step: int
+    """Of the encoder."""
+    values: Values
+    """`values` of an analysis; the whole result of a decoder."""
+    summary: list[str] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+
+def read_findings(folder: Path, run: str, problems: list[Problem]) -> list[ModuleResult]:
+    """Decoders, and of each analysis of each module the newest one at the latest checkpoint."""
+    newest: dict[tuple[str, int], tuple[tuple[int, float], ModuleResult]] = {}
+    for path in sorted(folder.glob(f"{ANALYSIS}/*")):
+        if not path.is_dir() or path.name.startswith(f"{COMPARISON}-"):
+            continue
+        if not (path / RESULT).exists():
+            problems.append(Problem(path, f"has no {RESULT}: the analysis is unfinished"))
+            continue
+        result = read_json(path / RESULT, problems)
+        try:
+            if result is not None:
+                found, age = _analysis(run, path, result), (int(result["step"]), float(result["finished"]))
+                key = (found.kind, found.module)
+                if key not in newest or age > newest[key][0]:
+                    newest[key] = (age, found)
+        except SHAPELESS as error:
+            problems.append(Problem(path / RESULT, f"is not the result of an analysis ({reason_of(error)})"))
+    return [*_decoders(folder, run, problems), *(found for _, found in newest.values())]
+
+
+def _analysis(run: str, path: Path, result: Values) -> ModuleResult:
+    kind, module, values = str(result["analysis"]), int(result["module"]), result["values"]
+    known = ANALYSES.get(kind)
+    numbers = known.measurements(values) if known is not None and known.measurements is not None else ()
+    measured = [
+        Measurement(run, "analysis", {"analysis": kind, **what}, module, metric, float(value))
+        for what, metric, value in numbers
+    ]
+    return ModuleResult(
+        run, path, kind, module, int(result["step"]), values, [str(s) for s in result["summary"]], measured
+    )
+
+
+def _decoders(folder: Path, run: str, problems: list[Problem]) -> Iterator[ModuleResult]:
+    """Each decoder; the mean signal, which is the same for all of a run, with the first of its module."""
+    baselines: set[int] = set()
+    for path in sorted(folder.glob(f"{DECODERS}/*/{RESULT}")):
+        result = read_json(path, problems)
+        try:
+            if result is not None:
+                found = _decoder(run, path.parent, result)
+                if found.module in baselines:
+                    own = [item for item in found.measurements if item.what["loss"] != MEAN_SIGNAL]
+                    found = replace(found, measurements=own)
+                baselines.add(found.module)
+                yield found
+        except SHAPELESS as error:
+            problems.append(Problem(path, f"is not the result of a decoder ({reason_of(error)})"))
+
+
+def _decoder(run: str, path: Path, result: Values) -> ModuleResult:
+    module, measured = int(result["module"]), []
+    for who, figures in result["quality"].items():
+        what = {"loss": result["loss"], "features": "untrained" if result["encoder"]["untrained"] else "trained"}
+        what = what if who == "decoder" else {"loss": MEAN_SIGNAL, "features": "none"}
+        for metric, score in figures.items():
+            if score["value"] is not None:
+                measured.append(Measurement(run, "decoder", what, module, metric, float(score["value"])))
+    return ModuleResult(run, path, "decoder", module, int(result["encoder"]["step"] or 0), result, [], measured)
