@@ -1,9 +1,4 @@
-"""Fetch a public corpus: `python -m simdist.download librispeech train-clean-100`.
-
-The work is in `simdist.data`; here are the command line, what it prints and its exit codes: 0 everything is there,
-1 the network, a checksum or the disk failed, 2 bad input, 75 stopped by SIGTERM or SIGUSR2, 130 by Ctrl-C. After 1, 75
-and 130 the same command continues.
-"""
+"""Download a public corpus: `python -m simdist.download librispeech train-clean-100`."""
 
 from __future__ import annotations
 
@@ -30,22 +25,25 @@ from simdist.download.addresses import (
     mirror_addresses,
     wanted_archives,
 )
-from simdist.download.downloads import DEFAULT_ROOT, Layout, Sources, bring_labels, bring_subset, require_room
+from simdist.download.downloads import DEFAULT_ROOT, Layout, Origin, download_labels, download_subset, require_room
 from simdist.download.fetching import Patience
 
-_ABOUT = f"""Fetch LibriSpeech from openslr.org, with the splits and phone labels of CPC, for simdist.pack.
+DESCRIPTION = f"""Download LibriSpeech from openslr.org, with CPC's splits and phone labels, for simdist.pack.
 
   python -m simdist.download librispeech train-clean-100
   python -m simdist.download librispeech dev-clean test-clean --to /corpora --mirror eu
   python -m simdist.download --list
 
-A download that was stopped or killed continues where it was when the same command is run again, and what is there
-already is not fetched again. Archives are checked against openslr.org's md5 sums before they are unpacked. Mirrors are
-{", ".join(MIRRORS)}; they are tried in this order, or in the order that --mirror gives."""
+Run the same command again to continue an interrupted download; existing files are kept. Archives are verified against
+openslr.org's md5 sums before they are unpacked. The mirrors are {", ".join(MIRRORS)}, tried in this order or in
+that of --mirror.
+
+Exit codes: 0 finished, 1 network, checksum or disk failed, 2 wrong input, 75 preempted (run again to continue), 130
+stopped with Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, fetch what is missing, and say what to do next; returns the exit code."""
+    """Parse the command line, download what is missing, and print the next command; returns the exit code."""
     arguments = _parser().parse_args(argv)
     layout = Layout(Path(arguments.to))
     console = Console(soft_wrap=True, highlight=False)
@@ -53,80 +51,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         _list(layout, console)
         return EXIT_OK
     if arguments.corpus != "librispeech":
-        unknown = f"unknown corpus {arguments.corpus!r}" if arguments.corpus else "which corpus?"
-        raise InputError(f"{unknown}; there is one, librispeech, and --list shows its subsets")
+        unknown = f"unknown corpus {arguments.corpus!r}" if arguments.corpus else "CORPUS is missing"
+        raise InputError(f"{unknown}; the only one is librispeech, and --list shows its subsets")
     archives = wanted_archives(arguments.subsets or [DEFAULT_SUBSET])
-    sources = _sources(arguments)
+    origin = _origin(arguments)
     stop = SignalHandler()
     try:
         with stop.installed(), locked(layout.root, ".download.lock", writer="simdist.download"):
-            _bring(layout, archives, sources, arguments, console, stop)
+            _download(layout, archives, origin, arguments, console, stop)
     except StoppedError as stopped:
         name = signal.Signals(stopped.signal_number).name
-        fail(f"stopped by {name}; what came is kept, and the same command continues", exit_code(stopped.signal_number))
-    console.print(f"next: {escape(_next(layout, archives, labels=not arguments.no_labels))}")
+        fail(
+            f"stopped by {name}. Finished downloads are kept; run the same command to continue",
+            exit_code(stopped.signal_number),
+        )
+    console.print(f"next: {escape(_next_command(layout, archives, labels=not arguments.no_labels))}")
     return EXIT_OK
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m simdist.download", description=_ABOUT)
+    parser = Parser(prog="python -m simdist.download", description=DESCRIPTION)
     add = parser.add_argument
     add("corpus", type=str | None, nargs="?", metavar="CORPUS", help="librispeech")
+    add("subsets", type=str, nargs="*", default=[], metavar="SUBSET", help=f"Subsets; default: {DEFAULT_SUBSET}.")
+    add("--to", type=str, default=str(DEFAULT_ROOT), help="Folder for the corpus; simdist.pack reads the default.")
     add(
-        "subsets",
-        type=str,
-        nargs="*",
-        default=[],
-        metavar="SUBSET",
-        help=f"Subsets of it; {DEFAULT_SUBSET} if none is given.",
+        "--mirror", type=str, nargs="+", default=[], help=f"{', '.join(MIRRORS)}, or addresses, in order of preference."
     )
-    add("--to", type=str, default=str(DEFAULT_ROOT), help="Folder for the corpus; simdist.pack looks in the default.")
-    add("--mirror", type=str, nargs="+", default=[], help=f"{', '.join(MIRRORS)}, or an address; in this order.")
-    add("--no-labels", action="store_true", help=f"Leave out CPC's splits and phone labels of {LABELLED_SUBSET}.")
-    add("--splits-url", type=str | None, default=None, help="Folder on the web with train_split.txt, test_split.txt.")
+    add("--no-labels", action="store_true", help=f"Skip CPC's splits and phone labels of {LABELLED_SUBSET}.")
+    add("--splits-url", type=str | None, default=None, help="Address of a folder with {train,test}_split.txt.")
     add("--phones-url", type=str | None, default=None, help="Address of converted_aligned_phones.txt or its zip.")
     add("--keep-archives", action="store_true", help="Keep SUBSET.tar.gz after unpacking.")
-    add("--retries", type=int, default=Patience.retries, help="Attempts in a row that bring nothing, for each mirror.")
-    add("--timeout", type=float, default=Patience.timeout, help="Seconds of silence before a connection is given up.")
-    add("--list", action="store_true", help="Show the subsets, their sizes and which are there; fetch nothing.")
+    add("--retries", type=int, default=Patience.retries, help="Consecutive failed attempts before the next mirror.")
+    add("--timeout", type=float, default=Patience.timeout, help="Seconds of silence before a connection is retried.")
+    add("--list", action="store_true", help="List the subsets, their sizes and which exist; download nothing.")
     return parser
 
 
-def _sources(arguments: Any) -> Sources:
+def _origin(arguments: Any) -> Origin:
     for name in ("splits", "phones"):
         url = arguments[f"{name}_url"]
         if url is not None and not is_address(url):
-            raise InputError(f"--{name}-url {url!r} is no address; it must begin with https:// or http://")
+            raise InputError(f"--{name}-url {url!r} is not an address; it must begin with https:// or http://")
     if arguments.retries < 0:
         raise InputError(f"--retries is {arguments.retries}; it must be at least 0")
     if arguments.timeout <= 0:
         raise InputError(f"--timeout is {arguments.timeout:g}; it must be more than 0 seconds")
     patience = Patience(arguments.retries, arguments.timeout)
-    return Sources(mirror_addresses(arguments.mirror), arguments.splits_url, arguments.phones_url, patience)
+    return Origin(mirror_addresses(arguments.mirror), arguments.splits_url, arguments.phones_url, patience)
 
 
-def _bring(
-    layout: Layout, archives: list[Archive], sources: Sources, arguments: Any, console: Console, stop: SignalHandler
+def _download(
+    layout: Layout, archives: list[Archive], origin: Origin, arguments: Any, console: Console, stop: SignalHandler
 ) -> None:
     missing = [archive for archive in archives if not layout.has(archive)]
-    wanted = _has_labels(archives) and not arguments.no_labels
-    labels = wanted and not all(path.is_file() for path in layout.labels())
+    labels = _has_labels(archives) and not arguments.no_labels
+    labels &= not all(path.is_file() for path in (*layout.lists, layout.phones))
     require_room(layout, missing, labels, arguments.keep_archives)
     for archive in archives:
         if archive in missing:
-            bring_subset(layout, archive, sources, arguments.keep_archives, console, stop)
+            download_subset(layout, archive, origin, arguments.keep_archives, console, stop)
         else:
-            console.print(f"there already: {escape(str(layout.corpus / archive.subset))}")
+            console.print(f"exists already: {escape(str(layout.corpus / archive.subset))}")
     if labels:
-        bring_labels(layout, sources, console, stop)
+        download_labels(layout, origin, console, stop)
 
 
 def _has_labels(archives: list[Archive]) -> bool:
     return any(archive.subset == LABELLED_SUBSET for archive in archives)
 
 
-def _next(layout: Layout, archives: list[Archive], labels: bool) -> str:
-    """The command that packs what was fetched."""
+def _next_command(layout: Layout, archives: list[Archive], labels: bool) -> str:
+    """The command that packs what was downloaded."""
     if layout.root == DEFAULT_ROOT and labels and _has_labels(archives):
         return "python -m simdist.pack librispeech"
     subsets = " ".join(archive.subset for archive in archives)

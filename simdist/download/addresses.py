@@ -1,7 +1,7 @@
-"""Where LibriSpeech, CPC's splits and its phone labels are published, with the sizes and checksums of the archives.
+"""Addresses of LibriSpeech, CPC's splits and phone labels, with the sizes and checksums of the archives.
 
-Sizes and md5 sums are those of https://www.openslr.org/resources/12/md5sum.txt; the source of each address is in
-docs/explanation/decisions.md.
+Sizes and md5 sums are those of https://www.openslr.org/resources/12/md5sum.txt; docs/explanation/decisions.md
+has the source of each address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from simdist.core.errors import InputError
 
 DEFAULT_SUBSET = "train-clean-100"
 LABELLED_SUBSET = "train-clean-100"
-"""The subset that CPC's splits and phone labels are of."""
+"""The subset of CPC's splits and phone labels."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Archive:
 
     @property
     def unpacked(self) -> int:
-        """Bytes on a disk after unpacking, about: FLAC hardly shrinks, and each file ends in a half-empty block."""
+        """Approximate bytes after unpacking: FLAC hardly compresses, and each file ends in a half-empty block."""
         return round(1.02 * self.size) + 4096 * self.utterances
 
 
@@ -71,14 +71,14 @@ LABELS = {
     TEST_SPLIT: (f"{_DRIVE}1vSHmncPsRY7VWWAd_BtoWs9-fQ5cBrEB", f"{_S3PRL}/{TEST_SPLIT}"),
     PHONES: (f"{_DRIVE}1bLuDkapGBERG_VYPS7fNZl5GXsQ9z3p2", f"{_S3PRL}/{PHONES}.zip"),
 }
-"""Addresses of each file of labels, in the order in which they are tried."""
+"""Addresses of each label file, in the order in which they are tried."""
 
 
 def wanted_archives(subsets: Sequence[str]) -> list[Archive]:
-    """The archives of these subsets, each once.
+    """The archives of these subsets, without duplicates.
 
     Raises:
-        InputError: there is no such subset; names the nearest and all of them.
+        InputError: unknown subset; names the closest one and all.
     """
     unknown = [name for name in subsets if name not in SUBSETS]
     if unknown:
@@ -89,7 +89,7 @@ def wanted_archives(subsets: Sequence[str]) -> list[Archive]:
 
 
 def mirror_addresses(mirrors: Sequence[str]) -> list[str]:
-    """Base addresses of mirrors that are given by name or address; without any, of all known ones.
+    """Base addresses of mirrors given by name or address; all known ones by default.
 
     Raises:
         InputError: one is neither a known name nor an http(s) address.
@@ -98,7 +98,7 @@ def mirror_addresses(mirrors: Sequence[str]) -> list[str]:
         if mirror not in MIRRORS and not is_address(mirror):
             names = ", ".join(MIRRORS)
             raise InputError(
-                f"--mirror {mirror!r} is none of {names}, and no address that begins with https:// or http://"
+                f"--mirror {mirror!r} is neither one of {names} nor an address that begins with https:// or http://"
             )
     return [MIRRORS.get(mirror, mirror).rstrip("/") for mirror in mirrors or MIRRORS]
 

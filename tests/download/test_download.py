@@ -118,7 +118,7 @@ def test_the_same_command_fetches_only_what_is_missing(web: Web, capsys: pytest.
     capsys.readouterr()
     before = there()
     assert download.main(COMMAND) == 0
-    assert capsys.readouterr().out.startswith(f"there already: data/corpora/LibriSpeech/{SUBSET}\nnext: ")
+    assert capsys.readouterr().out.startswith(f"exists already: data/corpora/LibriSpeech/{SUBSET}\nnext: ")
     assert len(web.requests) == 5
     assert there() == before
 
@@ -140,8 +140,8 @@ run(main, sys.argv[1:])
     ("signum", "code", "said"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGTERM, 75, "stopped by SIGTERM; what came is kept, and the same command continues"),
-        (signal.SIGINT, 130, "stopped by SIGINT; what came is kept"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM. Finished downloads are kept; run the same command"),
+        (signal.SIGINT, 130, "stopped by SIGINT. Finished downloads are kept"),
     ],
 )
 def test_a_download_that_was_stopped_asks_for_the_rest_only(
@@ -221,8 +221,8 @@ def test_a_wrong_checksum_says_what_came_and_leaves_nothing(
     said = capsys.readouterr().err
     expected, came = (hashlib.md5(c).hexdigest() for c in (content, wrong))
     assert said == (
-        f"error: {SUBSET}.tar.gz could not be fetched: {web.url}/bad{TAR} gave a file with md5 {came}, not {expected}; "
-        "what came is removed; run the same command again to continue, or name another --mirror\n"
+        f"error: {SUBSET}.tar.gz could not be downloaded: {web.url}/bad{TAR} gave a file with md5 {came}, not "
+        f"{expected}; the download is removed; run the same command again to continue, or name another --mirror\n"
     )
     assert there() == []
     assert download.main(["librispeech", SUBSET, "--mirror", f"{web.url}/bad", "openslr", "--no-labels"]) == 0
@@ -266,8 +266,8 @@ def test_labels_that_are_a_web_page_are_refused_after_the_audio(web: Web, capsys
     said = capsys.readouterr()
     assert f"data/corpora/LibriSpeech/{SUBSET}: 24 utterances" in said.out
     assert (
-        f"train_split.txt could not be fetched: {web.url}/page/train_split.txt gave a file whose line 1 is "
-        "'<!DOCTYPE html><html>Sign in</html>', not an utterance id; what came is removed; --no-labels leaves"
+        f"train_split.txt could not be downloaded: {web.url}/page/train_split.txt gave a file whose line 1 is "
+        "'<!DOCTYPE html><html>Sign in</html>', not an utterance id; the download is removed; --no-labels leaves"
     ) in said.err
     assert f"by hand, put the files of {addresses.LABELS_FOLDER} in data/corpora/labels/{SUBSET} (splits)" in said.err
     assert not Path(f"data/corpora/labels/{SUBSET}/train_split.txt").exists()
@@ -280,7 +280,7 @@ def test_labels_that_are_a_web_page_are_refused_after_the_audio(web: Web, capsys
     [
         (b"11-7-0000 1 2 three\n", "line 1 is '11-7-0000 1 2 three', not an utterance id and its classes"),
         (b"", "gave an empty file"),
-        (zip_of("no labels"), "line 1 is 'no labels', not an utterance id and its classes; it is removed"),
+        (zip_of("no labels"), "line 1 is 'no labels', not an utterance id and its classes; the download is removed"),
     ],
     ids=["words", "nothing", "zip"],  # a zip holds the time it was made: as a name it would differ between workers
 )
@@ -305,7 +305,7 @@ def test_a_subset_that_somebody_unpacked_in_part_is_not_taken_for_whole(
     download.main([*COMMAND, "--no-labels"])
     shutil.rmtree(f"data/corpora/LibriSpeech/{SUBSET}/11")
     assert code_of(COMMAND) == 2
-    assert f"data/corpora/LibriSpeech/{SUBSET} has 18 of 24 utterances; simdist.download" in capsys.readouterr().err
+    assert f"data/corpora/LibriSpeech/{SUBSET} has 18 of 24 utterances. simdist.download" in capsys.readouterr().err
 
 
 def test_two_downloads_do_not_write_one_folder(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,22 +327,22 @@ def test_too_little_room_is_said_before_anything_is_fetched(
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
     assert code_of([*COMMAND, "--no-labels"]) == 1
     assert capsys.readouterr().err == (
-        "error: data/corpora has 2,429,599 bytes free, and 2,429,600 are needed for archives and what is unpacked from "
-        "them: make room for 1 more, ask for fewer subsets, or choose another --to\n"
+        "error: data/corpora has 2,429,599 bytes free, and the archives and their content need 2,429,600. Free 1 more, "
+        "name fewer subsets, or choose another --to\n"
     )
     assert web.requests == []
     (Path("data/corpora") / PART).write_bytes(b"x")
     assert code_of([*COMMAND, "--no-labels"]) == 1, "there is room now, but what comes is another file"
-    assert "are needed" not in capsys.readouterr().err
+    assert "content need" not in capsys.readouterr().err
     assert len(web.requests) == 1
 
 
 def test_archives_go_before_the_next_comes(tmp_path: Path) -> None:
     archives = [Archive(name, 1_000_000, "", 0, 1.0) for name in ("dev-clean", "dev-other")]
-    assert downloads._needed(Layout(tmp_path), archives, keep_archives=False) == 1_000_000 + 2 * 1_020_000
-    assert downloads._needed(Layout(tmp_path), archives, keep_archives=True) == 2 * 1_000_000 + 2 * 1_020_000
+    assert downloads.bytes_needed(Layout(tmp_path), archives, keep_archives=False) == 1_000_000 + 2 * 1_020_000
+    assert downloads.bytes_needed(Layout(tmp_path), archives, keep_archives=True) == 2 * 1_000_000 + 2 * 1_020_000
     (tmp_path / "dev-clean.tar.gz").write_bytes(bytes(1_000_000))
-    assert downloads._needed(Layout(tmp_path), archives, keep_archives=False) == 2 * 1_020_000
+    assert downloads.bytes_needed(Layout(tmp_path), archives, keep_archives=False) == 2 * 1_020_000
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -352,10 +352,13 @@ def test_archives_go_before_the_next_comes(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["librispeech", "train-clean-10"], "unknown subset 'train-clean-10': did you mean 'train-clean-100'? the sub"),
-        (["vctk"], "unknown corpus 'vctk'; there is one, librispeech, and --list shows its subsets"),
-        ([], "which corpus?; there is one, librispeech"),
-        (["librispeech", "--mirror", "mars"], "--mirror 'mars' is none of openslr, us, eu, cn, and no address"),
-        (["librispeech", "--phones-url", "phones.zip"], "--phones-url 'phones.zip' is no address; it must begin with"),
+        (["vctk"], "unknown corpus 'vctk'; the only one is librispeech, and --list shows its subsets"),
+        ([], "CORPUS is missing; the only one is librispeech"),
+        (["librispeech", "--mirror", "mars"], "--mirror 'mars' is neither one of openslr, us, eu, cn nor an address"),
+        (
+            ["librispeech", "--phones-url", "phones.zip"],
+            "--phones-url 'phones.zip' is not an address; it must begin with",
+        ),
         (["librispeech", "--retries", "-1"], "--retries is -1; it must be at least 0"),
         (["librispeech", "--timeout", "0"], "--timeout is 0; it must be more than 0 seconds"),
         (["librispeech", "--miror", "eu"], "did you mean 'mirror'?"),
@@ -397,7 +400,7 @@ def test_pack_says_how_to_get_what_is_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert code_of(["librispeech"], pack.main) == 2
-    assert "there is no data/corpora/LibriSpeech; `python -m simdist.download librispeech` makes it, or" in (
+    assert "data/corpora/LibriSpeech does not exist. Run `python -m simdist.download librispeech` first, or" in (
         capsys.readouterr().err
     )
     assert code_of(["librispeech", "source"], pack.main) == 2
