@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdist.core.errors import EXIT_OK, EXIT_PREEMPTED, InputError
+from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.files import write_json
-from simdist.core.requeue import job_id
+from simdist.core.requeue import KILLED, PREEMPTED, WARNED, job_id, wants_requeue
 
 from .slurm import SlurmScheduler
 
@@ -33,8 +33,6 @@ PROGRESS = (
 )
 """What a job leaves in its folder as it gets on: runs, decoders, probes, packing, analyses."""
 ENDED = "_ended.json"  # how the name of the file ends, after the job's number
-WARNED = (128 + 10, 128 + 12, 128 + 15)  # killed by a warning before the command could listen: nothing was to be saved
-KILLED = (128 + 6, 128 + 7, 128 + 9, 128 + 11)  # abort, bus error, kill, segmentation fault
 UNTIL_KILLED = 60.0  # seconds that SLURM may take to end a script that has been requeued
 LOCK_SECONDS = 30.0  # for which a job waits to submit others; somebody who holds the lock longer does it for all
 
@@ -104,7 +102,7 @@ def conclude(ending: Ending, code: int, limit: int) -> bool:
     if code in KILLED and not ending.has_progressed:
         print(f"killed (exit code {code}) without progress since its last start; not requeued", flush=True)
         return False
-    if code not in (EXIT_PREEMPTED, *WARNED, *KILLED):
+    if not wants_requeue(code, ending.has_progressed):
         return False
     asked, sentence = SlurmScheduler().requeue(restarts(), limit)
     if sentence:
@@ -121,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
             ending.end(code)
         if conclude(ending, code, limit):
             time.sleep(UNTIL_KILLED)
-        if code in (EXIT_PREEMPTED, *WARNED, *KILLED):
+        if code in (PREEMPTED, *WARNED, *KILLED):
             return EXIT_OK  # SLURM may be ending this script: nothing is begun that it could cut off
     from .submit import feed  # needs submitit
 

@@ -1,13 +1,14 @@
-"""Back into SLURM's queue: a job that was preempted asks for it itself, from rank 0, once everything is saved.
+"""The rules of requeueing: a preempted job asks SLURM for it itself, on rank 0, once everything is saved.
 
-Of the three that could act, this one does. SLURM requeues by itself only with `PreemptMode=REQUEUE`, not at a time
-limit; submitit's handler calls `checkpoint()` on rank 0 while the other ranks go on, and is replaced by ours inside a
-job. Where `scontrol` is missing, the job ends with exit code 75, and who started it (slurm/*.sbatch, launch/) submits
-it again.
+Of the three that could act, this one does. SLURM requeues on its own only with `PreemptMode=REQUEUE`, not at a time
+limit; submitit's handler calls `checkpoint()` on rank 0 while the other ranks continue, and is replaced by ours inside
+a job. Training calls `requeue`, a job of a sweep `launch.endings`, and slurm/*.sbatch run this file as a program.
 
-A job that was cancelled gets SIGTERM too, and must not come back, which SLURM would allow. So its state is asked for
-first: a cancelled job is COMPLETING then, as is one that SLURM has just requeued, one that is out of time, and one that
-was preempted with `PreemptMode=CANCEL`; the reason `TimeLimit` and a `PreemptTime` tell the last two from the others.
+A cancelled job gets SIGTERM, too, and SLURM would allow it to come back. So its state is read first: a cancelled job is
+COMPLETING, as is one that SLURM has just requeued, one that is out of time, and one that was preempted with
+`PreemptMode=CANCEL`; the reason `TimeLimit` and a `PreemptTime` tell the last two from the others.
+
+Imports only the standard library, for slurm/*.sbatch run it with the host's Python.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+PREEMPTED = 75
+"""Exit code of a command that saved everything and wants to run again."""
+WARNED = (128 + 10, 128 + 12, 128 + 15)
+"""Killed by a preemption warning before the command could handle it: there was nothing to save."""
+KILLED = (128 + 6, 128 + 7, 128 + 9, 128 + 11)
+"""Abort, bus error, kill, segmentation fault: worth another start if the last one made progress."""
+Answer = Literal["requeued", "refused", "unavailable"]
 
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 OF_A_RANK = (
@@ -59,34 +70,53 @@ def without_job(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def wants_requeue(code: int, has_progressed: bool) -> bool:
+    """Whether a command that ended with this exit code is to run again.
+
+    Args:
+        code: exit code of the command, or the highest of its tasks.
+        has_progressed: whether it wrote results or checkpoints since its last start.
+    """
+    return code == PREEMPTED or code in WARNED or (code in KILLED and has_progressed)
+
+
 def requeue(environment: Mapping[str, str], requeues: int, limit: int) -> tuple[bool, str]:
     """Ask SLURM to run this job again.
 
     Args:
         environment: of this process.
-        requeues: how often that was done already.
-        limit: how often it may be done.
+        requeues: number of requeues so far.
+        limit: maximum number of requeues.
 
     Returns:
-        Whether it was asked for, and a sentence that says so or why not; an empty one outside SLURM.
+        Whether SLURM requeues the job, and a sentence with the reason; an empty one outside SLURM.
     """
+    answer, sentence = _ask(environment, requeues, limit)
+    return answer == "requeued", sentence
+
+
+def _ask(environment: Mapping[str, str], requeues: int, limit: int) -> tuple[Answer, str]:
     job = job_id(environment)
     if job is None:
-        return False, ""
+        return "refused", ""
     if requeues >= limit:
-        return False, f"job {job} was requeued {requeues} times (max_requeues); not again: submit it by hand"
+        return (
+            "refused",
+            f"job {job} was requeued {requeues} times, the maximum (max_requeues). Submit it again by hand",
+        )
     try:
         text = _scontrol("show", "job", job)
         state = re.search(r"JobState=(\w+)", text)
         if state is not None and state[1] != "RUNNING" and not (_is_out_of_time(text) or is_preempted(text)):
-            return False, f"job {job} is {state[1]}: cancelled, or SLURM has requeued it already; not asked for again"
+            return "refused", f"job {job} is {state[1]}: cancelled, or requeued by SLURM already; not requeued again"
         _scontrol("requeue", job)
     except OSError as error:
-        return False, f"scontrol cannot be run here ({error.strerror}); exit code 75 asks for a successor of job {job}"
+        sentence = f"scontrol is not available here ({error.strerror}); exit code 75 asks for a successor of job {job}"
+        return "unavailable", sentence
     except subprocess.SubprocessError as error:
         reason = getattr(error, "stderr", "") or str(error)
-        return False, f"SLURM does not requeue job {job}: {' '.join(reason.split())}"
-    return True, f"job {job} is requeued"
+        return "unavailable", f"SLURM does not requeue job {job}: {' '.join(reason.split())}"
+    return "requeued", f"job {job} is requeued"
 
 
 def requeue_if_dying(environment: Mapping[str, str], requeues: int, limit: int) -> bool:
@@ -122,3 +152,17 @@ def _scontrol(*words: str) -> str:
     plain = {name: value for name, value in os.environ.items() if name != "SLURM_TIME_FORMAT"}  # times that sort
     command = ["scontrol", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=plain).stdout
+
+
+def main(argv: Sequence[str]) -> int:
+    """`requeue.py CODE REQUEUES LIMIT`: 0 if SLURM requeues the job, 3 if it needs a successor, 1 if it has ended."""
+    code, requeues, limit = map(int, argv)
+    if not wants_requeue(code, has_progressed=False):
+        return 1
+    answer, sentence = _ask(os.environ, requeues, limit)
+    print(sentence, file=sys.stderr, flush=True)
+    return {"requeued": 0, "refused": 1, "unavailable": 3}[answer]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from simdist.core.requeue import job_id, requeue, requeue_if_dying, without_job
+from simdist.core.requeue import job_id, requeue, requeue_if_dying, wants_requeue, without_job
+from tests.support import ROOT
 
 JOB = {"SLURM_JOB_ID": "42"}
 
@@ -42,7 +45,7 @@ def test_a_job_and_an_array_task(asked: Path) -> None:
 def test_an_endless_loop_ends(asked: Path) -> None:
     done, sentence = requeue(JOB, 10, 10)
     assert not done
-    assert "was requeued 10 times (max_requeues)" in sentence
+    assert "was requeued 10 times, the maximum (max_requeues)" in sentence
     assert not asked.exists()
 
 
@@ -51,7 +54,7 @@ def test_a_job_that_was_cancelled_or_requeued_is_left_alone(asked: Path, state: 
     (asked.parent / "state").write_text(f"JobId=42\n   JobState={state} Reason=None Dependency=(null)\n")
     done, sentence = requeue(JOB, 0, 10)
     assert not done
-    assert sentence.startswith(f"job 42 is {state}: cancelled, or SLURM has requeued it already")
+    assert sentence.startswith(f"job 42 is {state}: cancelled, or requeued by SLURM already")
     assert "requeue" not in asked.read_text()
 
 
@@ -105,4 +108,37 @@ def test_no_scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done, sentence = requeue(JOB, 0, 10)
     assert not done
-    assert "scontrol cannot be run here (No such file or directory); exit code 75 asks for a successor" in sentence
+    assert "scontrol is not available here (No such file or directory); exit code 75 asks for a successor" in sentence
+
+
+@pytest.mark.parametrize(
+    ("code", "has_progressed", "expected"),
+    [
+        (75, False, True),
+        (128 + 12, False, True),
+        (137, False, False),
+        (137, True, True),
+        (0, True, False),
+        (2, True, False),
+    ],
+)
+def test_which_exit_codes_run_again(code: int, has_progressed: bool, expected: bool) -> None:
+    assert wants_requeue(code, has_progressed) is expected
+
+
+def test_the_rules_run_as_a_program_of_the_standard_library(tmp_path: Path) -> None:
+    """slurm/*.sbatch run them with the host's Python, which has no packages; without scontrol a successor is needed."""
+    rules = ROOT / "simdist" / "core" / "requeue.py"
+
+    def run(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-I", "-S", str(rules), *words]
+        ended = subprocess.run(
+            command, env={"SLURM_JOB_ID": "42", "PATH": str(tmp_path)}, capture_output=True, text=True
+        )
+        return ended.returncode, ended.stderr
+
+    assert run("2", "0", "100") == (1, "")
+    assert run("75", "100", "100")[0] == 1
+    code, said = run("75", "0", "100")
+    assert code == 3
+    assert "scontrol is not available here" in said
