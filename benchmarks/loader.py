@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="a folder in LibriSpeech's layout")
     parser.add_argument("--crops", type=int, default=2000, help="of each kind")
     arguments = parser.parse_args()
-    show("20,480 samples a crop, one thread", measure(arguments.source, arguments.crops))
+    show("20,480 samples a crop, one thread", measure(arguments.extractor, arguments.crops))
 
 
 if __name__ == "__main__":

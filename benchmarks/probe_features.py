@@ -26,7 +26,7 @@ from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
 from simdist.probe.command import Command
 from simdist.probe.examples import LiveExamples
-from simdist.probe.jobs import Job
+from simdist.probe.probe_task import Job
 from simdist.probe.settings import ProbeSettings
 from simdist.probe.training import num_steps
 from simdist.runs.checkpoints import latest_checkpoint
@@ -70,7 +70,7 @@ def cached(run: Path, data_root: Path | None) -> tuple[list[Job], float, float]:
 def from_audio(job: Job, sample: int) -> tuple[float, int]:
     """Seconds a step takes when its batch is encoded from audio, and how many steps upstream takes."""
     data, settings, device = job.data, job.settings, torch.device("cpu")
-    examples = LiveExamples(job.source, job.module, data.view, data.pair.train, data.train, device)
+    examples = LiveExamples(job.extractor, job.module, data.view, data.pair.train, data.train, device)
     probe = Probe(examples.dimensions, len(data.train.names))
     optimizer = torch.optim.Adam(probe.parameters(), lr=settings.lr or 1e-3)
     order, size = examples.order(0, 0), settings.batch_size or 1

@@ -1,4 +1,4 @@
-"""`load_encoder` and `load_decoder`: models in eval mode, from a run, a checkpoint of ours, or one of upstream's."""
+"""`load_encoder` and `load_decoder`: models in eval mode from a run, a checkpoint, or a reference checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
-from simdist.models.reference_checkpoints import load_upstream
+from simdist.models.reference_checkpoints import load_reference_checkpoint
 from simdist.runs.checkpoints import MODEL, latest_checkpoint, verify_checkpoint
 from simdist.runs.folder import CONFIG, existing_run
 from simdist.training.checkpoint import load_checkpoint
@@ -22,9 +22,9 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
     """Load a trained encoder, ready to `encode(audio, module=…)`.
 
     Args:
-        source: a run folder (its newest complete checkpoint), a checkpoint folder `step_…` of ours, or an upstream
-            checkpoint file (`model_N.ckpt`).
-        config: for an upstream checkpoint the name of a preset (`sim_librispeech`), a YAML file or a `Config`; widths
+        source: a run folder (its newest complete checkpoint), a checkpoint folder `step_…` of a run, or a
+            checkpoint file of the reference implementation (`model_N.ckpt`).
+        config: for a reference checkpoint the name of a preset (`sim_librispeech`), a YAML file or a `Config`; widths
             are read off the tensors. For a run it is known.
 
     Returns:
@@ -35,13 +35,13 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
     """
     source = Path(source)
     if not source.exists():
-        raise InputError(f"{source} does not exist; name a run folder, a checkpoint in one, or an upstream checkpoint")
+        raise InputError(f"{source} does not exist; name a run folder, a checkpoint in one, or a reference checkpoint")
     if source.is_file():
         if source.name in (MODEL, "config.yaml"):
             raise InputError(f"{source} is a part of a run; name the run folder, or its checkpoint folder step_…")
         if config is None:
             raise InputError(f"{source} does not say its architecture; name a preset: {', '.join(preset_names())}")
-        return load_upstream(source, as_config(config))[0].eval()
+        return load_reference_checkpoint(source, as_config(config))[0].eval()
     checkpoint, run = _find_checkpoint(source)
     settings = as_config(config if config is not None else run / "config.yaml")
     encoder = GreedyEncoder(settings.model, settings.loss, settings.seed)
@@ -133,7 +133,7 @@ def _find_checkpoint(source: Path) -> tuple[Path, Path]:
             raise InputError(f"checkpoint {source} is damaged: {problem}; take another of the same run")
         return source, source.resolve().parent.parent
     if not (source / "config.yaml").is_file():
-        raise InputError(f"{source} is neither a run folder, nor a checkpoint of one, nor an upstream checkpoint file")
+        raise InputError(f"{source} is neither a run folder, nor a checkpoint of one, nor a reference checkpoint")
     return _newest(source, f"run {source}"), source
 
 

@@ -72,11 +72,11 @@ def test_an_upstream_checkpoint_that_does_not_fit(upstream: Path, preset: str | 
 def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: Path) -> None:
     """Files as upstream writes them: DataParallel's prefix, and an `encoder_var` that GIM and CPC never use."""
     from simdist.models.encoder import GreedyEncoder
-    from simdist.models.reference_checkpoints import upstream_names
+    from simdist.models.reference_checkpoints import reference_names
 
     config = read_config(CONFIGS / f"{preset}.yaml", CONFIGS / "debug.yaml")
     encoder = GreedyEncoder(config.model, config.loss, seed=7).eval()
-    names = upstream_names(encoder)
+    names = reference_names(encoder)
     state = {f"module.{names[name]}": tensor for name, tensor in encoder.state_dict().items()}
     state.setdefault("module.fullmodel.0.encoder.encoder_var.bias", torch.zeros(16))
     torch.save(state, tmp_path / "model_3.ckpt")

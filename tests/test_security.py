@@ -36,7 +36,7 @@ from simdist.pack.librispeech import librispeech
 from simdist.pack.packing import Options, pack
 from simdist.pack.verifying import verify
 from simdist.probe.labels import read_phones
-from simdist.probe.training import Progress
+from simdist.probe.training import ProbeProgress
 from simdist.runs import folder as run_module
 from simdist.runs.folder import Run
 from simdist.training.checkpoint import Checkpoint, Retention, load_checkpoint, save_checkpoint
@@ -139,7 +139,7 @@ def test_phones_run_no_code(shards: Path, mark: Path) -> None:
 
 def test_an_unfinished_probe_runs_no_code(tmp_path: Path, mark: Path) -> None:
     torch.save({"state": Payload(mark)}, tmp_path / "progress.pt")
-    assert Progress(tmp_path / "progress.pt", SignalHandler()).load() is None
+    assert ProbeProgress(tmp_path / "progress.pt", SignalHandler()).load() is None
     assert not mark.exists()
 
 

@@ -162,7 +162,7 @@ def _identity(
         "analysis": which,
         "module": module,
         "step": encoder.step,
-        "weights": encoder.source.identity,
+        "weights": encoder.extractor.identity,
         "settings": chosen,
         "inputs": found.inputs,
     }

@@ -190,7 +190,7 @@ def _identity(
         "analysis": "compare",
         "module": settings.module,
         "step": encoders[0].step,
-        "weights": [encoder.source.identity for encoder in encoders],
+        "weights": [encoder.extractor.identity for encoder in encoders],
         "runs": [str(encoder.run.folder) for encoder in encoders],
         "settings": chosen,
         "inputs": inputs,

@@ -72,7 +72,7 @@ class Distributions:
         if collapsed >= ALARM * dimensions:
             warning = (
                 f"posterior collapse: {collapsed} of {dimensions} dimensions say nothing (KL below "
-                f"{self._settings.collapsed_below:g} nats a frame); lower loss.beta or raise loss.beta_warmup_epochs"
+                f"{self._settings.collapsed_below:g} nats per frame); lower loss.beta or raise loss.beta_warmup_epochs"
             )
         values = {
             "frames": frames,
@@ -87,7 +87,7 @@ class Distributions:
         ks = values["ks_distance"]
         summary = [
             f"{values['active_units']} of {dimensions} dimensions active, {collapsed} collapsed; KL "
-            f"{values['kl_nats_per_frame']:.2f} nats a frame",
+            f"{values['kl_nats_per_frame']:.2f} nats per frame",
             f"KS distance to N(0, 1): median {ks['median']:.3f}, from {ks['smallest']:.3f} to {ks['largest']:.3f} "
             f"({frames:,} frames)",
         ]
@@ -149,7 +149,7 @@ def profile(table: dict[str, Matrix], collapsed_below: float, where: str) -> Fig
     left.plot(rank, np.sort(table["kl"])[::-1], color=style.colour(0), marker="o", markersize=3)
     left.axhline(collapsed_below, color=style.GREY, linestyle=":", label="collapsed below")
     left.set_yscale("log")
-    style.finish(left, "dimension, by KL", "KL to the prior (nats a frame)", where)
+    style.finish(left, "dimension, by KL", "KL to the prior (nats per frame)", where)
     right.plot(rank, np.sort(table["ks"])[::-1], color=style.colour(1), marker="s", markersize=3)
     right.set_ylim(bottom=0)
     style.finish(right, "dimension, by distance", "KS distance to N(0, 1)", where)

@@ -22,7 +22,7 @@ from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.core.errors import InputError
 
 NEIGHBOURS = 5
-PERPLEXITY = 30.0  # as upstream's
+PERPLEXITY = 30.0  # as in the reference implementation
 FEWEST = 8  # vectors
 OTHERS = "others"
 

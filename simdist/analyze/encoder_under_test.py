@@ -24,8 +24,8 @@ from simdist.data.order import crop_start
 from simdist.data.splits import Split, open_split
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Encoding, GreedyModule
-from simdist.probe.sources import Source, choose_checkpoints, trained_source
-from simdist.probe.views import as_audio
+from simdist.probe.feature_extractors import FeatureExtractor, choose_checkpoints, trained_extractor
+from simdist.probe.feature_spec import as_audio
 from simdist.runs.folder import CONFIG, Run
 
 BATCH = 32  # clips encoded together
@@ -36,20 +36,20 @@ class EncoderUnderTest:
     """A run's encoder."""
 
     run: Run
-    source: Source
+    extractor: FeatureExtractor
     device: torch.device
 
     @property
     def network(self) -> GreedyEncoder:
-        return cast(GreedyEncoder, self.source.network)
+        return cast(GreedyEncoder, self.extractor.network)
 
     def module(self, number: int) -> GreedyModule:
         return self.network.stack[number]
 
     @property
     def step(self) -> int:
-        assert self.source.step is not None
-        return self.source.step
+        assert self.extractor.step is not None
+        return self.extractor.step
 
 
 def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
@@ -68,7 +68,7 @@ def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
     config = read_config(folder / CONFIG)
     if settings.checkpoint == "all" or "," in settings.checkpoint:
         raise InputError(f"--checkpoint is {settings.checkpoint!r}; it must be latest, or one step such as 200")
-    source = trained_source(choose_checkpoints(folder, settings.checkpoint)[-1], config)
+    source = trained_extractor(choose_checkpoints(folder, settings.checkpoint)[-1], config)
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if on_gpu else "cpu")
     source.network.to(device)
@@ -76,7 +76,7 @@ def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipSample:
     """Clips of one length."""
 
     split: Split
@@ -107,7 +107,7 @@ def draw(count: int, wanted: int, *names: int | str) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(bits, kind="stable")[:wanted]).astype(np.int64)
 
 
-def choose_clips(encoder: EncoderUnderTest, settings: ClipSettings, keys: list[str] | None = None) -> Clips:
+def choose_clips(encoder: EncoderUnderTest, settings: ClipSettings, keys: list[str] | None = None) -> ClipSample:
     """The clips that the settings name, or those of `keys`.
 
     Raises:
@@ -132,11 +132,13 @@ def choose_clips(encoder: EncoderUnderTest, settings: ClipSettings, keys: list[s
         crop_start(settings.seed, 0, str(split.index.key[row]), int(split.index.num_samples[row]), samples)
         for row in rows
     ]
-    return Clips(split, rows, np.array(starts, dtype=np.int64), samples)
+    return ClipSample(split, rows, np.array(starts, dtype=np.int64), samples)
 
 
 @torch.no_grad()
-def encode(encoder: EncoderUnderTest, module: int, clips: Clips, check: Callable[[], None] = lambda: None) -> Encoding:
+def encode(
+    encoder: EncoderUnderTest, module: int, clips: ClipSample, check: Callable[[], None] = lambda: None
+) -> Encoding:
     """What module `module` makes of clips without noise, on the CPU: (N, L, C) each.
 
     Args:

@@ -14,9 +14,9 @@ from simdist.analyze.encoder_under_test import EncoderUnderTest, draw
 from simdist.analyze.settings import LabelSettings
 from simdist.core.errors import InputError
 from simdist.data.splits import Split
+from simdist.probe.feature_spec import FeatureSpec, check_lengths, encode_rows, spec_for
 from simdist.probe.labels import SplitPair, find_splits, read_targets
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings
-from simdist.probe.views import View, check_lengths, encode_rows, view_for
 
 CHUNK = 32  # utterances between two looks at the stop signal
 
@@ -42,7 +42,7 @@ class Labelled:
 
     labels: list[str]
     pair: SplitPair
-    view: View
+    spec: FeatureSpec
 
     @property
     def fingerprints(self) -> list[str]:
@@ -59,10 +59,10 @@ def find_labelled(encoder: EncoderUnderTest, labels: str, data_root: Path | None
     settings = ProbeSettings(label=labels, all=not labels, data_root=data_root, crops=1, seed=seed)
     found: dict[tuple[str, bool], Labelled] = {}
     for label, pair in find_splits(settings, config).items():
-        view = view_for(settings, config, label, pair)
-        check_lengths(config, view, pair, with_mfcc=False)
+        spec = spec_for(settings, config, label, pair)
+        check_lengths(config, spec, pair, with_mfcc=False)
         key = (str(pair.test.folder), label == FRAME_LABEL)
-        found.setdefault(key, Labelled([], pair, view)).labels.append(label)
+        found.setdefault(key, Labelled([], pair, spec)).labels.append(label)
     return list(found.values())
 
 
@@ -80,11 +80,11 @@ def vectors_of(
     Args:
         check: called between utterances; may raise to stop.
     """
-    frames = where.view.kind == "frames"
+    frames = where.spec.kind == "frames"
     targets = {label: read_targets(split, label) for label in where.labels}
     rows = np.array(sorted(set.intersection(*(set(t.rows.tolist()) for t in targets.values()))), dtype=np.int64)
     rows = rows[draw(len(rows), min(wanted, len(rows)), seed, "examples")]
-    values, owners = _encoded(encoder, module, where.view, split, rows, check)
+    values, owners = _encoded(encoder, module, where.spec, split, rows, check)
     classes = {label: _classes(label, t.rows, t.classes, rows, owners) for label, t in targets.items()}
     if frames:
         kept = draw(len(values), wanted, seed, "frames")
@@ -95,7 +95,7 @@ def vectors_of(
 def _encoded(
     encoder: EncoderUnderTest,
     module: int,
-    view: View,
+    spec: FeatureSpec,
     split: Split,
     rows: npt.NDArray[np.int64],
     check: Callable[[], None],
@@ -105,8 +105,8 @@ def _encoded(
     for begin in range(0, len(rows), CHUNK):
         check()
         part = rows[begin : begin + CHUNK].tolist()
-        encoded = encode_rows(encoder.source, split, part, [view], encoder.device)
-        found |= {row: views[0][module] for row, views in encoded}
+        encoded = encode_rows(encoder.extractor, split, part, [spec], encoder.device)
+        found |= {row: specs[0][module] for row, specs in encoded}
     parts = [found[row].double().numpy() for row in rows.tolist()]
     return np.concatenate(parts), [len(part) for part in parts]
 

@@ -61,7 +61,7 @@ def probes_of(encoder: EncoderUnderTest, module: int) -> list[TrainedProbe]:
     for path in encoder.run.folder.glob(f"probes/*/{RESULT}"):
         result = read_result(path.parent)
         source = result["source"]
-        same = source["kind"] == "trained" and source["weights"] == encoder.source.identity
+        same = source["kind"] == "trained" and source["weights"] == encoder.extractor.identity
         if same and source["module"] == module and "test" in result:
             found.append(TrainedProbe(path.parent, result))
     return sorted(found, key=lambda probe: probe.result["finished"], reverse=True)

@@ -31,11 +31,11 @@ from simdist.data.splits import Split
 from simdist.models.probes import Probe
 from simdist.probe.alignment import align
 from simdist.probe.examples import match
+from simdist.probe.feature_extractors import contexts
+from simdist.probe.feature_spec import FeatureSpec, as_audio, crop_of, grid_alignment, num_vectors, pool
 from simdist.probe.labels import Targets, drop_unseen, find_splits, read_targets
 from simdist.probe.metrics import scores
 from simdist.probe.settings import ProbeSettings
-from simdist.probe.sources import contexts
-from simdist.probe.views import View, as_audio, crop_of, grid_alignment, num_vectors, pool
 
 CLEAN = "clean"
 KINDS = {"none": ("noise",), "fgsm": ("noise", "fgsm")}
@@ -59,17 +59,17 @@ class _Reader:
 
     encoder: EncoderUnderTest
     module: int
-    view: View
+    spec: FeatureSpec
     probe: Probe
 
     def logits(self, audio: Tensor, split: Split, row: int) -> Tensor:
         """(1, 1, T) -> (n, num_classes), with gradient if enabled; n is 1, or frames with phone labels."""
         frames = contexts(self.encoder.network, audio, None, self.module + 1)[-1]
-        if self.view.kind == "pooled":
-            return self.probe(pool(frames, self.view.pooling))
-        how = grid_alignment(self.view, self.encoder.source, self.module)
-        grid = self.encoder.source.grids[self.module]
-        return self.probe(align(frames[0], num_vectors(split, row, self.view), grid, how))
+        if self.spec.kind == "pooled":
+            return self.probe(pool(frames, self.spec.pooling))
+        how = grid_alignment(self.spec, self.encoder.extractor, self.module)
+        grid = self.encoder.extractor.grids[self.module]
+        return self.probe(align(frames[0], num_vectors(split, row, self.spec), grid, how))
 
 
 class Robustness:
@@ -103,8 +103,8 @@ class Robustness:
     def _curves(self, label: str, probe: TrainedProbe, writer: ResultWriter) -> dict[str, list[dict[str, Any]]]:
         """For each kind of noise the accuracy at each SNR, clean audio first."""
         split, targets = self._pairs[label].test, self._targets(label)
-        view, settings = View(**probe.result["view"]), self._settings
-        reader = _Reader(self._subject, self._module, view, probe.load().to(self._subject.device))
+        spec, settings = FeatureSpec(**probe.result["view"]), self._settings
+        reader = _Reader(self._subject, self._module, spec, probe.load().to(self._subject.device))
         kinds, levels = KINDS[settings.attack], [None, *self._snrs]
         correct = np.zeros((len(kinds), len(levels), len(targets.rows)), dtype=np.int64)
         total = np.zeros(len(targets.rows), dtype=np.int64)
@@ -129,7 +129,7 @@ class Robustness:
 
     def _utterance(self, reader: _Reader, split: Split, row: int, classes: Tensor) -> tuple[npt.NDArray[np.int64], int]:
         """(kinds, levels) vectors recognised, and how many there are; of an utterance's crops the first."""
-        clip = CropReader(split).read(row, *crop_of(split, row, reader.view, 0))
+        clip = CropReader(split).read(row, *crop_of(split, row, reader.spec, 0))
         audio = as_audio([clip], self._subject.device)
         names = (self._settings.seed, "noise", split.manifest.split, str(split.index.key[row]))
         generator = torch.Generator().manual_seed(stream_seed(*names))

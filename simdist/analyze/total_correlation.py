@@ -23,7 +23,7 @@ from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.analyze.settings import numbers
 from simdist.core.errors import InputError
 from simdist.core.random_streams import stream_seed
-from simdist.probe.views import View, noise_for
+from simdist.probe.feature_spec import FeatureSpec, noise_for
 
 Matrix = npt.NDArray[np.float64]
 CHUNK = 500  # frames whose distances to all others are in memory together
@@ -135,7 +135,7 @@ def sampled(mu: Any, log_var: Any, seed: int) -> Any:
     """One draw of (N, L, C) latents, on the CPU, decided by the seed."""
     import torch
 
-    noise = noise_for(View("frames", sampled=True, seed=seed), torch.device("cpu"), "analysis")
+    noise = noise_for(FeatureSpec("frames", sampled=True, seed=seed), torch.device("cpu"), "analysis")
     return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=noise)
 
 

@@ -24,23 +24,23 @@ class DecodingConfig:
     """A decoder of one greedy module, on the frozen encoder of a run."""
 
     module: int = 0
-    """Greedy module whose latent is decoded."""
+    """Greedy module to decode."""
     loss: DecoderLoss = DEFAULT_LOSS
-    """How far the decoded waveform is from the original."""
+    """Distance between the decoded and the original waveform."""
     latents: Literal["sampled", "deterministic"] = "sampled"
-    """Train on draws of a variational latent, as traversals and prior samples need, or on its mean (deterministic)."""
+    """Train on samples of a variational latent, as traversals and prior samples need, or on its mean."""
     width: int | None = None
     """Channels between the decoder's layers; null takes the encoder's model.width."""
     untrained: bool = False
-    """Decode the encoder that the run's seed began with, as a baseline."""
+    """Decode the untrained encoder of the run's seed, as a baseline."""
     checkpoint: int | None = None
-    """Checkpoint of the encoder; null takes the newest, or that which the decoder was begun on."""
+    """Checkpoint of the encoder; null takes the newest, or the one that the decoder was started on."""
     encoder_weights: str = ""
     """Hash of the encoder's weights; filled in, so that a decoder is never continued on another encoder."""
     examples: int = field(default=4, metadata=TUNING)
-    """Test clips that are decoded and written as WAV at each validation; 0 for none."""
+    """Test clips to decode and write as WAV at each validation."""
     seed: int = 0
-    """Decides the decoder's weights, order, crops and noise."""
+    """Seed for the decoder's initial weights, order, crops and noise."""
     data: DataConfig = field(default_factory=DataConfig)
     """Shards and batches; from the run."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -88,6 +88,6 @@ def defaults_for(config: Config) -> DecodingConfig:
 
 
 def decoder_command(run: Path, module: int, loss: str = DEFAULT_LOSS, untrained: bool = False) -> str:
-    """The command that makes a decoder."""
+    """The command that trains a decoder."""
     command = f"accelerate launch -m simdist.decode --run-dir {run} --module {module} --loss {loss}"
     return command + " --untrained" * untrained

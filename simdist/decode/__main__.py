@@ -1,7 +1,6 @@
 """Train a decoder of one greedy module: `accelerate launch -m simdist.decode --run-dir RUN --module M --loss LOSS`.
 
-Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
-answer at once.
+Whatever needs torch is imported after the command line is parsed, so that `--help` and typing errors answer at once.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 
 DESCRIPTION = """\
-Train a decoder: from the latent of one greedy module of a frozen encoder back to the waveform, to hear and see what
-the latent holds. It goes to RUN/decoders/MODULE-LOSS/, a folder with the same files as a run; the same command
-continues it. Data, crop, batch and seed are those of the encoder's run unless given.
+Train a decoder from the latent of one greedy module of a frozen encoder to the waveform. It goes to
+RUN/decoders/MODULE-LOSS/, a folder with the same files as a run. Run the same command again to continue. Data, crop,
+batch size and seed default to those of the encoder's run.
 
 Examples:
   accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse
   accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse --untrained
   accelerate launch -m simdist.decode --run-dir runs/vgim --module 0 --loss mse+mel --train.epochs 100 --optim.lr 1e-3
 
-With --untrained the encoder is the one that the run's seed began with: the baseline, in MODULE-LOSS-untrained/. When
-both are finished, each one's result.json and table compare them.
+--untrained decodes the encoder as the run's seed initialized it, as a baseline, in MODULE-LOSS-untrained/. When both
+are finished, their result.json and tables compare them.
 
-Exit codes: 0 finished; 1 failed (a full disk, diverging numbers, ...); 2 wrong input; 75 run it again: preempted and
-saved, or hung; 130 stopped with Ctrl-C and saved.
+Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted and saved, or hung (run
+again to continue); 130 stopped with Ctrl-C and saved.
 """
 
 
@@ -48,11 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = _with_values(sys.argv[1:] if argv is None else argv)
     parser = experiment_parser("python -m simdist.decode", DESCRIPTION, DecodingConfig)
+    parser.add_argument(*RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder of the encoder.")
     parser.add_argument(
-        *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder whose encoder is decoded."
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="Go on with a decoder although its settings differ, to train it longer."
+        "--force", action="store_true", help="Continue a decoder with changed settings, such as more epochs."
     )
     _hide(parser, "encoder_weights")
     folder = _named_run(argv)
@@ -71,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def decode(encoder_run: Run, config: DecodingConfig, stop: SignalHandler, force: bool = False) -> int:
-    """Train a decoder to its end, measure it, and show it with the others; returns the exit code."""
-    from simdist.decode.command import Command
+    """Train a decoder, measure it, and print it with the others; returns the exit code."""
+    from simdist.decode.command import DecodeCommand
 
-    return Command(encoder_run, config, stop, force).work()
+    return DecodeCommand(encoder_run, config, stop, force).work()
 
 
 def _with_values(argv: Sequence[str]) -> list[str]:
@@ -87,7 +84,7 @@ def _with_values(argv: Sequence[str]) -> list[str]:
 
 
 def _named_run(argv: Sequence[str]) -> Path | None:
-    """What `--run-dir` names: the defaults of all other options come from there."""
+    """The folder that `--run-dir` names; the other options take their defaults from it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(*RUN_DIR, dest="run", type=Path, nargs="?")
     return parser.parse_known_args(argv)[0].run

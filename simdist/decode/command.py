@@ -1,4 +1,4 @@
-"""What `simdist.decode` does: open encoder and decoder, train, measure on the test split, show."""
+"""Open encoder and decoder, train, measure on the test split, print the results."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from simdist.training.distributed import resolve_precision
 from simdist.training.lifecycle import build_process, lifecycle
 from simdist.training.trainer import Trainer
 
-LOG_COLUMNS = 160  # of a table in a log file, which has no width of its own
+LOG_COLUMNS = 160  # width of a table in a log file
 PLOT = "examples.png"
 
 
-class Command:
+class DecodeCommand:
     """One call of `simdist.decode`. Building it checks everything that can be checked before any work.
 
     Args:
-        encoder_run: whose encoder is decoded.
+        encoder_run: run of the encoder.
         config: the decoder's settings.
-        stop: asked between steps.
-        force: go on although the settings differ from those it was begun with.
+        stop: checked between steps.
+        force: continue even if the settings have changed.
 
     Raises:
-        InputError: anything asked for that cannot be done.
+        InputError: a request that cannot be fulfilled.
     """
 
     def __init__(self, encoder_run: Run, config: DecodingConfig, stop: SignalHandler, force: bool) -> None:
@@ -56,7 +56,7 @@ class Command:
         precision = resolve_precision(wanted, saved)
         config = replace(config, train=replace(config.train, precision=precision))
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
-        opened = open_run(folder, config, force, elsewhere=f"remove {folder} to begin it anew")
+        opened = open_run(folder, config, force, elsewhere=f"remove {folder} to start from scratch")
         self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
         self._process = build_process(self.run, stop, wanted)
         self._task = DecoderTask(self.run, frozen, encoder_run.config, self._process)
@@ -67,7 +67,7 @@ class Command:
             self._console.width = LOG_COLUMNS
 
     def work(self) -> int:
-        """Train and measure what is not finished, then show it; returns the exit code."""
+        """Train and measure unless finished, then print the results; returns the exit code."""
         if self.run.is_finished and not self._force:
             self._console.print(f"{self.run.folder} is finished after {self._trainer.schedule.total_steps} steps")
             code = EXIT_OK
@@ -124,13 +124,13 @@ class Command:
         self._console.print(as_table(results_of(folder, config.module)))
         for line in verdict(read_result(self.run.folder), folder, config):
             self._console.print(line, markup=False)
-        self._console.print(f"decoder: {self.run.folder}; listen to {self.run.folder}/audio, look at {PLOT}")
+        self._console.print(f"decoder: {self.run.folder}; audio in {self.run.folder}/audio, plot in {PLOT}")
         loss = "" if config.loss == "mse" else f', "{config.loss}"'
         self._console.print(f'next, in Python: simdist.load_decoder("{folder}", {config.module}{loss}).decode(latent)')
 
 
 def verdict(result: dict[str, Any] | None, run: Path, config: DecodingConfig) -> list[str]:
-    """Which figures are better than each baseline's, which worse, and which cannot be told, in words."""
+    """In words: which figures are better or worse than each baseline's, and which do not differ clearly."""
     lines = []
     for name, comparison in (result["against"] if result else {}).items():
         called = "the untrained encoder" if name == "untrained" else "the mean signal"

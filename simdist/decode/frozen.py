@@ -1,4 +1,4 @@
-"""The frozen encoder that a decoder is trained on: which one, and what it says of audio."""
+"""The frozen encoder below a decoder: which checkpoint, and its latents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FrozenEncoder:
     encoder: GreedyEncoder
     module: int
     is_sampled: bool
-    """Whether variational latents are drawn; otherwise they are means."""
+    """Whether variational latents are sampled; otherwise they are means."""
 
     @torch.no_grad()
     def latent(self, audio: Tensor, generator: torch.Generator) -> Tensor:
@@ -35,18 +35,18 @@ class FrozenEncoder:
 
 
 def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[FrozenEncoder, DecodingConfig]:
-    """The encoder that a decoder is to be trained on.
+    """Open the encoder that a decoder is trained on.
 
     Args:
         run: the encoder's folder.
         config: its configuration.
-        wanted: the decoder's; without `checkpoint` the newest checkpoint is taken.
+        wanted: configuration of the decoder; without `checkpoint`, the newest one is taken.
 
     Returns:
         The encoder, on the CPU, and `wanted` with the step and hash of its weights filled in.
 
     Raises:
-        InputError: no such checkpoint, or one with other weights than the decoder was begun on.
+        InputError: no such checkpoint, or its weights differ from those that the decoder was trained on.
     """
     if wanted.untrained:
         encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
@@ -56,8 +56,8 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     weights = hash_weights(encoder)[:16]
     if wanted.encoder_weights not in ("", weights):
         raise InputError(
-            f"{run} has other weights than those its decoder {wanted.folder_name} was begun on; "
-            f"remove {run / DECODERS / wanted.folder_name} to begin it anew on these"
+            f"{run} has other weights than those its decoder {wanted.folder_name} was trained on. "
+            f"Remove {run / DECODERS / wanted.folder_name} to train it from scratch on these"
         )
     frozen = FrozenEncoder(encoder.eval().requires_grad_(False), wanted.module, wanted.latents == "sampled")
     return frozen, replace(wanted, checkpoint=step, encoder_weights=weights)
@@ -76,10 +76,10 @@ def _choose(run: Path, step: int | None) -> Path:
     there = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
     if step not in there:
         raise InputError(
-            f"run {run} has no checkpoint of step {step} (it has {', '.join(map(str, there)) or 'none'}); take one of "
-            f"them with --checkpoint; a decoder that was begun on {step} begins anew when its folder is removed"
+            f"run {run} has no checkpoint of step {step} (it has {', '.join(map(str, there)) or 'none'}). Choose one "
+            f"with --checkpoint, or remove the folder of a decoder that was trained on {step}"
         )
     problem = verify_checkpoint(wanted)
     if problem is not None:
-        raise InputError(f"checkpoint {wanted} is damaged: {problem}; take another with --checkpoint")
+        raise InputError(f"checkpoint {wanted} is damaged: {problem}. Choose another one with --checkpoint")
     return wanted

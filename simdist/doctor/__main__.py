@@ -1,6 +1,6 @@
-"""Is this machine, this corpus and this cluster ready? `python -m simdist.doctor --cluster PROFILE --data-root ROOT`.
+"""Check a machine, a corpus and a cluster: `python -m simdist.doctor --cluster PROFILE --data-root ROOT`.
 
-Everything is looked at before anything is said to be wrong: a cluster has more than one thing to be set right.
+All checks run before the command fails, for a cluster often has more than one problem.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from simdist.doctor.findings import Finding
 from simdist.doctor.visit import check_node
 
 DESCRIPTION = """\
-Is this machine, this corpus and this cluster ready to train? Each finding comes with its remedy.
+Check whether this machine, a corpus and a cluster are ready to train, and suggest fixes.
 
-Without options it looks at this machine. With --cluster it asks SLURM, and starts a job of a few seconds on one node.
-`--cluster slurm` takes your default profile (SIMDIST_CLUSTER, or ~/.config/simdist/cluster.yaml), else the one that
-follows from what SLURM says; --write keeps it as a file to edit.
+Without options it checks this machine. --cluster queries SLURM and runs a job of a few seconds on one node.
+`--cluster slurm` uses your default profile (SIMDIST_CLUSTER, or ~/.config/simdist/cluster.yaml), or else one derived
+from what SLURM reports; --write saves it as a file to edit.
 
 Examples:
   python -m simdist.doctor
@@ -41,7 +41,7 @@ Examples:
   python -m simdist.doctor --cluster gpu --data-root /shared/librispeech --runs /shared/runs
   python -m simdist.doctor --cluster slurm/profiles/mine.yaml --json
 
-Exit codes: 0 no errors (there may be warnings), 1 at least one error, 2 wrong input.
+Exit codes: 0 no errors (warnings are possible), 1 at least one error, 2 wrong input.
 """
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed = parser.parse_args(argv)
     if parsed.wait < 0:
-        parser.error(f"--wait is {parsed.wait}; it must be 0 (ask no node) or a number of seconds")
+        parser.error(f"--wait is {parsed.wait}; it must be 0 (no job) or a number of seconds")
     choice = _choice(parsed, parser)
     profile = choice.profile if choice else None
     console = Console(soft_wrap=True, highlight=False)
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parsed.write and not parsed.json:
         console.print(f"wrote this profile to {parsed.write}", markup=False)
     findings = []
-    with console.status("looking") if not parsed.json else Console(stderr=True).status("looking") as status:
+    with console.status("checking") if not parsed.json else Console(stderr=True).status("checking") as status:
         for finding in map(without_secrets, examine(profile, parsed.data_root, parsed.runs, parsed.wait)):
             findings.append(finding)
-            status.update(f"looking: {escape(finding.subject)} done")
+            status.update(f"checking: {escape(finding.subject)} done")
             if not parsed.json:
                 show(finding, console)
     if parsed.json:
@@ -75,21 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _choice(parsed: Namespace, parser: Parser) -> Choice | None:
-    """The profile to look at, written to a file if asked for.
+    """The profile to check, written to a file on request.
 
     Raises:
         InputError: there is no such profile, or the file exists.
     """
     if parsed.cluster is None:
         if parsed.write is not None:
-            parser.error("--write needs --cluster; give --cluster slurm for the profile that fits this cluster")
+            parser.error("--write needs --cluster, such as --cluster slurm for a profile derived from this cluster")
         return None
     if parsed.write is not None and parsed.write.exists():
-        raise InputError(f"{parsed.write} exists and is kept; name another file, or remove it")
+        raise InputError(f"{parsed.write} already exists. Choose another file, or remove it")
     choice = chosen_profile(parsed.cluster)
     if parsed.write is not None:
         if parsed.cluster == DISCOVERED and choice.cluster is None:
-            raise InputError("SLURM does not answer, so nothing is written; run the doctor on a login node")
+            raise InputError("SLURM does not answer, so nothing was written. Run the doctor on a login node")
         write_profile(parsed.write, choice.text())
     return choice
 
@@ -98,10 +98,10 @@ def examine(profile: Profile | None, data: Path | None, runs: Path, wait: int) -
     """All findings, as they are made.
 
     Args:
-        profile: the cluster to look at, if any.
-        data: a packed corpus to look at, if any.
-        runs: where runs are, or will be.
-        wait: seconds to wait for a node; 0 asks none.
+        profile: cluster to check, if any.
+        data: packed corpus to check, if any.
+        runs: folder of the runs.
+        wait: seconds to wait for a node; 0 starts no job.
     """
     yield from machine.check_packages()
     yield from machine.check_accelerator()
@@ -145,9 +145,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m simdist.doctor", description=DESCRIPTION)
     add = parser.add_argument
     add("--cluster", type=str | None, default=None, help="`slurm`, a profile in slurm/profiles/, or a YAML file.")
-    add("--write", type=Path | None, default=None, help="New file that gets the cluster's profile, a comment per line.")
+    add("--write", type=Path | None, default=None, help="New file for the cluster's profile, with comments.")
     add("--data-root", type=Path | None, default=None, help="Folder of a packed corpus.")
-    add("--runs", type=Path, default=Path("runs"), help="Folder of the runs; must be shared with the nodes.")
+    add("--runs", type=Path, default=Path("runs"), help="Folder of the runs; it must be shared with the nodes.")
     add("--wait", type=int, default=120, help="Seconds to wait for a free node; 0 starts no job.")
     add("--json", action="store_true", help="Print the findings as JSON.")
     return parser

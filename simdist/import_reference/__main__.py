@@ -29,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, parsed = parse_experiment(parser, argv)
     if parsed.run.exists():
         raise InputError(f"{parsed.run} already exists. Choose a new folder with --run-dir.")
-    from simdist.models.reference_checkpoints import load_upstream
+    from simdist.models.reference_checkpoints import load_reference_checkpoint
     from simdist.runs.folder import Run
     from simdist.training.checkpoint import Checkpoint, Retention, save_checkpoint
 
-    encoder, config = load_upstream(parsed.CHECKPOINT, config)
+    encoder, config = load_reference_checkpoint(parsed.CHECKPOINT, config)
     imported = Run(parsed.run, config)
     imported.write()
     save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))

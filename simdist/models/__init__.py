@@ -1,1 +1,1 @@
-"""Greedy modules, their losses, and the import of upstream's checkpoints. Knows no trainer."""
+"""Greedy modules, their losses, and the import of reference checkpoints. Knows no trainer."""

@@ -44,7 +44,7 @@ def draw_negatives(
         num_negatives: N.
         source: all latents of this rank's batch, those of all ranks (`global`), or those of the anchor's own sequence
             (GIM, arXiv 1905.11786).
-        exclude_positive: as above; otherwise a negative may rarely be the positive itself, as upstream.
+        exclude_positive: as above; otherwise a negative may rarely be the positive, as in the reference code.
         generator: source of randomness; its device is the result's.
         rank, world_size: with `global`, rows count over the ranks' batches one after the other.
 
@@ -82,7 +82,7 @@ def info_nce(
             their clips; otherwise B.
         predictor: (K*C, C_context) all W_k.
         negatives: (B, A, N) rows of the flattened latents, shared by an anchor's steps; or (B, A, K, N), its own for
-            each step (used to replay upstream's draws).
+            each step (used to replay the reference implementation's draws).
         start: first frame of the window, whose anchors and positives are frames [start, start + W) of a clip.
         steps: K < W.
         first_clip: the clip of `latent` that belongs to the context's first.

@@ -3,7 +3,7 @@
 Legend: B clips, L frames, C channels of the latent. Everything is (B, L, C), from the audio to the loss.
 
 All randomness comes in as `RandomInputs`, from a generator seeded by (seed, step, rank, module): a resumed run needs no
-saved generator state, and a test can replay upstream's draws.
+saved generator state, and a test can replay the reference implementation's draws.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from simdist.core.errors import InputError
 from simdist.models.encoder import GreedyEncoder
 
 
-def upstream_names(encoder: GreedyEncoder) -> dict[str, str]:
+def reference_names(encoder: GreedyEncoder) -> dict[str, str]:
     """Upstream's name of every tensor of our state dict."""
     names = {}
     for m, module in enumerate(encoder.stack):
@@ -40,12 +40,12 @@ def _upstream_name(name: str, convs: list[int]) -> str:
 
 
 def is_upstream(state: object) -> bool:
-    """Whether something that was unpickled is a state dict of upstream's encoder."""
+    """Whether something that was unpickled is a state dict of the reference encoder."""
     return isinstance(state, dict) and any("fullmodel." in str(name) for name in state)
 
 
-def load_upstream(path: Path, config: Config) -> tuple[GreedyEncoder, Config]:
-    """Read an upstream checkpoint into an encoder of `config`'s architecture.
+def load_reference_checkpoint(path: Path, config: Config) -> tuple[GreedyEncoder, Config]:
+    """Read a reference checkpoint into an encoder of `config`'s architecture.
 
     Widths and prediction steps are read off the tensors; the rest of `config` stays.
 
@@ -59,7 +59,7 @@ def load_upstream(path: Path, config: Config) -> tuple[GreedyEncoder, Config]:
     config = _fit_widths(config, state, path)
     encoder = GreedyEncoder(config.model, config.loss, config.seed)
     ours = encoder.state_dict()
-    names = upstream_names(encoder)
+    names = reference_names(encoder)
     translated = {}
     for name, theirs in names.items():
         if theirs not in state:
@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         kind = type(error).__name__
         raise InputError(f"{path} is not a checkpoint of tensors ({kind}); name model_N.ckpt") from error
     if not is_upstream(state):
-        raise InputError(f"{path} is not a checkpoint of upstream's encoder: no tensor is called fullmodel.…")
+        raise InputError(f"{path} is not a checkpoint of the reference encoder: it has no tensor fullmodel.…")
     plain = {re.sub(r"^module\.", "", name): tensor for name, tensor in state.items()}
     return {re.sub(r"\.layer (\d+)\.", r".\1.", name): tensor for name, tensor in plain.items()}
 

@@ -58,7 +58,7 @@ class SpectralLoss(nn.Module):
 class FourierLoss(nn.Module):
     """Mean absolute difference of magnitudes plus that of phases, of one Hann-windowed FFT over the whole clip.
 
-    Phases are compared as upstream does, without wrapping: -π and π count as 2π apart.
+    Phases are compared as in the reference implementation, without wrapping: -π and π count as 2π apart.
     """
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,9 +1,4 @@
-"""Pack a corpus into WebDataset shards: `python -m simdist.pack CORPUS SOURCE OUT`.
-
-The work is in `simdist.data`; here are the command line, what it prints and its exit codes: 0 packed, 1 disk full or
-damage found by --verify, 2 bad input or --strict, 75 stopped by SIGTERM or SIGUSR2, 130 by Ctrl-C. After 75 and 130 the
-same command continues.
-"""
+"""Pack a corpus into WebDataset shards: `python -m simdist.pack CORPUS SOURCE OUT`."""
 
 from __future__ import annotations
 
@@ -34,14 +29,17 @@ from simdist.pack.synthetic import Parameters, generate, planned
 
 DEFAULT_OUT = Path("data/librispeech")
 
-_ABOUT = """Pack a corpus into WebDataset shards, with an index and a manifest, for simdist.train.
+_ABOUT = """Pack a corpus into WebDataset shards with an index and a manifest, for simdist.train.
 
   python -m simdist.pack synthetic data/made data/synthetic
   python -m simdist.pack librispeech
   python -m simdist.pack librispeech /corpora/LibriSpeech data/librispeech --subsets train-clean-100
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav
 
-A packing that was stopped or killed continues where it was when the same command is run again."""
+Run the same command again to continue after an interruption.
+
+Exit codes: 0 finished, 1 disk full or damage found by --verify, 2 wrong input, or problems with --strict, 75 preempted
+(run again to continue), 130 stopped with Ctrl-C."""
 
 _LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac) into the splits train and test.
 
@@ -50,16 +48,16 @@ _LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.
       --train-split train_split.txt --test-split test_split.txt --phones converted_aligned_phones.txt
   python -m simdist.pack librispeech /corpora/LibriSpeech data/all --test-fraction 0.05 --workers 16
 
-Without SOURCE and OUT it packs what simdist.download left in {DEFAULT_ROOT} into {DEFAULT_OUT}: {LABELLED_SUBSET}
-with CPC's splits and phone labels if they are there, otherwise every subset."""
+SOURCE and OUT default to {DEFAULT_ROOT} (of simdist.download) and {DEFAULT_OUT}. Then {LABELLED_SUBSET} is packed
+with CPC's splits and phone labels if they exist, otherwise every subset."""
 
 _ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and
 syllables_test, at 16 kHz. SOURCE holds the folders `reshuffledv2` and `split up data padded`.
 
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav"""
 
-_SYNTHETIC = """Make a corpus with espeak-ng in LibriSpeech's layout in SOURCE, with speakers and exact phone labels,
-and pack it into OUT. The same options give the same corpus, bit for bit.
+_SYNTHETIC = """Synthesize a corpus with espeak-ng in LibriSpeech's layout in SOURCE, with speakers and exact phone
+labels, and pack it into OUT. The same options give the same corpus, bit for bit.
 
   python -m simdist.pack synthetic data/made data/synthetic
   python -m simdist.pack synthetic data/large data/large_packed --speakers 40 --minutes 600"""
@@ -67,12 +65,12 @@ and pack it into OUT. The same options give the same corpus, bit for bit.
 _IN_SHORT = {
     "librispeech": "LibriSpeech, or a corpus in its layout.",
     "artificial-speech": "Bart de Boer's artificial speech: words and syllables.",
-    "synthetic": "Speech made by espeak-ng, with exact phone labels.",
+    "synthetic": "Synthetic speech (espeak-ng) with exact phone labels.",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, pack, and say what came out; returns the exit code."""
+    """Parse the command line, pack, and print a summary; returns the exit code."""
     parsed = _parser().parse_args(argv)
     corpus_name, arguments = parsed.corpus, parsed[parsed.corpus]
     console = Console(soft_wrap=True, highlight=False)
@@ -100,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             damaged = arguments.verify and _verified(splits, out, options, console, stop)
     except StoppedError as stopped:
         name = signal.Signals(stopped.signal_number).name
-        message = f"stopped by {name}; what was finished is kept, and the same command continues there"
+        message = f"stopped by {name}. Finished shards are kept; run the same command to continue"
         fail(message, exit_code(stopped.signal_number))
     except PackingError as error:
         fail(str(error), EXIT_FAILED)
@@ -115,16 +113,14 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m simdist.pack", description=_ABOUT)
     commands = parser.add_subcommands(dest="corpus", metavar="CORPUS")
     for name, about, source, min_samples in (
-        ("librispeech", _LIBRISPEECH, "Folder that holds the subsets, or is one.", 20_480),
-        ("artificial-speech", _ARTIFICIAL, "Folder that the archive was unpacked into.", 8_000),
-        ("synthetic", _SYNTHETIC, "Folder in which the corpus is made.", 20_480),
+        ("librispeech", _LIBRISPEECH, "Folder of the subsets, or one subset.", 20_480),
+        ("artificial-speech", _ARTIFICIAL, "Folder of the unpacked archive.", 8_000),
+        ("synthetic", _SYNTHETIC, "Folder for the synthesized corpus.", 20_480),
     ):
         sub = Parser(description=about)
         optional = {"nargs": "?", "default": None} if name == "librispeech" else {}
         sub.add_argument("SOURCE", type=str, help=source, **optional)
-        sub.add_argument(
-            "OUT", type=str, help="Folder for the packed splits; give it as --data.root later.", **optional
-        )
+        sub.add_argument("OUT", type=str, help="Folder for the packed splits, the --data.root of training.", **optional)
         _SPECIFIC[name](sub)
         _add_common(sub, min_samples)
         commands.add_subcommand(name, sub, help=_IN_SHORT[name])
@@ -139,20 +135,25 @@ def _add_librispeech(parser: Parser) -> None:
         type=str,
         nargs="+",
         default=None,
-        help="Subsets to pack, such as dev-clean test-clean; all of them if not given.",
+        help="Subsets to pack, such as dev-clean test-clean; default: all.",
     )
-    add("--train-split", type=str | None, default=None, help="File of the utterance ids to train on, one a line.")
-    add("--test-split", type=str | None, default=None, help="File of the utterance ids to test on, one a line.")
-    fraction = f"Without lists: share of each speaker held out; {TEST_FRACTION:g} if not given, 0 for none."
+    add("--train-split", type=str | None, default=None, help="File with the utterance ids to train on, one per line.")
+    add("--test-split", type=str | None, default=None, help="File with the utterance ids to test on, one per line.")
+    fraction = f"Without lists: fraction of each speaker's utterances for the test split; default: {TEST_FRACTION:g}."
     add("--test-fraction", type=float | None, default=None, help=fraction)
-    add("--phones", type=str | None, default=None, help="converted_aligned_phones.txt: id and one class each 10 ms.")
+    add(
+        "--phones",
+        type=str | None,
+        default=None,
+        help="converted_aligned_phones.txt: utterance id and one class per 10 ms.",
+    )
 
 
 def _add_synthetic(parser: Parser) -> None:
     defaults = Parameters()
-    parser.add_argument("--speakers", type=int, default=defaults.speakers, help="Number of different voices.")
-    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="Speech of all speakers together.")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="Another seed gives another corpus.")
+    parser.add_argument("--speakers", type=int, default=defaults.speakers, help="Number of voices.")
+    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="Total minutes of speech.")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="Seed of the corpus.")
 
 
 _SPECIFIC = {
@@ -164,13 +165,27 @@ _SPECIFIC = {
 
 def _add_common(parser: Parser, min_samples: int) -> None:
     add = parser.add_argument
-    add("--encoding", type=Literal["flac", "wav"], default="flac", help="flac is small; wav (16 bit) is read faster.")
-    add("--shard-samples", type=int, default=256, help="Utterances in a shard.")
-    add("--workers", type=int, default=_num_cpus(), help="Processes that pack.")
-    add("--min-samples", type=int, default=min_samples, help="Report shorter utterances (in samples at 16 kHz).")
-    add("--strict", action="store_true", help="Any reported problem: complete nothing, exit code 2.")
-    add("--overwrite", action="store_true", help="Replace splits in OUT that are complete.")
-    add("--verify", action="store_true", help="Check each shard's sha256 and decode each sample, also of old shards.")
+    add(
+        "--encoding",
+        type=Literal["flac", "wav"],
+        default="flac",
+        help="flac is smaller; wav (16 bit) is faster to read.",
+    )
+    add("--shard-samples", type=int, default=256, help="Utterances per shard.")
+    add("--workers", type=int, default=_num_cpus(), help="Number of processes.")
+    add(
+        "--min-samples",
+        type=int,
+        default=min_samples,
+        help="Report utterances shorter than this, in samples at 16 kHz.",
+    )
+    add("--strict", action="store_true", help="Treat any reported problem as an error (exit code 2).")
+    add("--overwrite", action="store_true", help="Replace complete splits in OUT.")
+    add(
+        "--verify",
+        action="store_true",
+        help="Check the sha256 of each shard and decode each sample, including existing shards.",
+    )
 
 
 def _num_cpus() -> int:
@@ -187,7 +202,7 @@ def _planned(name: str, arguments: Any, console: Console, stop: SignalHandler) -
         return planned(source, parameters)
     if (arguments.train_split is None) != (arguments.test_split is None):
         given = "--train-split" if arguments.test_split is None else "--test-split"
-        raise InputError(f"only {given} is given; give both lists, or neither for a --test-fraction")
+        raise InputError(f"{given} is given without the other list. Give both, or neither to use --test-fraction")
     test_fraction = TEST_FRACTION if arguments.test_fraction is None else arguments.test_fraction
     if not 0 <= test_fraction < 1:
         raise InputError(f"--test-fraction is {test_fraction:g}; it must be at least 0 and less than 1")
@@ -197,15 +212,15 @@ def _planned(name: str, arguments: Any, console: Console, stop: SignalHandler) -
 
 
 def _subsets(arguments: Any) -> list[str]:
-    return re.findall(r"[^\s,]+", " ".join(arguments.subsets or []))  # between words commas do as well
+    return re.findall(r"[^\s,]+", " ".join(arguments.subsets or []))  # separated by spaces or commas
 
 
 def _fill_in(arguments: Any, console: Console) -> None:
-    """Without SOURCE and OUT: what simdist.download left; what is given on the command line stays."""
+    """Without SOURCE and OUT, take what simdist.download wrote; options on the command line stay."""
     if arguments.OUT is not None:
         return
     if arguments.SOURCE is not None:
-        raise InputError("OUT is missing: give SOURCE and OUT, or neither to pack what simdist.download left")
+        raise InputError("OUT is missing. Give SOURCE and OUT, or neither to pack what simdist.download wrote")
     layout = Layout()
     found = downloaded(layout, _subsets(arguments))
     arguments.SOURCE, arguments.OUT, arguments.subsets = str(layout.root), str(DEFAULT_OUT), list(found.subsets)
@@ -229,9 +244,9 @@ def _verified(splits: list[PackedSplit], out: Path, options: Options, console: C
     for problem in problems[:20]:
         console.print(f"  [red]{escape(problem.path)}[/]: {escape(problem.reason)}")
     if problems:
-        console.print(f"[red]{len(problems):,} findings[/]; pack again with --overwrite")
+        console.print(f"[red]{len(problems):,} problems[/]. Pack again with --overwrite")
     else:
-        console.print("verified: every shard has its sha256, and every sample decodes")
+        console.print("verified: every shard matches its sha256, and every sample decodes")
     return bool(problems)
 
 

@@ -1,7 +1,6 @@
-"""Probe what each greedy module knows: `accelerate launch -m simdist.probe --run-dir RUN --label speaker`.
+"""Probe the greedy modules of an encoder: `accelerate launch -m simdist.probe --run-dir RUN --label speaker`.
 
-Everything that needs torch is imported after the command line was understood, so that `--help` and typing errors
-answer at once.
+Whatever needs torch is imported after the command line is parsed, so that `--help` and typing errors answer at once.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from simdist.core.errors import EXIT_OK
 from simdist.probe.settings import ProbeSettings
 
 DESCRIPTION = """\
-Probe what each greedy module of a trained encoder knows: a simple classifier on its frozen features.
+Train simple classifiers (probes) on the frozen features of each greedy module of an encoder.
 
-The corpus is encoded once for all modules and the features are kept, so that further probes take seconds. Each result
-goes to RUN/probes/NAME/; the same command does only what is missing, on any number of processes, or of jobs at once.
+The corpus is encoded once for all modules and the features are cached, so that further probes take seconds. Each result
+goes to RUN/probes/NAME/. Finished probes are skipped. Several processes and jobs can work on one run.
 
 Examples:
   accelerate launch -m simdist.probe --run-dir runs/sim --label speaker --module 3
@@ -27,7 +26,7 @@ Examples:
   accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
   accelerate launch -m simdist.probe --run-dir runs/vgim --label vowel --pooling max --bias false --module 0
 
-Exit codes: 0 finished, 2 wrong input, 75 preempted (run it again), 130 stopped with Ctrl-C.
+Exit codes: 0 finished, 2 wrong input, 75 preempted (run again to continue), 130 stopped with Ctrl-C.
 """
 
 
@@ -38,34 +37,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def probe(settings: ProbeSettings) -> int:
-    """Do every probe that `settings` asks for and that is not done; returns the exit code."""
+    """Train every requested probe that is not finished; returns the exit code."""
     from simdist.core.signals import SignalHandler, StoppedError, exit_code
-    from simdist.probe.command import Command
+    from simdist.probe.command import ProbeCommand
     from simdist.runs.folder import existing_run
     from simdist.training.distributed import build_accelerator
     from simdist.training.hardware import warn_of_cpu
 
-    existing_run(settings.run)  # before processes are joined, which takes a second
+    existing_run(settings.run)  # before joining the other processes, which takes a second
     accelerator, stop = build_accelerator("no"), SignalHandler()
     with stop.installed():
-        command = Command(settings, accelerator, stop)
+        command = ProbeCommand(settings, accelerator, stop)
         log = command.console.print
         log(f"world size {accelerator.num_processes} on {accelerator.device.type}")
         if accelerator.is_main_process:
             warn_of_cpu(accelerator.device.type, log, command.run.event)
         try:
-            jobs = command.work()
+            tasks = command.work()
         except StoppedError as stopped:
             log("stopped. Finished results are kept; run the same command to continue")
             return exit_code(stopped.signal_number)
     if accelerator.is_main_process:
-        command.show(jobs)
+        command.show(tasks)
     accelerator.end_training()
     return EXIT_OK
 
 
 def _parser() -> Parser:
-    """One option for each field of `ProbeSettings`, with the sentence under it."""
+    """One option per field of `ProbeSettings`; the sentence below a field is its help."""
     parser = Parser(prog="python -m simdist.probe", description=DESCRIPTION)
     add_fields(parser, ProbeSettings)
     return parser

@@ -4,9 +4,9 @@ Label i of CPC's phone files describes the window of 400 samples that begins at 
 160 i + 200. Frame j of a module is centred at `offset + stride * j`, both sums over its layers' kernels, strides and
 paddings. Two alignments:
 
-- `front`, upstream's, where frames are 160 samples apart: an utterance has a few frames more than labels, and these are
-  cut from the front. SIM's frame j is centred at 160 j + 20 and two are cut, so a label is read 140 samples after its
-  centre.
+- `front`, of the reference implementation, where frames are 160 samples apart: an utterance has a few frames more than
+  labels, and these are cut from the front. SIM's frame j is centred at 160 j + 20 and two are cut, so a label is read
+  140 samples after its centre.
 - `centre`, for any stride: a label takes the mean of the frames whose centres lie within 80 samples of its own, or the
   nearest frame where there is none. Modules 0 and 1 of SIM average 8 and 2 frames; the thesis's module 1, with
   20.8 frames per second, repeats each frame four to five times.

@@ -2,10 +2,10 @@
 
     CACHE/KEY/entry.json              what it is, and the bytes it is to take when complete
     CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio
-    CACHE/locks/                      claims on shards, and who is reading what
+    CACHE/locks/                      locks of shards, and of readers
 
 KEY is a hash of the source (weights and architecture), the split's fingerprint and the view, so a changed checkpoint or
-corpus never meets old features. A shard appears by rename; whoever finds one missing may claim and encode it, so ranks
+corpus never meets old features. A shard appears by rename; whoever finds one missing may lock and encode it, so ranks
 and jobs share the work, and a killed one loses a shard at most. Entries that nobody reads make room, the one that was
 used longest ago first.
 """
@@ -30,28 +30,29 @@ from torch import Tensor
 
 from simdist.config.schema import SAMPLE_RATE
 from simdist.core.errors import InputError
+from simdist.core.file_locks import SharedLock
 from simdist.core.files import replacing, write_json
 from simdist.core.signals import SignalHandler
 from simdist.data.splits import Split
-from simdist.probe.claims import POLL_SECONDS, Hold, share
-from simdist.probe.sources import Source
-from simdist.probe.views import View, encode_rows, num_vectors
+from simdist.probe.feature_extractors import FeatureExtractor
+from simdist.probe.feature_spec import FeatureSpec, encode_rows, num_vectors
+from simdist.probe.work_sharing import POLL_SECONDS, share
 
 SHARD_SAMPLES = 120 * SAMPLE_RATE  # audio in a shard of features: the unit of work and of loss
 GIGABYTE = 10**9
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One view of one split by one source."""
 
-    source: Source
+    extractor: FeatureExtractor
     split: Split
-    view: View
+    spec: FeatureSpec
 
     @property
     def key(self) -> str:
-        parts = (self.source.identity, self.split.manifest.fingerprint, self.view.identity())
+        parts = (self.extractor.identity, self.split.manifest.fingerprint, self.spec.identity())
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:24]
 
 
@@ -86,7 +87,7 @@ class FeatureCache:
 
     Args:
         folder: is created when something is written.
-        limit_gb: most that it may hold.
+        limit_gb: size limit in GB.
         stop: asked between shards.
         advance: told how many utterances have been encoded.
     """
@@ -96,7 +97,7 @@ class FeatureCache:
 
     @contextmanager
     def opened(
-        self, entries: list[Entry], device: torch.device, report: Callable[[int], None], first: float = 0.0
+        self, entries: list[CacheEntry], device: torch.device, report: Callable[[int], None], first: float = 0.0
     ) -> Iterator[list[Features]]:
         """Entries of one source, encoded where they are missing, kept from eviction inside the block.
 
@@ -109,19 +110,24 @@ class FeatureCache:
             InputError: they do not fit the cache, or the disk.
             StoppedError: a signal came.
         """
-        holds: list[Hold] = []
+        locks: list[SharedLock] = []
         try:
-            yield self._ready(entries, holds, device, report, first)
+            yield self._ready(entries, locks, device, report, first)
         finally:
-            for hold in holds:
-                hold.release()
+            for lock in locks:
+                lock.release()
 
     def _ready(
-        self, entries: list[Entry], holds: list[Hold], device: torch.device, report: Callable[[int], None], first: float
+        self,
+        entries: list[CacheEntry],
+        locks: list[SharedLock],
+        device: torch.device,
+        report: Callable[[int], None],
+        first: float,
     ) -> list[Features]:
-        """Hold, reserve, encode and open."""
+        """Lock, reserve, encode and open."""
         try:
-            holds += [self._hold(entry) for entry in entries]
+            locks += [self._hold(entry) for entry in entries]
             for entry in entries:
                 self._reserve(entry)
             return self._complete(entries, device, report, first)
@@ -132,7 +138,7 @@ class FeatureCache:
             ) from error
 
     def _complete(
-        self, entries: list[Entry], device: torch.device, report: Callable[[int], None], first: float
+        self, entries: list[CacheEntry], device: torch.device, report: Callable[[int], None], first: float
     ) -> list[Features]:
         while True:
             self._encode_missing(entries, device, report, first)
@@ -143,14 +149,14 @@ class FeatureCache:
     # --- encoding -----------------------------------------------------------------------------------------------------
 
     def _encode_missing(
-        self, entries: list[Entry], device: torch.device, report: Callable[[int], None], first: float
+        self, entries: list[CacheEntry], device: torch.device, report: Callable[[int], None], first: float
     ) -> None:
-        by_split: dict[str, list[Entry]] = {}
+        by_split: dict[str, list[CacheEntry]] = {}
         for entry in entries:
             by_split.setdefault(str(entry.split.folder), []).append(entry)
         units = [(group, number) for group in by_split.values() for number in range(len(shard_rows(group[0].split)))]
 
-        def encode(unit: tuple[list[Entry], int]) -> None:
+        def encode(unit: tuple[list[CacheEntry], int]) -> None:
             missing = [entry for entry in unit[0] if not self._shard(entry, unit[1]).exists()]
             report(self._encode(missing, unit[1], device))
 
@@ -163,16 +169,16 @@ class FeatureCache:
             int(first * len(units)),
         )
 
-    def _encode(self, entries: list[Entry], number: int, device: torch.device) -> int:
+    def _encode(self, entries: list[CacheEntry], number: int, device: torch.device) -> int:
         """Encode and write one shard of several views of the same audio; returns the number of utterances."""
-        source, split = entries[0].source, entries[0].split
+        extractor, split = entries[0].extractor, entries[0].split
         rows = shard_rows(split)[number]
-        source.network.to(device)
-        found = dict(encode_rows(source, split, rows, [entry.view for entry in entries], device))
+        extractor.network.to(device)
+        found = dict(encode_rows(extractor, split, rows, [entry.spec for entry in entries], device))
         for place, entry in enumerate(entries):
             tensors = {
                 f"module_{module}": torch.cat([found[row][place][module] for row in rows])
-                for module in range(len(source.dimensions))
+                for module in range(len(extractor.dimensions))
             }
             with replacing(self._shard(entry, number)) as temporary:
                 temporary.write_bytes(save(tensors))  # its own save_file makes files that nobody else may read
@@ -180,16 +186,16 @@ class FeatureCache:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def _shard(self, entry: Entry, number: int) -> Path:
+    def _shard(self, entry: CacheEntry, number: int) -> Path:
         return self._folder / entry.key / f"shard-{number:05d}.safetensors"
 
     def _lock(self, *names: str) -> Path:
         return self._folder / "locks" / "-".join(names)
 
-    def _open(self, entry: Entry) -> Features | None:
+    def _open(self, entry: CacheEntry) -> Features | None:
         """Map an entry's shards; None if one was damaged, and is gone now."""
         rows = shard_rows(entry.split)
-        counts = [[num_vectors(entry.split, row, entry.view) for row in shard] for shard in rows]
+        counts = [[num_vectors(entry.split, row, entry.spec) for row in shard] for shard in rows]
         shards = []
         for number in range(len(rows)):
             path = self._shard(entry, number)
@@ -203,20 +209,20 @@ class FeatureCache:
                 return None
         return Features(shards, rows, counts)
 
-    def _hold(self, entry: Entry) -> Hold:
-        hold = Hold(self._lock(entry.key, "use"), shared=True)
-        while not hold.take():  # someone is removing it
+    def _hold(self, entry: CacheEntry) -> SharedLock:
+        lock = SharedLock(self._lock(entry.key, "use"), shared=True)
+        while not lock.acquire():  # someone is removing it
             self._stop.check()
             time.sleep(POLL_SECONDS)
-        return hold
+        return lock
 
     # --- the bound ----------------------------------------------------------------------------------------------------
 
-    def _reserve(self, entry: Entry) -> None:
+    def _reserve(self, entry: CacheEntry) -> None:
         """Note how much an entry is going to take, and make room for it."""
         description = self._folder / entry.key / "entry.json"
-        guard = Hold(self._lock("reserve"))
-        while not guard.take():
+        guard = SharedLock(self._lock("reserve"))
+        while not guard.acquire():
             self._stop.check()
             time.sleep(POLL_SECONDS)
         try:
@@ -235,11 +241,11 @@ class FeatureCache:
         for folder in list(taken):
             if sum(taken.values()) + size <= self._limit:
                 return
-            hold = Hold(self._lock(folder.name, "use"))
-            if folder.name != key and hold.take():
+            lock = SharedLock(self._lock(folder.name, "use"))
+            if folder.name != key and lock.acquire():
                 shutil.rmtree(folder, ignore_errors=True)
                 del taken[folder]
-            hold.release()
+            lock.release()
         if sum(taken.values()) + size > self._limit:
             raise InputError(
                 f"the features need {size / GIGABYTE:.3g} GB, and {self._folder} may hold {self._limit / GIGABYTE:.3g} "
@@ -248,29 +254,29 @@ class FeatureCache:
             )
 
 
-def entry_bytes(entry: Entry) -> int:
+def entry_bytes(entry: CacheEntry) -> int:
     """Bytes that an entry takes when complete."""
-    view, index = entry.view, entry.split.index
-    vectors = sum(num_vectors(entry.split, row, view) for row in range(len(index)))
-    if view.kind == "frames":
-        return 2 * vectors * sum(entry.source.dimensions)
+    spec, index = entry.spec, entry.split.index
+    vectors = sum(num_vectors(entry.split, row, spec) for row in range(len(index)))
+    if spec.kind == "frames":
+        return 2 * vectors * sum(entry.extractor.dimensions)
     length = 1
-    if view.pooling == "flatten":
-        samples = view.crop or int(index.num_samples.max())
-        length = max(1, samples // min(grid.stride for grid in entry.source.grids) + 1)
-    return 4 * vectors * sum(entry.source.dimensions) * length
+    if spec.pooling == "flatten":
+        samples = spec.crop or int(index.num_samples.max())
+        length = max(1, samples // min(grid.stride for grid in entry.extractor.grids) + 1)
+    return 4 * vectors * sum(entry.extractor.dimensions) * length
 
 
-def _same_audio(entry: Entry) -> str:
-    return hashlib.sha256(f"{entry.source.identity}/{entry.split.manifest.fingerprint}".encode()).hexdigest()[:16]
+def _same_audio(entry: CacheEntry) -> str:
+    return hashlib.sha256(f"{entry.extractor.identity}/{entry.split.manifest.fingerprint}".encode()).hexdigest()[:16]
 
 
-def _describe(entry: Entry) -> dict[str, object]:
+def _describe(entry: CacheEntry) -> dict[str, object]:
     return {
-        "source": entry.source.kind,
-        "step": entry.source.step,
-        "weights": entry.source.identity,
+        "source": entry.extractor.kind,
+        "step": entry.extractor.step,
+        "weights": entry.extractor.identity,
         "split": str(entry.split.folder),
         "fingerprint": entry.split.manifest.fingerprint,
-        "view": asdict(entry.view),
+        "view": asdict(entry.spec),
     }

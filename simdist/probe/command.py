@@ -1,4 +1,4 @@
-"""What `simdist.probe` does: plan the probes, encode what they read once, train what is missing, and show it all."""
+"""Plan the probes, encode their input once, train what is missing, and print the results."""
 
 from __future__ import annotations
 
@@ -15,31 +15,37 @@ from simdist.core.files import replacing
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
 from simdist.probe import plots
-from simdist.probe.cache import Entry, FeatureCache, Features
-from simdist.probe.claims import share
-from simdist.probe.few_labels import check_sizes, do_few_labels
-from simdist.probe.jobs import Data, Job, Workplace, do_job
+from simdist.probe.cache import CacheEntry, FeatureCache, Features
+from simdist.probe.feature_extractors import (
+    FeatureExtractor,
+    choose_checkpoints,
+    mfcc_extractor,
+    trained_extractor,
+    untrained_extractor,
+)
+from simdist.probe.feature_spec import check_lengths, grid_alignment, spec_for
+from simdist.probe.few_labels import check_sizes, run_few_labels
 from simdist.probe.labels import SplitPair, drop_unseen, find_splits, read_targets
-from simdist.probe.results import RESULT, as_table, curve_table, describe_source, mirror, read_result
-from simdist.probe.settings import ProbeSettings, few_label_sizes, for_label, modules_of, sources_of
-from simdist.probe.sources import Source, choose_checkpoints, mfcc_source, trained_source, untrained_source
-from simdist.probe.views import check_lengths, grid_alignment, view_for
+from simdist.probe.probe_task import ProbeContext, ProbeData, ProbeTask, run_task
+from simdist.probe.results import RESULT, as_table, curve_table, describe_features, mirror, read_result
+from simdist.probe.settings import ProbeSettings, feature_kinds, few_label_sizes, for_label, modules_of
+from simdist.probe.work_sharing import share
 from simdist.runs.folder import existing_run
 
 PROBES = "probes"
-LOG_COLUMNS = 160  # of a table in a log file, which has no width of its own
+LOG_COLUMNS = 160  # width of a table in a log file
 
 
-class Command:
+class ProbeCommand:
     """One call of `simdist.probe`. Building it checks everything that can be checked before any work.
 
     Args:
         settings: what the user asked for.
         accelerator: device and rank.
-        stop: asked between units of work.
+        stop: checked between units of work.
 
     Raises:
-        InputError: anything asked for that cannot be done.
+        InputError: a request that cannot be fulfilled.
     """
 
     def __init__(self, settings: ProbeSettings, accelerator: Accelerator, stop: SignalHandler) -> None:
@@ -51,7 +57,7 @@ class Command:
         if not self.console.is_terminal:
             self.console.width = LOG_COLUMNS
         config = self.run.config
-        self._kinds = sources_of(settings)
+        self._kinds = feature_kinds(settings)
         self._modules = modules_of(settings, len(config.model.modules))
         self._sizes = tuple(few_label_sizes(settings))
         self._check_combinations()
@@ -60,70 +66,70 @@ class Command:
             choose_checkpoints(self.run.folder, settings.checkpoints) if "trained" in self._kinds else []
         )
         self._data = [self._read(label, pair) for label, pair in wanted.items()]
-        self._place = Workplace(self.run.folder / PROBES, self._device, stop, self._bar)
-        self._cache = FeatureCache(settings.cache or self._place.folder / "features", settings.cache_gb, stop)
+        self._context = ProbeContext(self.run.folder / PROBES, self._device, stop, self._bar)
+        self._cache = FeatureCache(settings.cache or self._context.folder / "features", settings.cache_gb, stop)
 
     def _check_combinations(self) -> None:
         settings = self._settings
         if settings.all and (settings.label or settings.module != "all"):
-            raise InputError("--all is every label at every module; leave out --label and --module")
+            raise InputError("--all means every label at every module. Remove --label and --module")
         if self._sizes and (not settings.cached or "supervised" in self._kinds):
-            raise InputError("--examples-per-class draws from stored features; leave out supervised and --cached false")
+            raise InputError("--examples-per-class needs cached features. Remove supervised and --cached false")
         if "supervised" in self._kinds and settings.probe == "lbfgs":
-            raise InputError("--probe lbfgs is for frozen features; train the supervised baseline with linear or mlp")
+            raise InputError("--probe lbfgs needs frozen features. Train the supervised baseline with linear or mlp")
         if settings.probe == "lbfgs" and not settings.cached:
-            raise InputError("--probe lbfgs reads all features many times; leave out --cached false")
+            raise InputError("--probe lbfgs reads all features repeatedly. Remove --cached false")
 
-    def _read(self, label: str, pair: SplitPair) -> Data:
+    def _read(self, label: str, pair: SplitPair) -> ProbeData:
         settings = self._settings
-        view = view_for(settings, self.run.config, label, pair)
-        check_lengths(self.run.config, view, pair, "mfcc" in self._kinds)
+        spec = spec_for(settings, self.run.config, label, pair)
+        check_lengths(self.run.config, spec, pair, "mfcc" in self._kinds)
         train, test = read_targets(pair.train, label), read_targets(pair.test, label)
         test, unseen = drop_unseen(train, test, label, settings.unseen)
         if unseen:
-            self.console.print(f"{label}: {', '.join(unseen)} left out of the test; training never shows them")
-        return Data(label, pair, view, train, test, unseen)
+            self.console.print(f"{label}: {', '.join(unseen)} dropped from the test: no training examples")
+        return ProbeData(label, pair, spec, train, test, unseen)
 
-    def work(self) -> list[Job]:
-        """Do, together with all ranks and jobs that work on the same run, what is missing; returns all probes."""
-        jobs: list[Job] = []
-        for source in self._sources():
-            these = self._jobs(source)
-            for job in these:
-                check_sizes(job)
-            self._work_on(source, these)
-            jobs += these
-        return jobs
+    def work(self) -> list[ProbeTask]:
+        """Train what is missing, together with all ranks and jobs on the same run; returns all probes."""
+        tasks: list[ProbeTask] = []
+        for extractor in self._extractors():
+            these = self._tasks(extractor)
+            for task in these:
+                check_sizes(task)
+            self._work_on(extractor, these)
+            tasks += these
+        return tasks
 
-    def _sources(self) -> Iterator[Source]:
+    def _extractors(self) -> Iterator[FeatureExtractor]:
         config = self.run.config
         for kind in self._kinds:
             if kind == "trained":
                 for checkpoint in self._checkpoints:
-                    yield trained_source(checkpoint, config)
+                    yield trained_extractor(checkpoint, config)
             elif kind == "mfcc":
-                yield mfcc_source()
+                yield mfcc_extractor()
             else:
-                yield untrained_source(config, kind)
+                yield untrained_extractor(config, kind)
 
-    def _jobs(self, source: Source) -> list[Job]:
-        modules = [0] if source.kind == "mfcc" else self._modules
-        jobs = []
+    def _tasks(self, extractor: FeatureExtractor) -> list[ProbeTask]:
+        modules = [0] if extractor.kind == "mfcc" else self._modules
+        tasks = []
         for data in self._data:
             for module in modules:
-                if data.view.kind == "frames":
-                    grid_alignment(data.view, source, module)
-                jobs.append(Job(source, module, data, for_label(self._settings, data.label), self._sizes))
-        return jobs
+                if data.spec.kind == "frames":
+                    grid_alignment(data.spec, extractor, module)
+                tasks.append(ProbeTask(extractor, module, data, for_label(self._settings, data.label), self._sizes))
+        return tasks
 
-    def _work_on(self, source: Source, jobs: list[Job]) -> None:
-        missing = [job for job in jobs if self._settings.force or not self._place.is_done(job)]
+    def _work_on(self, extractor: FeatureExtractor, tasks: list[ProbeTask]) -> None:
+        missing = [task for task in tasks if self._settings.force or not self._context.is_done(task)]
         if self._settings.force and self._is_main:
-            for job in missing:
-                (self._place.folder / job.name / RESULT).unlink(missing_ok=True)
-        done = len(jobs) - len(missing)
+            for task in missing:
+                (self._context.folder / task.name / RESULT).unlink(missing_ok=True)
+        done = len(tasks) - len(missing)
         if done:
-            self.console.print(f"{done} of {len(jobs)} probes of {_called(source)} are done already")
+            self.console.print(f"{done} of {len(tasks)} probes of {_called(extractor)} are already done")
         if not missing:
             return
         if not missing[0].needs_features:
@@ -132,19 +138,19 @@ class Command:
         entries = _entries(missing)
         utterances = sum(len(split.index) for split in {id(e.split): e.split for e in entries}.values())
         with ExitStack() as stack:
-            with progress(self.console, f"encoding with {_called(source)}", utterances) as advance:
+            with progress(self.console, f"encoding with {_called(extractor)}", utterances) as advance:
                 features = stack.enter_context(self._cache.opened(entries, self._device, advance, self._first))
             self._share(missing, {entry.key: found for entry, found in zip(entries, features, strict=True)})
 
-    def _share(self, jobs: list[Job], features: dict[str, Features]) -> None:
-        def do(job: Job) -> None:
+    def _share(self, tasks: list[ProbeTask], features: dict[str, Features]) -> None:
+        def do(task: ProbeTask) -> None:
             if not features:
-                do_job(job, self._place, None)
+                run_task(task, self._context, None)
                 return
-            train, test = (features[entry.key].of_module(job.module) for entry in _entries([job]))
-            (do_few_labels if job.sizes else do_job)(job, self._place, (train, test))
+            train, test = (features[entry.key].of_module(task.module) for entry in _entries([task]))
+            (run_few_labels if task.sizes else run_task)(task, self._context, (train, test))
 
-        share(jobs, self._place.is_done, self._place.lock, do, self._stop, int(self._first * len(jobs)))
+        share(tasks, self._context.is_done, self._context.lock, do, self._stop, int(self._first * len(tasks)))
 
     @contextmanager
     def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -153,22 +159,22 @@ class Command:
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
-    def show(self, jobs: list[Job]) -> None:
+    def show(self, tasks: list[ProbeTask]) -> None:
         """Print the table, draw what compares several probes, and mirror to wandb; on one rank."""
-        results = [read_result(self._place.folder / job.name) for job in jobs]
+        results = [read_result(self._context.folder / task.name) for task in tasks]
         self.console.print((curve_table if self._sizes else as_table)(results))
         for result in results:
             if result.get("train", {}).get("converged") is False:
                 reached = f"ended with a gradient of {result['train']['gradient']:.2g}"
-                self.console.print(f"{result['name']} {reached}, above --tolerance; raise --max-iterations")
+                self.console.print(f"{result['name']} {reached}, above --tolerance. Increase --max-iterations")
         drawn = self._draw_curves(results) if self._sizes else self._draw_trajectories(results)
         for path in drawn:
             self.console.print(f"plot: {path}")
-        self.console.print(f"results: {self._place.folder}/NAME/{RESULT}")
+        self.console.print(f"results: {self._context.folder}/NAME/{RESULT}")
         offline = mirror(self.run, results, drawn)
         if offline is not None:
-            self.console.print(f"wandb wrote offline; on a machine with internet: wandb sync {offline}")
-        self.run.event("probed", probes=[job.name for job in jobs])
+            self.console.print(f"wandb is offline. To upload, run: wandb sync {offline}")
+        self.run.event("probed", probes=[task.name for task in tasks])
 
     def _draw_curves(self, results: list[dict]) -> list[Path]:
         paths = []
@@ -176,7 +182,7 @@ class Command:
             these = [result for result in results if result["label"] == label]
             path = self._comparison("few-labels", label, these) / "curve.png"
             with replacing(path) as temporary:
-                lines = [(describe_source(result), result["curve"]) for result in these]
+                lines = [(describe_features(result), result["curve"]) for result in these]
                 plots.plot_curves(lines, label, these[0]["chance"], temporary)
             paths.append(path)
         return paths
@@ -201,20 +207,20 @@ class Command:
     def _comparison(self, kind: str, label: str, results: list[dict]) -> Path:
         names = "/".join(result["name"] for result in results)
         digest = hashlib.sha256(names.encode()).hexdigest()[:8]
-        folder = self._place.folder / f"{kind}-{label}-{digest}"
+        folder = self._context.folder / f"{kind}-{label}-{digest}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
-def _entries(jobs: list[Job]) -> list[Entry]:
+def _entries(tasks: list[ProbeTask]) -> list[CacheEntry]:
     """What these jobs of one source read, each entry once: training split, test split, for each view."""
-    found: dict[str, Entry] = {}
-    for job in jobs:
-        for split in (job.data.pair.train, job.data.pair.test):
-            entry = Entry(job.source, split, job.data.view)
+    found: dict[str, CacheEntry] = {}
+    for task in tasks:
+        for split in (task.data.pair.train, task.data.pair.test):
+            entry = CacheEntry(task.extractor, split, task.data.spec)
             found.setdefault(entry.key, entry)
     return list(found.values())
 
 
-def _called(source: Source) -> str:
-    return f"the encoder of step {source.step:,}" if source.kind == "trained" else f"{source.kind} features"
+def _called(extractor: FeatureExtractor) -> str:
+    return f"the encoder of step {extractor.step:,}" if extractor.kind == "trained" else f"{extractor.kind} features"

@@ -1,7 +1,7 @@
 """The examples that a probe is trained or tested on: vectors with a class, by utterance.
 
-`CachedExamples` hands out stored vectors; `LiveExamples` encodes each batch from audio, as upstream does and as the
-supervised baseline must, whose encoder changes with every step. Both give the same batches in the same order.
+`CachedExamples` reads stored vectors; `LiveExamples` encodes each batch from audio, as the reference implementation
+does and as the supervised baseline must, whose encoder changes with every step. Both give the same batches in order.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from simdist.data.order import epoch_order
 from simdist.data.splits import Split
 from simdist.models.encoder import GreedyEncoder
 from simdist.probe.alignment import align
+from simdist.probe.feature_extractors import FeatureExtractor, contexts
+from simdist.probe.feature_spec import FeatureSpec, as_audio, crop_of, grid_alignment, noise_for, num_vectors, pool
 from simdist.probe.labels import Targets
-from simdist.probe.sources import Source, contexts
-from simdist.probe.views import View, as_audio, crop_of, grid_alignment, noise_for, num_vectors, pool
 
 SHUFFLE_WINDOW = 16  # shards of audio whose utterances are mixed
 CHUNK = 256  # utterances of which all vectors are looked at together
 
 
 @dataclass(frozen=True)
-class Batch:
+class ExampleBatch:
     """Vectors with their classes. N vectors of U utterances."""
 
     features: Tensor
@@ -49,11 +49,11 @@ class Examples(Protocol):
         """(U,) the order in which an epoch visits the utterances."""
         ...
 
-    def batch(self, places: list[int], epoch: int) -> Batch:
+    def batch(self, places: list[int], epoch: int) -> ExampleBatch:
         """The vectors with which these utterances take part in an epoch."""
         ...
 
-    def everything(self) -> Iterator[Batch]:
+    def everything(self) -> Iterator[ExampleBatch]:
         """All vectors of all utterances, in parts."""
         ...
 
@@ -85,14 +85,14 @@ class CachedExamples:
         """See `Examples`."""
         return epoch_order(self._shard, seed, epoch, SHUFFLE_WINDOW)
 
-    def batch(self, places: list[int], epoch: int) -> Batch:
+    def batch(self, places: list[int], epoch: int) -> ExampleBatch:
         """See `Examples`."""
         if self._stacked is None or self._labels is None:
             return self._frames(places)
         where = torch.as_tensor(places, device=self._device)
-        return Batch(self._stacked[where, epoch % self._stacked.shape[1]], self._labels[where], where)
+        return ExampleBatch(self._stacked[where, epoch % self._stacked.shape[1]], self._labels[where], where)
 
-    def everything(self) -> Iterator[Batch]:
+    def everything(self) -> Iterator[ExampleBatch]:
         """See `Examples`."""
         for begin in range(0, self.num_utterances, CHUNK):
             places = list(range(begin, min(begin + CHUNK, self.num_utterances)))
@@ -102,9 +102,9 @@ class CachedExamples:
             vectors, labels = self._stacked[begin : begin + CHUNK], self._labels[begin : begin + CHUNK]
             owner = torch.arange(begin, begin + len(vectors), device=self._device)
             n = vectors.shape[1]
-            yield Batch(vectors.flatten(0, 1), labels.repeat_interleave(n), owner.repeat_interleave(n))
+            yield ExampleBatch(vectors.flatten(0, 1), labels.repeat_interleave(n), owner.repeat_interleave(n))
 
-    def _frames(self, places: list[int]) -> Batch:
+    def _frames(self, places: list[int]) -> ExampleBatch:
         parts = [match(self._vectors[place], self._classes[place]) for place in places]
         return labelled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
 
@@ -123,15 +123,15 @@ class LiveExamples:
 
     def __init__(
         self,
-        source: Source,
+        extractor: FeatureExtractor,
         module: int,
-        view: View,
+        spec: FeatureSpec,
         split: Split,
         targets: Targets,
         device: torch.device,
         trained: bool = False,
     ) -> None:
-        self._source, self._module, self._view, self._split = source, module, view, split
+        self._source, self._module, self._view, self._split = extractor, module, spec, split
         self._targets, self._device, self._trained = targets, device, trained
         self._reader = CropReader(split)
         self._classes = [torch.from_numpy(classes) for classes in targets.classes]
@@ -143,19 +143,19 @@ class LiveExamples:
         """See `Examples`."""
         return epoch_order(self._split.index.shard[self._targets.rows], seed, epoch, SHUFFLE_WINDOW)
 
-    def batch(self, places: list[int], epoch: int) -> Batch:
+    def batch(self, places: list[int], epoch: int) -> ExampleBatch:
         """See `Examples`."""
         with torch.set_grad_enabled(self._trained):
             return self._labelled(places, self._vectors(places, epoch))
 
     @torch.no_grad()
-    def everything(self) -> Iterator[Batch]:
+    def everything(self) -> Iterator[ExampleBatch]:
         """See `Examples`."""
         for place in range(self.num_utterances):
             for crop in range(self._view.crops):
                 yield self._labelled([place], self._vectors([place], crop))
 
-    def _labelled(self, places: list[int], vectors: list[Tensor]) -> Batch:
+    def _labelled(self, places: list[int], vectors: list[Tensor]) -> ExampleBatch:
         parts = [match(features, self._classes[place]) for features, place in zip(vectors, places, strict=True)]
         return labelled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
 
@@ -194,14 +194,14 @@ def match(features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return features, classes[: len(features)]
 
 
-def labelled(features: list[Tensor], classes: list[Tensor], places: list[int], device: torch.device) -> Batch:
+def labelled(features: list[Tensor], classes: list[Tensor], places: list[int], device: torch.device) -> ExampleBatch:
     """Utterances one after the other, without vectors whose class is -1; classes lie on the CPU."""
     owner = torch.tensor(places).repeat_interleave(torch.tensor([len(part) for part in features]))
     joined, found = torch.cat(features).to(device), torch.cat(classes)
     kept = found >= 0
     if not kept.all():  # decided on the CPU, so that no step waits for a GPU
         joined, found, owner = joined[kept.to(device)], found[kept], owner[kept]
-    return Batch(joined, found.to(device), owner.to(device))
+    return ExampleBatch(joined, found.to(device), owner.to(device))
 
 
 def few(

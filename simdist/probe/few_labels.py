@@ -12,65 +12,67 @@ import numpy as np
 from simdist.core.errors import InputError
 from simdist.core.files import write_json
 from simdist.probe.examples import CachedExamples, Examples, few
-from simdist.probe.jobs import Job, Vectors, Workplace, describe, examples_of, fit
 from simdist.probe.metrics import accuracy, mean_interval, scores
+from simdist.probe.probe_task import ProbeContext, ProbeTask, Vectors, describe, examples_of, fit
 from simdist.probe.results import write_result
-from simdist.probe.training import Progress, evaluate
+from simdist.probe.training import ProbeProgress, evaluate
 
 POINTS = "points.json"  # accuracies that are known so far, as {"size/repetition": {...}}
 
 
-def check_sizes(job: Job) -> None:
+def check_sizes(task: ProbeTask) -> None:
     """Raise an InputError if no class has as many examples as the largest size asks for."""
-    most = int(job.data.train.counts().max())
-    if job.sizes and max(job.sizes) > most:
+    most = int(task.data.train.counts().max())
+    if task.sizes and max(task.sizes) > most:
         raise InputError(
-            f"--examples-per-class asks for {max(job.sizes)}, but the largest class of {job.data.label!r} has {most} "
+            f"--examples-per-class asks for {max(task.sizes)}, but the largest class of {task.data.label!r} has {most} "
             f"examples; give sizes up to {most}, such as 1,2,4"
         )
 
 
-def do_few_labels(job: Job, place: Workplace, vectors: tuple[Vectors, Vectors]) -> None:
+def run_few_labels(task: ProbeTask, context: ProbeContext, vectors: tuple[Vectors, Vectors]) -> None:
     """Train and test a probe for every size and repetition, and write the curve.
 
     Raises:
         StoppedError: a signal came; the points that are known are kept.
     """
     begin = time.monotonic()
-    folder = place.folder / job.name
+    folder = context.folder / task.name
     folder.mkdir(parents=True, exist_ok=True)
     known = _read_points(folder / POINTS)
-    _, test = examples_of(job, place.device, vectors)
-    wanted = [(size, repetition) for size in job.sizes for repetition in range(job.settings.repetitions)]
-    with place.bar(f"training {job.name}", len(wanted)) as advance:
+    _, test = examples_of(task, context.device, vectors)
+    wanted = [(size, repetition) for size in task.sizes for repetition in range(task.settings.repetitions)]
+    with context.bar(f"training {task.name}", len(wanted)) as advance:
         for size, repetition in wanted:
-            place.stop.check()
+            context.stop.check()
             if f"{size}/{repetition}" not in known:
-                known[f"{size}/{repetition}"] = _point(job, place, vectors[0], test, size, repetition)
+                known[f"{size}/{repetition}"] = _point(task, context, vectors[0], test, size, repetition)
                 write_json(folder / POINTS, known)
             advance(1)
     seconds = {"training_and_testing": time.monotonic() - begin}
-    write_result(folder, describe(job, test.dimensions) | {"curve": _curve(job, known), "seconds": seconds}, None)
+    write_result(folder, describe(task, test.dimensions) | {"curve": _curve(task, known), "seconds": seconds}, None)
     (folder / POINTS).unlink()
 
 
-def _point(job: Job, place: Workplace, vectors: Vectors, test: Examples, size: int, repetition: int) -> dict[str, Any]:
-    data, seed = job.data, job.settings.seed + repetition
-    per_frame = data.view.kind == "frames"
+def _point(
+    task: ProbeTask, context: ProbeContext, vectors: Vectors, test: Examples, size: int, repetition: int
+) -> dict[str, Any]:
+    data, seed = task.data, task.settings.seed + repetition
+    per_frame = data.spec.kind == "frames"
     drawn, targets = few(vectors, data.train, per_frame, size, seed)
-    train = CachedExamples(drawn, targets, np.zeros(len(targets.rows), np.int32), place.device, per_frame=False)
-    settings = replace(job.settings, seed=seed)
-    quiet = replace(place, bar=_no_bar)
-    probe, _ = fit(replace(job, settings=settings), train, quiet, Progress(None, place.stop))
-    found = evaluate(probe, test, len(data.train.names), place.stop)
+    train = CachedExamples(drawn, targets, np.zeros(len(targets.rows), np.int32), context.device, per_frame=False)
+    settings = replace(task.settings, seed=seed)
+    quiet = replace(context, bar=_no_bar)
+    probe, _ = fit(replace(task, settings=settings), train, quiet, ProbeProgress(None, context.stop))
+    found = evaluate(probe, test, len(data.train.names), context.stop)
     balanced = scores(found.correct, found.total, 1, 0)[1].value
     return {"accuracy": float(accuracy(found.correct.sum(0), found.total.sum(0))), "balanced_accuracy": balanced}
 
 
-def _curve(job: Job, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    counts, curve = job.data.train.counts(), []
-    for size in job.sizes:
-        points = [known[f"{size}/{repetition}"] for repetition in range(job.settings.repetitions)]
+def _curve(task: ProbeTask, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    counts, curve = task.data.train.counts(), []
+    for size in task.sizes:
+        points = [known[f"{size}/{repetition}"] for repetition in range(task.settings.repetitions)]
         values = [point["accuracy"] for point in points]
         curve.append(
             {
@@ -79,7 +81,7 @@ def _curve(job: Job, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 "accuracies": values,
                 "balanced_accuracies": [point["balanced_accuracy"] for point in points],
                 "classes_with_fewer": [
-                    name for name, count in zip(job.data.train.names, counts, strict=True) if 0 < count < size
+                    name for name, count in zip(task.data.train.names, counts, strict=True) if 0 < count < size
                 ],
             }
         )

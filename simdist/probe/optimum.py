@@ -17,7 +17,7 @@ from torch import Tensor
 from simdist.models.probes import Probe
 from simdist.probe.examples import Examples
 from simdist.probe.settings import ProbeSettings
-from simdist.probe.training import Progress
+from simdist.probe.training import ProbeProgress
 
 HISTORY = 20  # gradients that L-BFGS remembers
 STRIDE = 10  # iterations between two looks at the gradient and the stop flag
@@ -60,7 +60,7 @@ class Objective:
         return loss.detach()
 
 
-def fit_optimum(probe: Probe, examples: Examples, settings: ProbeSettings, progress: Progress) -> Optimum:
+def fit_optimum(probe: Probe, examples: Examples, settings: ProbeSettings, progress: ProbeProgress) -> Optimum:
     """Bring a linear probe to its optimum, in place.
 
     A fit that was stopped resumes with all of L-BFGS's state, so its result is bitwise that of an undisturbed one.
@@ -103,7 +103,7 @@ def fit_optimum(probe: Probe, examples: Examples, settings: ProbeSettings, progr
     return optimum
 
 
-def _restore(probe: Probe, optimizer: torch.optim.Optimizer, progress: Progress) -> tuple[Optimum, bool]:
+def _restore(probe: Probe, optimizer: torch.optim.Optimizer, progress: ProbeProgress) -> tuple[Optimum, bool]:
     """Load what was saved, if anything was; returns where the fit stands, and whether it has ended."""
     saved = progress.load()
     if saved is None or "optimizer" not in saved:  # versions that saved weights alone could not resume exactly

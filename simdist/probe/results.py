@@ -59,7 +59,7 @@ def write_result(folder: Path, result: dict[str, Any], probe: Probe | None) -> N
             save_file({name: tensor.cpu().contiguous() for name, tensor in probe.state_dict().items()}, temporary)
         write_text(folder / "per_class.tsv", _as_tsv(result["test"]["per_class"]))
         with replacing(folder / "confusion.png") as temporary:
-            title = describe_source(result)
+            title = describe_features(result)
             plot_confusion(np.array(result["test"]["confusion"]), result["classes"], result["label"], title, temporary)
     packages = {name: metadata.version(name) for name in ("simdist", "torch")}
     environment = {"host": socket.gethostname(), "packages": packages}
@@ -71,13 +71,13 @@ def read_result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RESULT).read_text())
 
 
-def describe_source(result: dict[str, Any]) -> str:
+def describe_features(result: dict[str, Any]) -> str:
     """What was probed, for people: `module 3, step 1,975`."""
-    source = result["source"]
-    if source["kind"] == "mfcc":
+    extractor = result["source"]
+    if extractor["kind"] == "mfcc":
         return "MFCC"
-    where = f"module {source['module']}"
-    return f"{where}, step {source['step']:,}" if source["kind"] == "trained" else f"{source['kind']} {where}"
+    where = f"module {extractor['module']}"
+    return f"{where}, step {extractor['step']:,}" if extractor["kind"] == "trained" else f"{extractor['kind']} {where}"
 
 
 def _as_tsv(rows: list[dict[str, Any]]) -> str:
@@ -98,7 +98,7 @@ def as_table(results: list[dict[str, Any]]) -> Table:
         quiet = test.get("without_silence")
         table.add_row(
             result["label"],
-            describe_source(result),
+            describe_features(result),
             result["probe"]["probe"],
             percent(test["accuracy"]),
             percent(test["balanced_accuracy"]),
@@ -120,7 +120,7 @@ def curve_table(results: list[dict[str, Any]]) -> Table:
     for result in results:
         values = {point["examples_per_class"]: point["accuracy"]["value"] for point in result["curve"]}
         cells = [f"{100 * values[size]:.1f}" if size in values else "" for size in sizes]
-        table.add_row(result["label"], describe_source(result), *cells)
+        table.add_row(result["label"], describe_features(result), *cells)
     return table
 
 
@@ -169,8 +169,8 @@ def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path]) -> str | 
 
 
 def _as_metrics(result: dict[str, Any]) -> dict[str, float]:
-    source = result["source"]
-    where = source["kind"] if source["module"] is None else f"{source['kind']}/module_{source['module']}"
+    extractor = result["source"]
+    where = extractor["kind"] if extractor["module"] is None else f"{extractor['kind']}/module_{extractor['module']}"
     prefix = f"probe/{result['label']}/{where}/{result['probe']['probe']}"
     if "curve" in result:
         points = result["curve"]

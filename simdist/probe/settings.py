@@ -1,4 +1,4 @@
-"""What a probing command asks for: a flat dataclass, one option each. Imports no torch.
+"""Options of `simdist.probe`: a flat dataclass, one option per field. Imports no torch.
 
 Fields marked with `TUNING` change where or how fast, never a number; all others are part of a probe's identity.
 """
@@ -22,73 +22,74 @@ class ProbeSettings:
     """Options of `simdist.probe`."""
 
     run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR})
-    """Run folder whose encoder is probed; results go into its folder `probes`."""
+    """Run folder of the encoder; results go to its folder `probes`."""
     label: str = field(default="", metadata=COMMAND)
-    """Labels to probe for, as speaker,phone: what the shards carry of speaker, phone, syllable, vowel."""
+    """Labels to predict, as speaker,phone; the shards may have speaker, phone, syllable and vowel."""
     module: str = field(default="all", metadata=COMMAND)
-    """Greedy modules to probe, as 0,2 or -1 (the last) or all."""
+    """Greedy modules: 0,2 or -1 (the last) or all."""
     all: bool = field(default=False, metadata=COMMAND)
-    """Every label that the shards carry, at every module."""
+    """Probe every label of the shards at every module."""
     features: str = field(default="trained", metadata=COMMAND)
-    """What is probed, several as trained,untrained,mfcc,supervised: the encoder, or one of three baselines."""
+    """Features: trained (the encoder) and the baselines untrained, mfcc, supervised; several as trained,mfcc."""
     checkpoints: str = field(default="latest", metadata=COMMAND)
-    """Checkpoints of the trained encoder: latest, steps as 100,200, or all, which also plots accuracy over steps."""
+    """Checkpoints of the encoder: latest, steps as 100,200, or all. Several also plot accuracy over steps."""
     probe: Literal["linear", "lbfgs", "mlp"] = "linear"
-    """A linear layer trained with Adam, its exact optimum by L-BFGS, or a network with one hidden layer."""
+    """A linear layer trained with Adam, the same at its optimum by L-BFGS, or a network with one hidden layer."""
     pooling: Literal["mean", "max", "flatten"] = "mean"
-    """How an utterance's frames become one vector; flatten needs clips of one length."""
+    """Temporal pooling of an utterance's frames into one vector; flatten needs clips of equal length."""
     bias: bool = True
     """Whether the (last) linear layer has a bias."""
     latents: Literal["deterministic", "sampled"] = "deterministic"
-    """A variational module's mean, or one draw of its latent."""
+    """Use a variational module's mean, or one sample of its latent."""
     clip: Literal["auto", "crop", "utterance"] = "auto"
-    """Utterance labels: classify crops or whole utterances; auto crops those longer than --crop."""
+    """For utterance labels: classify crops or whole utterances; auto crops those longer than --crop."""
     crop: int | None = None
     """Length of a crop in samples at 16 kHz; null takes the run's data.crop."""
     crops: int = 8
-    """Different crops of an utterance: epoch e trains on crop e modulo so many, and all of them are tested."""
+    """Crops per utterance: epoch e trains on crop e modulo this number; all are tested."""
     align: Literal["auto", "front", "centre"] = "auto"
-    """Frames to 10 ms labels: cut from the front (upstream), or by time; auto cuts where frames are 10 ms apart."""
+    """Alignment of frames to 10 ms labels: front (as in the reference implementation) or by time (centre). auto takes
+    front where frames are 10 ms apart."""
     epochs: int | None = None
-    """Passes over the training examples; null is 20 for phones and 50 for other labels."""
+    """Passes over the training examples; null takes 20 for phones, 50 for other labels."""
     lr: float | None = None
-    """Adam's learning rate; null is 1e-4 for phones and 1e-3 for other labels."""
+    """Adam's learning rate; null takes 1e-4 for phones, 1e-3 for other labels."""
     batch_size: int | None = None
-    """Utterances a step; null is 1 for phones and 64 for other labels; with few labels, examples a step, 64."""
+    """Utterances per step (with few labels, examples per step). null takes 1 for phones, 64 otherwise."""
     hidden: int = 512
-    """Width of the mlp's hidden layer."""
+    """Width of the hidden layer of mlp."""
     l2: float = 1e-4
-    """Penalty on the squared weights in L-BFGS, on standardised features; makes the optimum finite and unique."""
+    """L2 penalty of L-BFGS on standardized features; makes the optimum finite and unique."""
     tolerance: float = 1e-5
-    """L-BFGS ends when no entry of the gradient is larger."""
+    """L-BFGS stops when no entry of the gradient is larger."""
     max_iterations: int = 1000
-    """L-BFGS gives up after so many iterations, and the result says so."""
+    """Maximum number of L-BFGS iterations; the result says whether it converged."""
     standardize: bool | None = None
-    """Scale features to mean 0 and variance 1; null does so for lbfgs and mfcc."""
+    """Scale features to mean 0 and variance 1. null does so for lbfgs and mfcc."""
     examples_per_class: str | None = field(default=None, metadata=COMMAND)
-    """Few labels: train on so many examples a class, as 1,2,4,8, and plot the curve."""
+    """Few labels: train on 1,2,4,8 (for example) examples per class, and plot the curve."""
     repetitions: int = field(default=5, metadata=COMMAND)
-    """Random draws of the few examples."""
+    """Few labels: number of random draws of the examples."""
     unseen: Literal["fail", "drop"] = "fail"
-    """Test classes that training never shows: an error, or left out of the test."""
+    """Test classes without training examples: fail, or drop them from the test."""
     bootstrap: int = 1000
-    """Resamplings of the test utterances for the 95 % interval."""
+    """Bootstrap resamples of the test utterances for the 95 % interval."""
     seed: int = 0
-    """Decides crops, order, the probe's first weights, noise and resamplings."""
+    """Seed for crops, order, the probe's initial weights, noise and resampling."""
     data_root: Path | None = field(default=None, metadata=TUNING)
     """Folder of the packed splits; null takes the run's data.root."""
     train_split: str | None = field(default=None, metadata=TUNING)
-    """Split the probe is trained on; null takes the run's, or the one ending like it that has the label."""
+    """Training split. null takes the run's, or the split of that ending that has the label."""
     test_split: str | None = field(default=None, metadata=TUNING)
-    """Split the probe is tested on; null as for --train-split."""
+    """Test split. null as for --train-split."""
     cached: bool = field(default=True, metadata=TUNING)
-    """Encode once and keep the features; otherwise encode every batch from audio, as upstream does."""
+    """Encode once and cache the features. false encodes every batch from audio, as the reference code does."""
     cache: Path | None = field(default=None, metadata=TUNING)
-    """Folder of the cached features; null is RUN/probes/features. Several runs and jobs may share one."""
+    """Folder of the feature cache; null takes RUN/probes/features. Runs and jobs can share one."""
     cache_gb: float = field(default=20.0, metadata=TUNING)
-    """Most that the cache may hold, in GB; the features used longest ago make room."""
+    """Size limit of the cache in GB; the least recently used features are removed first."""
     force: bool = field(default=False, metadata=TUNING)
-    """Probe again although a result is there."""
+    """Repeat a probe even if its result exists."""
 
     def __post_init__(self) -> None:
         for name in ("crops", "hidden", "max_iterations", "repetitions", "bootstrap"):
@@ -108,7 +109,7 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 def for_label(settings: ProbeSettings, label: str) -> ProbeSettings:
-    """The settings with upstream's values for this label where none were given (REFERENCE 3)."""
+    """The settings with the reference values for this label where none were given (REFERENCE 3)."""
     frames = label == FRAME_LABEL
     return replace(
         settings,
@@ -159,7 +160,7 @@ def modules_in(text: str, num_modules: int) -> list[int]:
     return list(dict.fromkeys(number % num_modules for number in wanted))
 
 
-def sources_of(settings: ProbeSettings) -> list[str]:
+def feature_kinds(settings: ProbeSettings) -> list[str]:
     """The kinds of features asked for.
 
     Raises:

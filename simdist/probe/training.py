@@ -1,4 +1,4 @@
-"""Training a probe with Adam, as upstream does, and testing it.
+"""Train a probe with Adam, as the reference implementation does, and test it.
 
 An epoch visits every utterance once, in an order that the seed and the epoch decide, `batch_size` utterances a step. So
 a training that was stopped continues with the very next step, from the state that `progress` keeps.
@@ -42,7 +42,7 @@ class Evaluation:
     """Mean cross-entropy, in nats."""
 
 
-class Progress:
+class ProbeProgress:
     """The state of a training that was not finished, on disk; gone when it is.
 
     Args:
@@ -85,7 +85,7 @@ def train_with_adam(
     probe: Probe,
     examples: Examples,
     settings: ProbeSettings,
-    progress: Progress,
+    progress: ProbeProgress,
     encoder: nn.Module | None = None,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> float:

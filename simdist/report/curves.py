@@ -25,7 +25,7 @@ LOSSES = {
     "accuracy": ("Accuracy of the contrastive task", "accuracy (share)"),
     "active_units": ("Active dimensions", "active dimensions"),
 }
-KL_UNITS = {"sum": " a crop and channel", "mean": " a frame and channel"}  # by loss.kl_reduction
+KL_UNITS = {"sum": " per crop and channel", "mean": " per frame and channel"}  # by loss.kl_reduction
 Curve = tuple[list[float], list[float]]
 MANY_RUNS = 60  # from so many on, a line has fewer points
 POINTS_OF_MANY = 60
@@ -46,12 +46,13 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
         panels = []
         for module in sorted({module for _, name, module in series if name == metric}):
             kinds = [kind for kind, name, number in series if (name, number) == (metric, module)]
+            is_validated = any(len(found.get(("validation", metric, module), [()])[0]) > 1 for found in read.values())
             lines: list[Line] = []
             for kind, (group, own) in itertools.product(sorted(kinds), selection.runs_of(runs).items()):
                 curves = [(r.record.name, *read[r.record.name].get((kind, metric, module), ([], []))) for r in own]
                 label = f"{selection.label(group)}, {kind}" if len(kinds) > 1 else selection.label(group)
                 of_group = lines_of(selection.place(group), label, curves, most)
-                if kind == "train" and len(kinds) > 1 and selection.place(group) != OTHER:
+                if kind == "train" and is_validated and selection.place(group) != OTHER:
                     of_group = [replace(line, is_thin=True, low=None, high=None) for line in of_group[-1:]]
                 lines += of_group
             if metric == "kl" and not any(line.y.any() for line in lines):
@@ -193,7 +194,7 @@ def distribution_charts(runs: Sequence[RunContent], selection: Selection, proble
         yield "", ([float(rank) for rank in range(1, len(values) + 1)], values)
 
     made = _of_analyses(runs, selection, "distributions", read, problems)
-    panels = [Panel(title, lines, "dimension, by KL", "KL (nats a frame)", from_zero=True) for title, lines in made]
+    panels = [Panel(title, lines, "dimension, by KL", "KL (nats per frame)", from_zero=True) for title, lines in made]
     return [Chart("distribution-kl", "KL of each dimension", panels)] if panels else []
 
 

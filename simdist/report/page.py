@@ -96,7 +96,7 @@ def render(contents: Contents, track: Track[Any]) -> str:
         "title": contents.title,
         "about": _about(contents),
         "notes": contents.notes,
-        "detail": f"Figures and sounds are of {_names(detailed)} ({selection.reason}; --detail chooses others).",
+        "detail": f"Figures and audio are of {_names(detailed)} ({selection.reason}; --detail chooses others).",
         "overview": overview_section(contents.runs, selection, contents.cells),
         "corpora": _corpora(contents.runs),
         "tables": _tables(contents),
@@ -227,7 +227,7 @@ def _corpora(runs: Sequence[RunContent]) -> str:
     counts: Counter[str] = Counter()
     for run in runs:
         root, split = (run.record.config.get(f"data.{key}") for key in ("root", "train_split"))
-        counts[f"{split} of {root}"] += 1
+        counts[f"split {split} of {root}"] += 1
     if len(counts) == 1:
         return f"All runs were trained on {next(iter(counts))}."
     return "Trained on " + "; ".join(f"{corpus} ({number} runs)" for corpus, number in counts.items()) + "."

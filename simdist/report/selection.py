@@ -34,7 +34,7 @@ class Selection:
 
     def label(self, group: Group) -> str:
         """What an encoder is called."""
-        return group_label(group, self.keys) or "all runs"
+        return group_label(group, self.keys) or str(self.detailed[0].record.config["name"])
 
     def runs_of(self, runs: Sequence[RunContent]) -> dict[Group, list[RunContent]]:
         """Runs by encoder: those in colour last, so that they are drawn on top."""

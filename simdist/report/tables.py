@@ -268,7 +268,7 @@ def overview_section(runs: Sequence[RunContent], selection: Selection, cells: Ma
         rows.append([selection.label(group), *about, *texts])
     columns = ["encoder", "modules", "head", "seeds", "steps", *names]
     note = "Loss in nats; linear probes' test accuracy in %. Both are the last module's; mean ± standard deviation."
-    return Section("overview", "What was trained, and how good it is", columns, rows, 3, note)
+    return Section("overview", "Encoders", columns, rows, 3, note)
 
 
 MOST_COLUMNS = 6  # encoders side by side; more are rows

@@ -182,7 +182,9 @@ def test_finished_says_so_and_more_steps_need_force(
     printed = capsys.readouterr().out
     assert "is finished after 4 steps" in printed
     assert "mean signal" in printed
-    with pytest.raises(InputError, match=r"train.max_steps: 4 -> 6\); remove .*0-mse to begin it anew, or .* --force"):
+    with pytest.raises(
+        InputError, match=r"train.max_steps: 4 -> 6\); remove .*0-mse to start from scratch, or .* --force"
+    ):
         train(run_folder, settings(steps=6))
     train(run_folder, settings(steps=6), force=True)
     assert [line["step"] for line in metrics(folder)] == [1, 2, 4, 6]
@@ -217,7 +219,7 @@ def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, 
     with pytest.raises(InputError, match=r"no checkpoint of step 15 \(it has 30\)"):
         train(run_folder, settings(steps=4))
     shutil.copytree(new, old)
-    with pytest.raises(InputError, match=r"other weights than those its decoder 0-mse was begun on; remove .*0-mse"):
+    with pytest.raises(InputError, match=r"other weights than those its decoder 0-mse was trained on. Remove .*0-mse"):
         train(run_folder, settings(steps=4))
 
 

@@ -56,7 +56,7 @@ def test_a_profile_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"wrote this profile to {mine}" in capsys.readouterr().out
     assert load_profile(mine) == load_profile("gpu")
     before = mine.read_text()
-    with pytest.raises(InputError, match=r"mine\.yaml exists and is kept"):
+    with pytest.raises(InputError, match=r"mine\.yaml already exists"):
         doctor.main(["--cluster", "gpu", "--write", str(mine)])
     assert mine.read_text() == before
     with pytest.raises(SystemExit) as ended:
@@ -70,7 +70,7 @@ def test_nothing_is_written_where_slurm_does_not_answer(tmp_path: Path, monkeypa
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with pytest.raises(InputError, match="SLURM does not answer, so nothing is written"):
+    with pytest.raises(InputError, match="SLURM does not answer, so nothing was written"):
         doctor.main(["--cluster", "slurm", "--write", str(tmp_path / "mine.yaml")])
     assert not (tmp_path / "mine.yaml").exists()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from simdist.config.schema import Config, LossConfig, ModelConfig
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import RandomInputs
-from simdist.models.reference_checkpoints import load_upstream, upstream_names
+from simdist.models.reference_checkpoints import load_reference_checkpoint, reference_names
 
 WINDOW, STEPS, NEGATIVES = 128, 10, 10
 
@@ -26,7 +26,7 @@ def golden(shared: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def encoder(shared: Path) -> GreedyEncoder:
-    return load_upstream(shared / "golden" / "sim_reference.ckpt", Config())[0]
+    return load_reference_checkpoint(shared / "golden" / "sim_reference.ckpt", Config())[0]
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -72,7 +72,7 @@ def test_losses_and_gradients_equal_upstream(golden: dict[str, Tensor], encoder:
         assert outcome.nce.item() == pytest.approx(golden["train/nce"][m].item(), rel=1e-4)
         assert outcome.kl.item() == pytest.approx(golden["train/kld"][m].item(), rel=1e-4)
         assert outcome.loss.item() == pytest.approx(golden["train/loss"][m].item(), rel=1e-4)
-    theirs = upstream_names(encoder)
+    theirs = reference_names(encoder)
     compared = 0
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name

@@ -156,7 +156,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallCorpus, 
     ("signum", "code", "said"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGTERM, 75, "stopped by SIGTERM; what was finished is kept, and the same command continues"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM. Finished shards are kept; run the same command to continue"),
         (signal.SIGUSR2, 75, "stopped by SIGUSR2"),
         (signal.SIGINT, 130, "stopped by SIGINT"),
     ],
@@ -255,7 +255,7 @@ def test_verify_finds_damage_in_a_complete_split(
 ):
     out = tmp_path / "out"
     assert main(corpus.arguments(out, "--verify")) == 0
-    assert "verified: every shard has its sha256, and every sample decodes" in capsys.readouterr().out
+    assert "verified: every shard matches its sha256, and every sample decodes" in capsys.readouterr().out
     split = open_split(out, "train")
     shard = split.shard_path(0)
     stored = bytearray(shard.read_bytes())
@@ -353,7 +353,7 @@ def test_wrong_options_give_one_line_and_exit_code_2(
     ("arguments", "message"),
     [
         (["--test-fraction", "1"], "--test-fraction is 1; it must be at least 0 and less than 1"),
-        (["--train-split", "a.txt"], "only --train-split is given"),
+        (["--train-split", "a.txt"], "--train-split is given without the other list"),
     ],
 )
 def test_wrong_splits_give_one_line(

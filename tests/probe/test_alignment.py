@@ -12,7 +12,7 @@ from simdist.config.load import CONFIGS, read_config
 from simdist.core.errors import InputError
 from simdist.models.encoder import GreedyEncoder
 from simdist.probe.alignment import FrameGrid, align, frame_grids, resolve_alignment
-from simdist.probe.sources import contexts
+from simdist.probe.feature_extractors import contexts
 
 
 @pytest.mark.parametrize("preset", ["sim_librispeech", "gim_lowe_librispeech", "vgim_thesis"])

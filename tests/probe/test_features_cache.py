@@ -14,14 +14,14 @@ from simdist.core.errors import InputError
 from simdist.core.signals import SignalHandler
 from simdist.data.splits import open_split
 from simdist.probe import cache as cache_module
-from simdist.probe.cache import Entry, FeatureCache, Features, entry_bytes, shard_rows
+from simdist.probe.cache import CacheEntry, FeatureCache, Features, entry_bytes, shard_rows
 from simdist.probe.examples import LiveExamples
+from simdist.probe.feature_extractors import FeatureExtractor, mfcc_extractor, trained_extractor, untrained_extractor
+from simdist.probe.feature_spec import FeatureSpec
 from simdist.probe.labels import read_targets
-from simdist.probe.sources import Source, mfcc_source, trained_source, untrained_source
-from simdist.probe.views import View
 
 CPU = torch.device("cpu")
-VIEWS = (View("frames"), View("pooled", "mean"), View("pooled", "max", crop=5120, crops=2))
+VIEWS = (FeatureSpec("frames"), FeatureSpec("pooled", "mean"), FeatureSpec("pooled", "max", crop=5120, crops=2))
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +29,17 @@ def _short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "SHARD_SAMPLES", 10 * 16_000)
 
 
-def entries(trained: Path, *views: View, split: str = "test", source: Source | None = None) -> list[Entry]:
+def entries(
+    trained: Path, *specs: FeatureSpec, split: str = "test", extractor: FeatureExtractor | None = None
+) -> list[CacheEntry]:
     config = read_config(trained / "config.yaml")
-    source = source or trained_source(trained / "checkpoints" / "step_00000120", config)
-    return [Entry(source, open_split(config.data.root, split), view) for view in views]
+    extractor = extractor or trained_extractor(trained / "checkpoints" / "step_00000120", config)
+    return [CacheEntry(extractor, open_split(config.data.root, split), spec) for spec in specs]
 
 
-def read(folder: Path, wanted: list[Entry], limit_gb: float = 1.0, counted: list[int] | None = None) -> list[Features]:
+def read(
+    folder: Path, wanted: list[CacheEntry], limit_gb: float = 1.0, counted: list[int] | None = None
+) -> list[Features]:
     report = (lambda count: None) if counted is None else counted.append
     with FeatureCache(folder, limit_gb, SignalHandler()).opened(wanted, CPU, report) as features:
         return features
@@ -45,13 +49,13 @@ def test_stored_features_are_those_of_the_audio(trained: Path, tmp_path: Path) -
     """Against encoding one utterance, or one crop, at a time."""
     wanted = entries(trained, *VIEWS)
     frames, whole, crops = read(tmp_path, wanted)
-    for features, view, label in zip((frames, whole, crops), VIEWS, ("phone", "speaker", "speaker"), strict=True):
+    for features, spec, label in zip((frames, whole, crops), VIEWS, ("phone", "speaker", "speaker"), strict=True):
         targets = read_targets(wanted[0].split, label)
         for module in (0, 3):
             stored = features.of_module(module)
-            live = LiveExamples(wanted[0].source, module, view, wanted[0].split, targets, CPU)
+            live = LiveExamples(wanted[0].extractor, module, spec, wanted[0].split, targets, CPU)
             for place in (0, live.num_utterances - 1):
-                turns = [live.batch([place], turn).features for turn in range(view.crops)]
+                turns = [live.batch([place], turn).features for turn in range(spec.crops)]
                 found = stored[int(targets.rows[place])].float()
                 assert torch.allclose(found, torch.cat(turns), rtol=2e-3, atol=2e-3)
 
@@ -85,16 +89,16 @@ def test_other_weights_data_or_views_are_other_entries(trained: Path) -> None:
     config = read_config(trained / "config.yaml")
     found = entries(trained, *VIEWS)
     found += entries(trained, *VIEWS, split="train")
-    found += entries(trained, VIEWS[0], replace(VIEWS[0], sampled=True), source=untrained_source(config))
-    found += entries(trained, VIEWS[0], source=mfcc_source())
-    found += entries(trained, VIEWS[0], source=trained_source(trained / "checkpoints" / "step_00000060", config))
+    found += entries(trained, VIEWS[0], replace(VIEWS[0], sampled=True), extractor=untrained_extractor(config))
+    found += entries(trained, VIEWS[0], extractor=mfcc_extractor())
+    found += entries(trained, VIEWS[0], extractor=trained_extractor(trained / "checkpoints" / "step_00000060", config))
     assert len({entry.key for entry in found}) == len(found)
 
 
 def test_sampled_latents_are_drawn_and_repeat(trained: Path, tmp_path: Path) -> None:
-    mean, sampled = View("pooled"), View("pooled", sampled=True, seed=1)
+    mean, sampled = FeatureSpec("pooled"), FeatureSpec("pooled", sampled=True, seed=1)
     (plain,), (first,), (again,) = (
-        read(tmp_path / name, entries(trained, view)) for name, view in (("a", mean), ("b", sampled), ("c", sampled))
+        read(tmp_path / name, entries(trained, spec)) for name, spec in (("a", mean), ("b", sampled), ("c", sampled))
     )
     assert torch.equal(first.shards[0]["module_0"], again.shards[0]["module_0"])
     assert not torch.allclose(first.shards[0]["module_0"], plain.shards[0]["module_0"], atol=1e-3)
@@ -111,7 +115,7 @@ def test_a_damaged_shard_is_encoded_again(trained: Path, tmp_path: Path) -> None
 
 
 def test_the_bound_holds_and_the_oldest_make_room(trained: Path, tmp_path: Path) -> None:
-    first, second, third = (entries(trained, View("pooled", crop=5120, seed=seed))[0] for seed in range(3))
+    first, second, third = (entries(trained, FeatureSpec("pooled", crop=5120, seed=seed))[0] for seed in range(3))
     size = entry_bytes(first)
     stored = sum(f.stat().st_size for e in [first] if read(tmp_path, [e]) for f in (tmp_path / e.key).glob("shard-*"))
     assert size <= stored < 1.5 * size + 4096 * len(shard_rows(first.split))

@@ -119,7 +119,7 @@ def test_a_signal_saves_and_the_same_command_continues(probe: Probe, run_folder:
     running.send_signal(signal.SIGTERM)
     printed, _ = running.communicate(timeout=60)
     assert running.returncode == 75, printed
-    assert "the same command continues there" in printed
+    assert "run the same command to continue" in printed
     saved = locks[0].parent / "progress.pt"
     state = torch.load(saved, weights_only=True)
     assert state["epoch"] < 24
@@ -135,7 +135,7 @@ def test_a_signal_saves_and_the_same_command_continues(probe: Probe, run_folder:
 def test_done_probes_are_not_done_again(probe: Probe, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(probe("--label=speaker", "--module=0", "--epochs=1")) == 1
     assert len(probe("--label=speaker", "--module=0,1", "--epochs=1")) == 1
-    assert "1 of 2 probes of the encoder of step 120 are done already" in capsys.readouterr().out
+    assert "1 of 2 probes of the encoder of step 120 are already done" in capsys.readouterr().out
     assert len(probe("--label=speaker", "--module=0", "--epochs=2")) == 1
     assert len(list((run_folder / "probes").glob("speaker-*"))) == 3
 
@@ -207,16 +207,16 @@ def test_wandb_mirrors_where_the_run_says_so(
         (["--label=phone", "--align=front", "--module=0", "--unseen=drop"], ["use --align centre"]),
         (["--label=speaker", "--examples-per-class=1,x"], ["numbers of 1 or more such as 1,2,4,8"]),
         (["--label=speaker", "--examples-per-class=1,999"], ["the largest class of 'speaker' has"]),
-        (["--all", "--module=1"], ["leave out --label and --module"]),
+        (["--all", "--module=1"], ["Remove --label and --module"]),
         (["--label=speaker", "--crop=20"], ["--crop: a clip of 20 samples is too short: module 0 outputs no frames"]),
         (["--label=speaker", "--crop=399", "--features=mfcc"], ["MFCC needs 400"]),
-        (["--label=speaker", "--cached=false", "--probe=lbfgs"], ["leave out --cached false"]),
+        (["--label=speaker", "--cached=false", "--probe=lbfgs"], ["Remove --cached false"]),
         (["--label=speaker", "--epochs=0"], ["--epochs is 0; it must be positive"]),
         (["--label=speaker", "--probe=svm"], ["linear", "lbfgs", "mlp", "svm"]),
         (["--label=speaker", "--modul=1"], ["unknown key 'modul': did you mean 'module'?"]),
         (["--label=speaker", "--data-root=nowhere"], ["nowhere does not exist"]),
-        (["--label=speaker", "--train-split=train"], ["only --train-split is given"]),
-        (["--label=speaker", "--features=supervised", "--probe=lbfgs"], ["lbfgs is for frozen features"]),
+        (["--label=speaker", "--train-split=train"], ["--train-split is given without the other list"]),
+        (["--label=speaker", "--features=supervised", "--probe=lbfgs"], ["lbfgs needs frozen features"]),
         (["--label=speaker", "--cache-gb=1e-9"], ["the features need", "raise --cache-gb"]),
     ],
 )

@@ -15,7 +15,7 @@ from simdist.probe.examples import CachedExamples, few
 from simdist.probe.labels import Targets
 from simdist.probe.optimum import fit_optimum
 from simdist.probe.settings import ProbeSettings, for_label
-from simdist.probe.training import Progress, evaluate, standardize, train_with_adam
+from simdist.probe.training import ProbeProgress, evaluate, standardize, train_with_adam
 
 CPU = torch.device("cpu")
 NAMES = ["a", "b", "c"]
@@ -62,7 +62,7 @@ def test_l_bfgs_finds_what_scikit_learn_finds(bias: bool) -> None:
     settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-3, tolerance=1e-8), "speaker")
     probe = Probe(6, 3, bias=bias)
     standardize(probe, train)
-    found = fit_optimum(probe, train, settings, Progress(None, SignalHandler()))
+    found = fit_optimum(probe, train, settings, ProbeProgress(None, SignalHandler()))
     assert found.converged
     (batch,) = train.everything()
     scaled = ((batch.features - probe.mean) / probe.scale).double().numpy()
@@ -87,26 +87,26 @@ def test_an_optimum_that_was_stopped_is_the_same_bit_for_bit(tmp_path: Path, sto
     train = CachedExamples(vectors, targets, np.zeros(80, np.int32), CPU, per_frame=False)
     settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-6, tolerance=1e-7), "speaker")
     whole, parts, num_stopped = Probe(30, 5), Probe(30, 5), 0
-    found = fit_optimum(whole, train, settings, Progress(None, SignalHandler()))
+    found = fit_optimum(whole, train, settings, ProbeProgress(None, SignalHandler()))
     assert found.converged
     assert found.iterations > 60
     for questions in stops:
         try:
-            fit_optimum(parts, train, settings, Progress(tmp_path / "progress.pt", StopAfter(questions)))
+            fit_optimum(parts, train, settings, ProbeProgress(tmp_path / "progress.pt", StopAfter(questions)))
         except StoppedError:
             num_stopped += 1
         parts = Probe(30, 5, seed=99)
     assert num_stopped == min(len(stops), found.iterations // 20)
-    assert fit_optimum(parts, train, settings, Progress(tmp_path / "progress.pt", SignalHandler())) == found
+    assert fit_optimum(parts, train, settings, ProbeProgress(tmp_path / "progress.pt", SignalHandler())) == found
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
 
 
 def test_an_optimum_does_not_resume_from_a_file_that_holds_weights_alone(tmp_path: Path) -> None:
     settings = for_label(ProbeSettings(probe="lbfgs", l2=1e-4), "speaker")
     whole, other = Probe(6, 3), Probe(6, 3)
-    found = fit_optimum(whole, examples(), settings, Progress(None, SignalHandler()))
+    found = fit_optimum(whole, examples(), settings, ProbeProgress(None, SignalHandler()))
     torch.save({"weights": Probe(6, 3, seed=7).double().state_dict(), "iterations": 10}, tmp_path / "progress.pt")
-    assert fit_optimum(other, examples(), settings, Progress(tmp_path / "progress.pt", SignalHandler())) == found
+    assert fit_optimum(other, examples(), settings, ProbeProgress(tmp_path / "progress.pt", SignalHandler())) == found
     assert torch.equal(whole.output.weight, other.output.weight)
 
 
@@ -116,7 +116,7 @@ def test_adam_takes_the_steps_that_upstream_takes() -> None:
     probe = Probe(6, 3, seed=5)
     linear = torch.nn.Linear(6, 3)
     linear.load_state_dict(probe.output.state_dict())
-    train_with_adam(probe, train, settings, Progress(None, SignalHandler()))
+    train_with_adam(probe, train, settings, ProbeProgress(None, SignalHandler()))
     optimizer = torch.optim.Adam(linear.parameters(), lr=1e-3)
     vectors, targets = data(crops=3)
     for epoch in range(4):
@@ -137,12 +137,14 @@ def test_stopped_and_continued_equals_undisturbed(tmp_path: Path, per_frame: boo
     train = CachedExamples(vectors, targets, np.zeros(len(targets.rows), np.int32), CPU, per_frame)
     settings = for_label(ProbeSettings(probe="mlp", epochs=5, batch_size=7), "phone" if per_frame else "speaker")
     whole = Probe(6, 3, hidden=8)
-    loss = train_with_adam(whole, train, settings, Progress(None, SignalHandler()))
+    loss = train_with_adam(whole, train, settings, ProbeProgress(None, SignalHandler()))
     for questions in (4, 6):
         with pytest.raises(StoppedError):
-            train_with_adam(Probe(6, 3, 8), train, settings, Progress(tmp_path / "progress.pt", StopAfter(questions)))
+            train_with_adam(
+                Probe(6, 3, 8), train, settings, ProbeProgress(tmp_path / "progress.pt", StopAfter(questions))
+            )
     parts = Probe(6, 3, hidden=8, seed=99)
-    assert train_with_adam(parts, train, settings, Progress(tmp_path / "progress.pt", SignalHandler())) == loss
+    assert train_with_adam(parts, train, settings, ProbeProgress(tmp_path / "progress.pt", SignalHandler())) == loss
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 

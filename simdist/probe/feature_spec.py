@@ -24,16 +24,16 @@ from simdist.data.labels import PHONE_WINDOW, num_phone_frames
 from simdist.data.order import crop_start
 from simdist.data.splits import Split
 from simdist.probe.alignment import align, resolve_alignment
+from simdist.probe.feature_extractors import FeatureExtractor
 from simdist.probe.labels import SplitPair
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings
-from simdist.probe.sources import Source
 
 VERSION = 1  # raise when the same audio and weights would give other features
 BATCH_SAMPLES = 2**18  # audio samples that are encoded together: bounds the memory of a wide first module
 
 
 @dataclass(frozen=True)
-class View:
+class FeatureSpec:
     """What is kept of each utterance."""
 
     kind: Literal["pooled", "frames"]
@@ -50,7 +50,7 @@ class View:
         return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()
 
 
-def view_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPair) -> View:
+def spec_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPair) -> FeatureSpec:
     """The view that a label's probe needs.
 
     Raises:
@@ -58,7 +58,7 @@ def view_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPai
     """
     sampled = settings.latents == "sampled"
     if label == FRAME_LABEL:
-        return View("frames", align=settings.align, sampled=sampled, seed=settings.seed if sampled else 0)
+        return FeatureSpec("frames", align=settings.align, sampled=sampled, seed=settings.seed if sampled else 0)
     lengths = np.concatenate([pair.train.index.num_samples, pair.test.index.num_samples])
     crop = settings.crop or config.data.crop
     cropped = settings.clip == "crop" or (settings.clip == "auto" and bool((lengths > crop).any()))
@@ -67,7 +67,7 @@ def view_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPai
             f"--pooling flatten needs clips of one length, utterances have {lengths.min():,} to {lengths.max():,} "
             "samples; use --clip crop"
         )
-    return View(
+    return FeatureSpec(
         "pooled",
         settings.pooling,
         crop if cropped else None,
@@ -77,10 +77,10 @@ def view_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPai
     )
 
 
-def check_lengths(config: Config, view: View, pair: SplitPair, with_mfcc: bool) -> None:
+def check_lengths(config: Config, spec: FeatureSpec, pair: SplitPair, with_mfcc: bool) -> None:
     """Raise an InputError if a clip is too short for the encoder, or for one frame of MFCC."""
-    shortest = view.crop or int(min(split.index.num_samples.min() for split in (pair.train, pair.test)))
-    what = "--crop" if view.crop else "the shortest utterance"
+    shortest = spec.crop or int(min(split.index.num_samples.min() for split in (pair.train, pair.test)))
+    what = "--crop" if spec.crop else "the shortest utterance"
     if with_mfcc and shortest < PHONE_WINDOW:
         raise InputError(f"{what} has {shortest} samples; MFCC needs {PHONE_WINDOW}")
     try:
@@ -89,18 +89,18 @@ def check_lengths(config: Config, view: View, pair: SplitPair, with_mfcc: bool) 
         raise InputError(f"{what}: {error}") from error
 
 
-def crop_of(split: Split, row: int, view: View, number: int) -> tuple[int, int]:
+def crop_of(split: Split, row: int, spec: FeatureSpec, number: int) -> tuple[int, int]:
     """First sample and length of clip `number` of an utterance."""
     length = int(split.index.num_samples[row])
-    if view.crop is None:
+    if spec.crop is None:
         return 0, length
-    return crop_start(view.seed, number, str(split.index.key[row]), length, view.crop), view.crop
+    return crop_start(spec.seed, number, str(split.index.key[row]), length, spec.crop), spec.crop
 
 
-def num_vectors(split: Split, row: int, view: View) -> int:
+def num_vectors(split: Split, row: int, spec: FeatureSpec) -> int:
     """How many vectors a view keeps of an utterance."""
-    if view.kind == "pooled":
-        return view.crops
+    if spec.kind == "pooled":
+        return spec.crops
     has_phones = split.index.phones_offset[row] >= 0
     return num_phone_frames(int(split.index.num_samples[row])) if has_phones else 0
 
@@ -110,11 +110,11 @@ def as_audio(clips: list[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(clips)).to(device).float().div_(32768).unsqueeze(1)
 
 
-def noise_for(view: View, device: torch.device, *names: int | str) -> torch.Generator | None:
+def noise_for(spec: FeatureSpec, device: torch.device, *names: int | str) -> torch.Generator | None:
     """The generator of sampled latents that `names` identify; None for deterministic ones."""
-    if not view.sampled:
+    if not spec.sampled:
         return None
-    return torch.Generator(device).manual_seed(stream_seed(view.seed, "probe", *names))
+    return torch.Generator(device).manual_seed(stream_seed(spec.seed, "probe", *names))
 
 
 def pool(frames: Tensor, pooling: str) -> Tensor:
@@ -124,14 +124,14 @@ def pool(frames: Tensor, pooling: str) -> Tensor:
     return frames.float().amax(dim=1) if pooling == "max" else frames.float().flatten(1)
 
 
-def grid_alignment(view: View, source: Source, module: int) -> str:
+def grid_alignment(spec: FeatureSpec, extractor: FeatureExtractor, module: int) -> str:
     """How this module's frames are aligned; an encoder of several frame rates is aligned module by module."""
-    return resolve_alignment(view.align, source.grids[module])
+    return resolve_alignment(spec.align, extractor.grids[module])
 
 
 @torch.no_grad()
 def encode_rows(
-    source: Source, split: Split, rows: list[int], views: list[View], device: torch.device
+    extractor: FeatureExtractor, split: Split, rows: list[int], specs: list[FeatureSpec], device: torch.device
 ) -> Iterator[tuple[int, list[list[Tensor]]]]:
     """Encode utterances once for several views.
 
@@ -139,40 +139,40 @@ def encode_rows(
         A row and, for each view, each module's (num_vectors, D) on the CPU; rows may come in another order.
     """
     reader = CropReader(split)
-    whole = [view for view in views if view.crop is None]
-    found: dict[int, dict[View, list[Tensor]]] = {row: {} for row in rows}
+    whole = [spec for spec in specs if spec.crop is None]
+    found: dict[int, dict[FeatureSpec, list[Tensor]]] = {row: {} for row in rows}
     for group in _batches(split, rows) if whole else []:
         audio = as_audio([reader.read_all(row) for row in group], device)
         noise = noise_for(whole[0], device, split.manifest.split, str(split.index.key[group[0]]))
-        encoded = source.encode(audio, noise)  # one command samples all its views alike, so they share it
+        encoded = extractor.encode(audio, noise)  # one command samples all its views alike, so they share it
         for place, row in enumerate(group):
             frames = [module[place] for module in encoded]
-            found[row] |= {view: _keep(source, split, row, view, frames) for view in whole}
+            found[row] |= {spec: _keep(extractor, split, row, spec, frames) for spec in whole}
     for row in rows:
-        for view in views:
-            if view.crop is not None:
-                found[row][view] = _encode_crops(source, split, row, view, reader, device)
-        yield row, [found[row][view] for view in views]
+        for spec in specs:
+            if spec.crop is not None:
+                found[row][spec] = _encode_crops(extractor, split, row, spec, reader, device)
+        yield row, [found[row][spec] for spec in specs]
 
 
-def _keep(source: Source, split: Split, row: int, view: View, frames: list[Tensor]) -> list[Tensor]:
-    if view.kind == "pooled":
-        return [pool(one[None], view.pooling).cpu() for one in frames]
-    count = num_vectors(split, row, view)
+def _keep(extractor: FeatureExtractor, split: Split, row: int, spec: FeatureSpec, frames: list[Tensor]) -> list[Tensor]:
+    if spec.kind == "pooled":
+        return [pool(one[None], spec.pooling).cpu() for one in frames]
+    count = num_vectors(split, row, spec)
     return [
-        align(one, count, source.grids[module], grid_alignment(view, source, module)).half().cpu()
+        align(one, count, extractor.grids[module], grid_alignment(spec, extractor, module)).half().cpu()
         for module, one in enumerate(frames)
     ]
 
 
 def _encode_crops(
-    source: Source, split: Split, row: int, view: View, reader: CropReader, device: torch.device
+    extractor: FeatureExtractor, split: Split, row: int, spec: FeatureSpec, reader: CropReader, device: torch.device
 ) -> list[Tensor]:
-    clips = [reader.read(row, *crop_of(split, row, view, number)) for number in range(view.crops)]
-    noise = noise_for(view, device, split.manifest.split, str(split.index.key[row]), "crops")
+    clips = [reader.read(row, *crop_of(split, row, spec, number)) for number in range(spec.crops)]
+    noise = noise_for(spec, device, split.manifest.split, str(split.index.key[row]), "crops")
     parts = [
-        [pool(frames, view.pooling).cpu() for frames in source.encode(part, noise)]
-        for part in as_audio(clips, device).split(max(1, BATCH_SAMPLES // (view.crop or 1)))
+        [pool(frames, spec.pooling).cpu() for frames in extractor.encode(part, noise)]
+        for part in as_audio(clips, device).split(max(1, BATCH_SAMPLES // (spec.crop or 1)))
     ]
     return [torch.cat(module) for module in zip(*parts, strict=True)]
 

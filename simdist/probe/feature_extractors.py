@@ -22,7 +22,7 @@ NUM_MFCC = 13  # with first and second differences 39 dimensions, as is usual in
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureExtractor:
     """Something that turns audio into frames."""
 
     kind: str
@@ -49,10 +49,12 @@ class Source:
         return f"{self.kind}{module}"
 
 
-def encoder_source(kind: str, encoder: GreedyEncoder, model: ModelConfig, step: int | None = None) -> Source:
+def encoder_extractor(
+    kind: str, encoder: GreedyEncoder, model: ModelConfig, step: int | None = None
+) -> FeatureExtractor:
     """The contexts of all modules of an encoder; the identity is that of its weights."""
     description = json.dumps(to_dict(Config(model=model))["model"], sort_keys=True)
-    return Source(
+    return FeatureExtractor(
         kind,
         hashlib.sha256((description + hash_weights(encoder)).encode()).hexdigest(),
         frame_grids(model),
@@ -101,22 +103,22 @@ class Mfcc(nn.Module):
         return torch.cat([static, first, self._deltas(first)], dim=1).transpose(1, 2)
 
 
-def mfcc_source() -> Source:
+def mfcc_extractor() -> FeatureExtractor:
     """The classical baseline; its one "module" is number 0."""
     mfcc = Mfcc()
     identity = hashlib.sha256(f"mfcc {NUM_MFCC} + 2 differences, 40 bands, 400/160".encode()).hexdigest()
-    return Source("mfcc", identity, [MFCC_GRID], [3 * NUM_MFCC], mfcc, lambda audio, generator: [mfcc(audio)])
+    return FeatureExtractor("mfcc", identity, [MFCC_GRID], [3 * NUM_MFCC], mfcc, lambda audio, generator: [mfcc(audio)])
 
 
-def untrained_source(config: Config, kind: str = "untrained") -> Source:
+def untrained_extractor(config: Config, kind: str = "untrained") -> FeatureExtractor:
     """The encoder as the run's seed initialised it."""
     encoder = GreedyEncoder(config.model, config.loss, config.seed).eval()
-    return encoder_source(kind, encoder, config.model)
+    return encoder_extractor(kind, encoder, config.model)
 
 
-def trained_source(checkpoint: Path, config: Config) -> Source:
+def trained_extractor(checkpoint: Path, config: Config) -> FeatureExtractor:
     """The encoder of one checkpoint."""
-    return encoder_source("trained", load_encoder(checkpoint, config), config.model, _step(checkpoint))
+    return encoder_extractor("trained", load_encoder(checkpoint, config), config.model, _step(checkpoint))
 
 
 def choose_checkpoints(run: Path, wanted: str) -> list[Path]:

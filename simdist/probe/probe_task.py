@@ -24,14 +24,14 @@ from torch import Tensor
 from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
 from simdist.probe.examples import CachedExamples, Examples, LiveExamples
+from simdist.probe.feature_extractors import FeatureExtractor
+from simdist.probe.feature_spec import FeatureSpec
 from simdist.probe.labels import SILENCE, SplitPair, Targets
 from simdist.probe.metrics import summarize, without
 from simdist.probe.optimum import fit_optimum
 from simdist.probe.results import FORMAT_VERSION, RESULT, write_result
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings
-from simdist.probe.sources import Source
-from simdist.probe.training import Progress, evaluate, num_steps, standardize, train_with_adam
-from simdist.probe.views import View
+from simdist.probe.training import ProbeProgress, evaluate, num_steps, standardize, train_with_adam
 
 PROGRESS = "progress.pt"
 USED_BY = {  # settings that only one kind of probe looks at
@@ -45,12 +45,12 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
-class Data:
+class ProbeData:
     """What a label's probes are trained and tested on."""
 
     label: str
     pair: SplitPair
-    view: View
+    spec: FeatureSpec
     train: Targets
     test: Targets
     unseen: list[str]
@@ -58,12 +58,12 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Job:
+class ProbeTask:
     """One probe of one module."""
 
-    source: Source
+    extractor: FeatureExtractor
     module: int
-    data: Data
+    data: ProbeData
     settings: ProbeSettings
     sizes: tuple[int, ...] = ()
     """Few labels: numbers of examples a class; () trains on all."""
@@ -71,7 +71,7 @@ class Job:
     @property
     def standardized(self) -> bool:
         wanted = self.settings.standardize
-        return wanted if wanted is not None else self.settings.probe == "lbfgs" or self.source.kind == "mfcc"
+        return wanted if wanted is not None else self.settings.probe == "lbfgs" or self.extractor.kind == "mfcc"
 
     def probe_settings(self) -> dict[str, Any]:
         """The settings that can change this probe's numbers."""
@@ -92,9 +92,9 @@ class Job:
         parts = {
             "version": FORMAT_VERSION,
             "label": data.label,
-            "source": (self.source.kind, self.source.identity, self.module),
+            "source": (self.extractor.kind, self.extractor.identity, self.module),
             "data": (data.pair.train.manifest.fingerprint, data.pair.test.manifest.fingerprint),
-            "view": data.view.identity(),
+            "view": data.spec.identity(),
             "probe": self.probe_settings(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -103,16 +103,16 @@ class Job:
     def name(self) -> str:
         """Name of the result's folder."""
         few = "few-labels-" if self.sizes else ""
-        where = self.source.where(self.module)
+        where = self.extractor.where(self.module)
         return f"{few}{self.data.label}-{where}-{self.settings.probe}-{self.identity()[:8]}"
 
     @property
     def needs_features(self) -> bool:
-        return self.settings.cached and self.source.kind != "supervised"
+        return self.settings.cached and self.extractor.kind != "supervised"
 
 
 @dataclass(frozen=True)
-class Workplace:
+class ProbeContext:
     """What a job is done with."""
 
     folder: Path
@@ -121,17 +121,17 @@ class Workplace:
     stop: SignalHandler
     bar: Bar
 
-    def is_done(self, job: Job) -> bool:
-        return (self.folder / job.name / RESULT).exists()
+    def is_done(self, task: ProbeTask) -> bool:
+        return (self.folder / task.name / RESULT).exists()
 
-    def lock(self, job: Job) -> Path:
-        return self.folder / job.name / ".lock"
+    def lock(self, task: ProbeTask) -> Path:
+        return self.folder / task.name / ".lock"
 
 
 Vectors = dict[int, Tensor]
 
 
-def do_job(job: Job, place: Workplace, vectors: tuple[Vectors, Vectors] | None) -> None:
+def run_task(task: ProbeTask, context: ProbeContext, vectors: tuple[Vectors, Vectors] | None) -> None:
     """Train and test a probe, and write its folder.
 
     Args:
@@ -141,79 +141,85 @@ def do_job(job: Job, place: Workplace, vectors: tuple[Vectors, Vectors] | None) 
         StoppedError: a signal came; the same job resumes from there.
     """
     begin = time.monotonic()
-    if job.source.kind == "supervised":  # its encoder is trained, and the next job begins with it untrained
-        job = dataclasses.replace(
-            job, source=dataclasses.replace(job.source, network=copy.deepcopy(job.source.network))
+    if task.extractor.kind == "supervised":  # its encoder is trained, and the next job begins with it untrained
+        task = dataclasses.replace(
+            task, extractor=dataclasses.replace(task.extractor, network=copy.deepcopy(task.extractor.network))
         )
-    folder = place.folder / job.name
+    folder = context.folder / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress(folder / PROGRESS, place.stop)
-    train, test = examples_of(job, place.device, vectors)
-    probe, fitted = fit(job, train, place, progress)
-    names = job.data.train.names
-    evaluation = evaluate(probe, test, len(names), place.stop)
-    seed, resamplings = job.settings.seed, job.settings.bootstrap
+    progress = ProbeProgress(folder / PROGRESS, context.stop)
+    train, test = examples_of(task, context.device, vectors)
+    probe, fitted = fit(task, train, context, progress)
+    names = task.data.train.names
+    evaluation = evaluate(probe, test, len(names), context.stop)
+    seed, resamplings = task.settings.seed, task.settings.bootstrap
     tested = summarize(evaluation, names, resamplings, seed)
-    if job.data.label == FRAME_LABEL and SILENCE in names:
+    if task.data.label == FRAME_LABEL and SILENCE in names:
         tested["without_silence"] = without(evaluation, names.index(SILENCE), resamplings, seed)
     seconds = {"training_and_testing": time.monotonic() - begin}
-    write_result(folder, describe(job, train.dimensions) | {"train": fitted, "test": tested, "seconds": seconds}, probe)
+    write_result(
+        folder, describe(task, train.dimensions) | {"train": fitted, "test": tested, "seconds": seconds}, probe
+    )
     progress.done()
 
 
-def fit(job: Job, train: Examples, place: Workplace, progress: Progress) -> tuple[Probe, dict[str, Any]]:
+def fit(
+    task: ProbeTask, train: Examples, context: ProbeContext, progress: ProbeProgress
+) -> tuple[Probe, dict[str, Any]]:
     """A probe trained as the job says, and what is to be said of the training."""
-    settings = job.settings
+    settings = task.settings
     hidden = settings.hidden if settings.probe == "mlp" else None
-    probe = Probe(train.dimensions, len(job.data.train.names), hidden, settings.bias, settings.seed).to(place.device)
-    if job.standardized:
+    probe = Probe(train.dimensions, len(task.data.train.names), hidden, settings.bias, settings.seed).to(context.device)
+    if task.standardized:
         standardize(probe, train)
     if settings.probe == "lbfgs":
         return probe, dataclasses.asdict(fit_optimum(probe, train, settings, progress))
-    encoder = job.source.network if job.source.kind == "supervised" else None
-    with place.bar(f"training {job.name}", num_steps(train, settings)) as advance:
+    encoder = task.extractor.network if task.extractor.kind == "supervised" else None
+    with context.bar(f"training {task.name}", num_steps(train, settings)) as advance:
         loss = train_with_adam(probe, train, settings, progress, encoder, advance)
     return probe, {"loss": loss}
 
 
-def examples_of(job: Job, device: torch.device, vectors: tuple[Vectors, Vectors] | None) -> tuple[Examples, Examples]:
+def examples_of(
+    task: ProbeTask, device: torch.device, vectors: tuple[Vectors, Vectors] | None
+) -> tuple[Examples, Examples]:
     """Training and test examples: stored vectors, or encoded from audio when asked for."""
-    data = job.data
+    data = task.data
     sides = ((data.pair.train, data.train), (data.pair.test, data.test))
     if vectors is None:
-        supervised = job.source.kind == "supervised"
-        job.source.network.to(device)
+        supervised = task.extractor.kind == "supervised"
+        task.extractor.network.to(device)
         train, test = (
-            LiveExamples(job.source, job.module, data.view, split, targets, device, supervised)
+            LiveExamples(task.extractor, task.module, data.spec, split, targets, device, supervised)
             for split, targets in sides
         )
         return train, test
     train, test = (
-        CachedExamples(found, targets, split.index.shard[targets.rows], device, data.view.kind == "frames")
+        CachedExamples(found, targets, split.index.shard[targets.rows], device, data.spec.kind == "frames")
         for found, (split, targets) in zip(vectors, sides, strict=True)
     )
     return train, test
 
 
-def describe(job: Job, dimensions: int) -> dict[str, Any]:
+def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
     """The part of a result that says what was probed, how, and what guessing gives."""
-    data, source = job.data, job.source
+    data, extractor = task.data, task.extractor
     counts, test_counts = data.train.counts(), data.test.counts()
     likeliest = int(counts.argmax())
     return {
         "format_version": FORMAT_VERSION,
-        "name": job.name,
+        "name": task.name,
         "label": data.label,
         "classes": data.train.names,
         "source": {
-            "kind": source.kind,
-            "module": None if source.kind == "mfcc" else job.module,
-            "step": source.step,
-            "weights": source.identity,
+            "kind": extractor.kind,
+            "module": None if extractor.kind == "mfcc" else task.module,
+            "step": extractor.step,
+            "weights": extractor.identity,
             "dimensions": dimensions,
         },
-        "view": dataclasses.asdict(data.view),
-        "probe": job.probe_settings(),
+        "view": dataclasses.asdict(data.spec),
+        "probe": task.probe_settings(),
         "data": {
             "train": _describe_side(data.pair.train, data.train),
             "test": _describe_side(data.pair.test, data.test) | {"unseen_classes_left_out": data.unseen},
