@@ -17,8 +17,8 @@ def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
     """Do what is missing in this process; the first preemption or Ctrl-C ends it."""
     outcome = Outcome(done=done_jobs(plan))
     for job in plan.jobs.values():
-        hopeless = {*outcome.failed, *blocked_by(plan, outcome.failed)}
-        if job.name in outcome.done or job.name in hopeless or not ready(plan, job.name, outcome.done, hopeless):
+        blocked = {*outcome.failed, *blocked_by(plan, outcome.failed)}
+        if job.name in outcome.done or job.name in blocked or not ready(plan, job.name, outcome.done, blocked):
             continue
         log(f"{job.name}: python -m simdist.{' '.join(job.command)}")
         code = work(job.command, job.marker)

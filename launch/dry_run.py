@@ -19,7 +19,7 @@ from .plan import Job, Plan
 from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import Records
 from .scheduler import JobArray, JobId
-from .states import ALIVE, State, find_states
+from .states import ALIVE, JobState, find_states
 from .submission import arrays, parts, shares, what_is_missing
 
 SHOWN_RUNS = 3
@@ -52,13 +52,13 @@ def show(
         wanted = what_is_missing(plan, states, records)
         _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle, limits), console)
     runs = next(iter(plan.runs.values())).folder.parent
-    left = [job for job in plan.jobs.values() if states[job.name].word != "done"]
+    left = [job for job in plan.jobs.values() if states[job.name].status != "done"]
     costs = stage_costs(plan, configs, left, profiles, measure(runs))
     console.print(_costs(plan, costs, states))
     console.print(_sum(costs))
 
 
-def _graph(plan: Plan, states: Mapping[str, State]) -> Tree:
+def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
     """Packing, then the first runs in full; the others look alike."""
     tree = Tree(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs")
     for job in plan.jobs.values():
@@ -77,9 +77,9 @@ def _graph(plan: Plan, states: Mapping[str, State]) -> Tree:
     return tree
 
 
-def _line(job: Job, states: Mapping[str, State]) -> str:
+def _line(job: Job, states: Mapping[str, JobState]) -> str:
     state = states[job.name]
-    return f"{job.name}  [dim]{state.word}[/]"
+    return f"{job.name}  [dim]{state.status}[/]"
 
 
 def _said(varied: Mapping[str, object]) -> str:
@@ -128,12 +128,12 @@ def script(plan: Plan, array: JobArray, profile: Profile) -> str:
     return batch_executor(context, array, "<id>").script()
 
 
-def _costs(plan: Plan, costs: Mapping[str, StageCost], states: Mapping[str, State]) -> Table:
+def _costs(plan: Plan, costs: Mapping[str, StageCost], states: Mapping[str, JobState]) -> Table:
     table = Table(title=f"what {plan.name} will take", title_justify="left")
     for column in ("stage", "jobs", "done", "on the way", "to do", "hours each", "GPU-hours"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for stage in dict.fromkeys(job.stage for job in plan.jobs.values()):
-        words = [states[job.name].word for job in plan.jobs.values() if job.stage == stage]
+        words = [states[job.name].status for job in plan.jobs.values() if job.stage == stage]
         done, alive = words.count("done"), sum(word in ALIVE for word in words)
         cost = costs.get(stage)
         each = "" if cost is None else "unknown" if cost.hours is None else f"{cost.hours:.2f}"

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simdist.config.schema import Config, to_dict
 from simdist.core.files import read_json_lines
 from simdist.runs.folder import CONFIG, ENVIRONMENT, EVENTS, METRICS
+from simdist.runs.reader import config_tree
+from simdist.runs.schedule import stage_steps
 
 from .plan import MANIFEST, MARKERS, Job, Length, Plan, hashed_words
 from .profiles import Profile
 
 WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ALIKE = {  # what determines a step's time, besides the number of processes and the machines
     "data": ("crop", "batch_size", "cache"),
     "loss": ("prediction_steps", "num_negatives", "negatives", "window"),
@@ -43,8 +41,7 @@ def total_steps(length: Length) -> int | None:
     samples = _num_samples(length.data / MANIFEST)
     if samples is None:
         return None
-    steps = math.ceil(round(length.epochs * samples / length.batch_size, 6))
-    return length.stages * (steps if length.max_steps is None else min(steps, length.max_steps))
+    return length.stages * stage_steps(length.epochs, samples, length.batch_size, length.max_steps)
 
 
 @functools.cache
@@ -71,7 +68,7 @@ def kind_of_job(command: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTimes:
     """What earlier runs took."""
 
     steps_per_s: dict[tuple[str, Machine], float]
@@ -90,7 +87,7 @@ class Measured:
         return None if seconds is None else seconds / 3600
 
 
-def measure(runs: Path) -> Measured:
+def measure(runs: Path) -> MeasuredTimes:
     """Read what all runs in a folder took."""
     rates: dict[tuple[str, Machine], list[float]] = {}
     seconds: dict[tuple[str, str | None], list[float]] = {}
@@ -102,7 +99,7 @@ def measure(runs: Path) -> Measured:
             if marker:
                 key = (kind_of_job(tuple(marker["command"])), marker.get("partition"))
                 seconds.setdefault(key, []).append(marker["seconds"])
-    return Measured(
+    return MeasuredTimes(
         {key: statistics.median(found) for key, found in rates.items()},
         {key: statistics.median(found) for key, found in seconds.items()},
     )
@@ -114,7 +111,7 @@ def _rate(run: Path) -> Iterator[tuple[tuple[str, Machine], float]]:
     lines = [line for line in read_json_lines(run / METRICS) if line["kind"] == "train" and "samples_per_s" in line]
     if not events or len(lines) <= WARM_UP_LINES:
         return
-    config = LOADER((run / CONFIG).read_text()).get_single_data()
+    config = config_tree(run)
     rate = statistics.median(line["samples_per_s"] for line in lines[WARM_UP_LINES:]) / config["data"]["batch_size"]
     slurm = (_read(run / ENVIRONMENT) or {}).get("slurm", {})
     yield (kind_of_training(config), Machine(slurm.get("SLURM_JOB_PARTITION"), events[-1]["world_size"])), rate
@@ -146,7 +143,7 @@ def stage_costs(
     configs: Mapping[str, Config],
     open_jobs: list[Job],
     profiles: Mapping[str, Profile] | None,
-    measured: Measured,
+    measured: MeasuredTimes,
 ) -> dict[str, StageCost]:
     """The cost of every stage that has open jobs.
 
@@ -173,7 +170,9 @@ def stage_costs(
     return costs
 
 
-def _hours(job: Job, plan: Plan, configs: Mapping[str, Config], machine: Machine, measured: Measured) -> float | None:
+def _hours(
+    job: Job, plan: Plan, configs: Mapping[str, Config], machine: Machine, measured: MeasuredTimes
+) -> float | None:
     if job.kind == "train" and job.run is not None:
         return measured.train_hours(configs[job.run], plan.runs[job.run].length, machine)
     return measured.job_hours(job, machine)

@@ -26,13 +26,13 @@ def done_jobs(plan: Plan, is_there: Callable[[Path], bool] = exists) -> set[str]
         if job.kind == "pack" and all(child in own for child in children[job.name] if not _is_report(plan, child)):
             own.add(job.name)
     for job in plan.jobs.values():
-        if job.takes_what_there_is and job.name in own and not _is_fresh(plan, job, own):
+        if job.runs_after_failure and job.name in own and not _is_fresh(plan, job, own):
             own.discard(job.name)
     return own
 
 
 def _is_report(plan: Plan, name: str) -> bool:
-    return plan.jobs[name].takes_what_there_is
+    return plan.jobs[name].runs_after_failure
 
 
 def _is_fresh(plan: Plan, report: Job, done: Collection[str]) -> bool:
@@ -52,11 +52,11 @@ def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
         return False
 
 
-def ready(plan: Plan, name: str, done: Collection[str], hopeless: Collection[str]) -> bool:
+def ready(plan: Plan, name: str, done: Collection[str], blocked: Collection[str]) -> bool:
     """Whether a job's parents are done; for a report, whether nothing more will come of them."""
     job = plan.jobs[name]
-    if job.takes_what_there_is:
-        return all(parent in done or parent in hopeless for parent in job.parents)
+    if job.runs_after_failure:
+        return all(parent in done or parent in blocked for parent in job.parents)
     return all(parent in done for parent in job.parents)
 
 
@@ -64,7 +64,7 @@ def blocked_by(plan: Plan, failed: Collection[str]) -> dict[str, str]:
     """Jobs that will never run, each with the failed job at the root of it."""
     found: dict[str, str] = {}
     for job in plan.jobs.values():  # parents stand before their children
-        if job.takes_what_there_is or job.name in failed:
+        if job.runs_after_failure or job.name in failed:
             continue
         for parent in job.parents:
             root = parent if parent in failed else found.get(parent)

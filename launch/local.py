@@ -229,7 +229,7 @@ def run_locally(
         if job.name not in done:
             waits = tuple(JobId(parent) for parent in job.parents if parent not in done)
             array = (
-                JobArray((job,), after_end=waits) if job.takes_what_there_is else JobArray((job,), after_success=waits)
+                JobArray((job,), after_end=waits) if job.runs_after_failure else JobArray((job,), after_success=waits)
             )
             submitted += scheduler.submit(array)
     while not stop.signal_number and scheduler.advance():

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from simdist.runs.folder import CONFIG, DONE
+from simdist.runs.reader import config_tree, is_held
 
-from .estimate import LOADER
 from .graph import done_jobs
 from .plan import Length, Plan, PlannedRun
 from .progress import Progress, read_progress
 from .records import Held, Record, Records
 from .scheduler import Scheduler
-from .states import FRESH, State, Word, find_states, heartbeat_age
+from .states import JobState, Status, find_states
 
-WORST_FIRST: tuple[Word, ...] = ("failed", "running", "queued", "stopped", "cancelled", "never", "missing", "done")
+WORST_FIRST: tuple[Status, ...] = ("failed", "running", "queued", "stopped", "cancelled", "never", "missing", "done")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
     varied: Mapping[str, Any]
     stage: str
     """The first stage that is not done, with how many of its jobs are: `probe 1/4`; `done` at the end."""
-    word: Word
+    status: Status
     """The state of the most notable job of that stage."""
     reason: str
     node: str
@@ -42,15 +42,15 @@ class Overview:
 
     name: str
     rows: list[Row]
-    states: dict[str, State]
+    states: dict[str, JobState]
     """Of every job."""
     records: dict[str, Record]
     num_held: int = 0
     """Jobs that the queue had no room for."""
 
-    def count(self, word: Word) -> int:
+    def count(self, status: Status) -> int:
         """Jobs in a state."""
-        return sum(state.word == word for state in self.states.values())
+        return sum(state.status == status for state in self.states.values())
 
 
 def overview(plan: Plan, scheduler: Scheduler | None = None, now: float | None = None) -> Overview:
@@ -73,15 +73,15 @@ def overview(plan: Plan, scheduler: Scheduler | None = None, now: float | None =
 
 
 def _row(
-    name: str, planned: PlannedRun, stages: Mapping[str, list[str]], states: Mapping[str, State], now: float
+    name: str, planned: PlannedRun, stages: Mapping[str, list[str]], states: Mapping[str, JobState], now: float
 ) -> Row:
     progress = read_progress(planned.folder, planned.length, now)
     for stage, jobs in stages.items():
-        open_jobs = [states[job] for job in jobs if states[job].word != "done"]
+        open_jobs = [states[job] for job in jobs if states[job].status != "done"]
         if open_jobs:
-            state = min(open_jobs, key=lambda state: WORST_FIRST.index(state.word))
+            state = min(open_jobs, key=lambda state: WORST_FIRST.index(state.status))
             text = stage if len(jobs) == 1 else f"{stage} {len(jobs) - len(open_jobs)}/{len(jobs)}"
-            return Row(name, planned.varied, text, state.word, state.reason, state.nodes or progress.host, progress)
+            return Row(name, planned.varied, text, state.status, state.reason, state.nodes or progress.host, progress)
     return Row(name, planned.varied, "done", "done", "", progress.host, progress)
 
 
@@ -93,18 +93,16 @@ def loose_runs(runs: Path, known: set[Path], now: float | None = None) -> Overvi
         folder = path.parent
         if folder.resolve() in known:
             continue
-        age = heartbeat_age(folder, moment)
-        running = age is not None and age < FRESH
-        word: Word = "done" if (folder / DONE).exists() else "running" if running else "stopped"
-        planned = PlannedRun(folder, {}, _length(path))
+        status: Status = "done" if (folder / DONE).exists() else "running" if is_held(folder, moment) else "stopped"
+        planned = PlannedRun(folder, {}, _length(folder))
         progress = read_progress(folder, planned.length, moment)
-        rows.append(Row(folder.name, {}, "done" if word == "done" else "train", word, "", progress.host, progress))
-        states[folder.name] = State(word)
+        rows.append(Row(folder.name, {}, "done" if status == "done" else "train", status, "", progress.host, progress))
+        states[folder.name] = JobState(status)
     return Overview("runs of no sweep", rows, states, {})
 
 
-def _length(config: Path) -> Length:
-    content = LOADER(config.read_text()).get_single_data()
+def _length(run: Path) -> Length:
+    content = config_tree(run)
     data, train = content["data"], content["train"]
     stages = len(content["model"]["modules"]) if train["schedule"] == "stagewise" else 1
     folder = Path(data["root"]) / data["train_split"]

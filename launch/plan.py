@@ -66,7 +66,7 @@ class Job:
         return None if self.kind in ("pack", "train") else self.done[0]
 
     @property
-    def takes_what_there_is(self) -> bool:
+    def runs_after_failure(self) -> bool:
         """Whether it runs although parents failed: a report is about what there is."""
         return self.kind == "report"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from simdist.runs.reader import is_held
 
 from .graph import blocked_by, is_younger
 from .naming import JOB_MODULE
@@ -23,18 +24,16 @@ from .records import Record
 from .scheduler import JobStatus, Scheduler
 from .slurm import NEVER, SlurmScheduler, has_slurm
 
-Word = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
+Status = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
 """`stopped` resumes when it is started again; `never`: a parent failed."""
 ALIVE = ("running", "queued")
-LEASE = "lease.json"
-FRESH = 30.0  # seconds: a lease touched since then is that of a living process
 
 
 @dataclass(frozen=True)
-class State:
+class JobState:
     """Where a job stands."""
 
-    word: Word
+    status: Status
     reason: str = ""
     nodes: str = ""
     in_queue: bool = False
@@ -47,7 +46,7 @@ def find_states(
     records: Mapping[str, Record],
     scheduler: Scheduler | None = None,
     now: float | None = None,
-) -> dict[str, State]:
+) -> dict[str, JobState]:
     """The state of every job.
 
     Args:
@@ -66,31 +65,35 @@ def find_states(
         scheduler = SlurmScheduler()
     statuses = scheduler.look([record.job_id for record in submitted]) if scheduler and submitted else None
     moment = time.time() if now is None else now
-    found: dict[str, State] = {}
+    found: dict[str, JobState] = {}
     for name, job in plan.jobs.items():
         if name in done:
-            found[name] = State("done")
+            found[name] = JobState("done")
         elif name not in left:
-            found[name] = State("missing")
+            found[name] = JobState("missing")
         elif left[name].cluster == "local":
             found[name] = _local(left[name])
         elif statuses is None:
-            found[name] = State("queued", "there is no SLURM on this machine to ask")
+            found[name] = JobState("queued", "there is no SLURM on this machine to ask")
         else:
             found[name] = _on_cluster(left[name], statuses[left[name].job_id])
-        if name in left and left[name].identity != job.identity and found[name].word not in ALIVE:
-            found[name] = State("missing", "its options have changed")
-        if job.kind == "train" and found[name].word not in ("done", *ALIVE) and _is_held(job.folder, moment):
-            found[name] = State("running", "by a process that this sweep did not start")
+        if name in left and left[name].identity != job.identity and found[name].status not in ALIVE:
+            found[name] = JobState("missing", "its options have changed")
+        if job.kind == "train" and found[name].status not in ("done", *ALIVE) and is_held(job.folder, moment):
+            found[name] = JobState("running", "by a process that this sweep did not start")
     return _with_reports(plan, _with_blocked(plan, found))
 
 
-def _local(record: Record) -> State:
+def _local(record: Record) -> JobState:
     if record.code is None:
-        return State("running", nodes=record.host) if is_alive(record) else State("stopped", "its process was killed")
+        return (
+            JobState("running", nodes=record.host)
+            if is_alive(record)
+            else JobState("stopped", "its process was killed")
+        )
     if record.code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
-        return State("stopped", "saved; the sweep was stopped")
-    return State("failed", f"exit code {record.code}")
+        return JobState("stopped", "saved; the sweep was stopped")
+    return JobState("failed", f"exit code {record.code}")
 
 
 def is_alive(record: Record) -> bool:
@@ -109,75 +112,64 @@ def process_runs(pid: int, word: str) -> bool:
     return word in listed.stdout
 
 
-def _on_cluster(record: Record, status: JobStatus) -> State:
+def _on_cluster(record: Record, status: JobStatus) -> JobState:
     if status.phase == "blocked" or status.reason == NEVER:
-        return State("never", "what it depends on failed", in_queue=status.is_alive)
+        return JobState("never", "what it depends on failed", in_queue=status.is_alive)
     if status.phase in ("running", "queued"):
-        return State(status.phase, status.reason, status.nodes, in_queue=True)
+        return JobState(status.phase, status.reason, status.nodes, in_queue=True)
     if record.cancelled:
-        return State("cancelled", "cancelled")
+        return JobState("cancelled", "cancelled")
     if status.phase == "interrupted":
-        return State("stopped", f"{status.reason}, and not requeued", status.nodes)
+        return JobState("stopped", f"{status.reason}, and not requeued", status.nodes)
     if status.phase == "cancelled":
-        return State("cancelled", "cancelled", status.nodes)
+        return JobState("cancelled", "cancelled", status.nodes)
     ending = record.ending.read()
     if status.phase == "gone" and not ending:
-        return State("cancelled", "left the queue before it began")
+        return JobState("cancelled", "left the queue before it began")
     return _ended(status if ending.get("code") is None else replace(status, code=ending["code"]))
 
 
-def _ended(status: JobStatus) -> State:
+def _ended(status: JobStatus) -> JobState:
     """A job that ended by itself, or that the scheduler does not know any more."""
     if status.code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
-        return State("stopped", "preempted, and not requeued", status.nodes)
+        return JobState("stopped", "preempted, and not requeued", status.nodes)
     if status.phase == "failed" and status.reason != "failed":  # out of memory
-        return State("failed", status.reason, status.nodes)
+        return JobState("failed", status.reason, status.nodes)
     if status.code == EXIT_OK or (status.code is None and status.phase == "completed"):
-        return State("failed", "exited without writing its outputs", status.nodes)
+        return JobState("failed", "exited without writing its outputs", status.nodes)
     if status.code is not None:
-        return State("failed", f"exit code {status.code}", status.nodes)
+        return JobState("failed", f"exit code {status.code}", status.nodes)
     if status.phase == "gone":
-        return State("stopped", status.reason)
-    return State("failed", status.reason, status.nodes)
+        return JobState("stopped", status.reason)
+    return JobState("failed", status.reason, status.nodes)
 
 
-def _is_held(folder: Path, now: float) -> bool:
-    age = heartbeat_age(folder, now)
-    return age is not None and age < FRESH
-
-
-def heartbeat_age(folder: Path, now: float) -> float | None:
-    """Seconds since a run's process last touched its lease; None if none holds it."""
-    try:
-        return max(0.0, now - (folder / LEASE).stat().st_mtime)
-    except OSError:
-        return None
-
-
-def _with_blocked(plan: Plan, states: dict[str, State]) -> dict[str, State]:
+def _with_blocked(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState]:
     """Jobs below a failed one will never run, whatever SLURM calls them."""
     failed = {
-        name for name, state in states.items() if state.word in ("failed", "cancelled") and _is_root(plan, name, states)
+        name
+        for name, state in states.items()
+        if state.status in ("failed", "cancelled") and _is_root(plan, name, states)
     }
     for name, root in blocked_by(plan, failed).items():
-        if states[name].word not in ("done", "running"):
-            states[name] = State("never", f"{root} {states[root].word}", in_queue=states[name].in_queue)
+        if states[name].status not in ("done", "running"):
+            states[name] = JobState("never", f"{root} {states[root].status}", in_queue=states[name].in_queue)
     return states
 
 
-def _with_reports(plan: Plan, states: dict[str, State]) -> dict[str, State]:
+def _with_reports(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState]:
     """A report that is younger than all that is done, while the rest of its parents cannot be, has nothing to add."""
     for job in plan.jobs.values():
-        if not job.takes_what_there_is or states[job.name].word in ("done", *ALIVE):
+        if not job.runs_after_failure or states[job.name].status in ("done", *ALIVE):
             continue
-        done = [parent for parent in job.parents if states[parent].word == "done"]
-        others = [parent for parent in job.parents if states[parent].word in ("failed", "never", "cancelled")]
+        done = [parent for parent in job.parents if states[parent].status == "done"]
+        others = [parent for parent in job.parents if states[parent].status in ("failed", "never", "cancelled")]
         if others and len(done) + len(others) == len(job.parents) and is_younger(plan, job, done):
-            states[job.name] = State("done", f"without {len(others)} jobs that failed or were cancelled")
+            states[job.name] = JobState("done", f"without {len(others)} jobs that failed or were cancelled")
     return states
 
 
-def _is_root(plan: Plan, name: str, states: Mapping[str, State]) -> bool:
+def _is_root(plan: Plan, name: str, states: Mapping[str, JobState]) -> bool:
     """Whether a job ended by itself; SLURM cancels the children of those that failed."""
-    parents = [states[parent].word for parent in plan.jobs[name].parents]
-    return states[name].word == "failed" or all(word in ("done", *ALIVE) for word in parents)
+    parents = [states[parent].status for parent in plan.jobs[name].parents]
+    return states[name].status == "failed" or all(word in ("done", *ALIVE) for word in parents)

@@ -127,7 +127,7 @@ def _watch(name: str | None, runs: Path, sweeps: Path, every: float) -> int:
 def _live(found: Sequence[Overview], note: str = "") -> Group:
     """What is going on stands above what is done: a terminal shows the first lines."""
     order = [
-        dataclasses.replace(one, rows=sorted(one.rows, key=lambda row: WORST_FIRST.index(row.word))) for one in found
+        dataclasses.replace(one, rows=sorted(one.rows, key=lambda row: WORST_FIRST.index(row.status))) for one in found
     ]
     head = [Text(time.strftime("%H:%M:%S  Ctrl-C to leave")), *([Text(note, "yellow")] if note else [])]
     return Group(*head, *(as_renderable(one) for one in order))
@@ -137,7 +137,7 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     """A table, what failed with the end of its log, what will never run, and the counts."""
     rows = found.rows
     if len(rows) > num_rows:
-        rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.word))[:num_rows]
+        rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.status))[:num_rows]
     parts: list[RenderableType] = [_table(found.name, rows)]
     if len(rows) < len(found.rows):
         parts.append(Text(f"… and {len(found.rows) - len(rows)} runs more (--rows {len(found.rows)} shows all)"))
@@ -145,14 +145,14 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     parts += [Text(f"{row.run}: {row.progress.warning}", "yellow") for row in warned[:SHOWN_FAILURES]]
     if len(warned) > SHOWN_FAILURES:
         parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} runs more with a warning (--json lists all)"))
-    failed = [name for name, state in found.states.items() if state.word == "failed"]
+    failed = [name for name, state in found.states.items() if state.status == "failed"]
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))
         record = found.records.get(name)
         parts += [Text(f"    {line}") for line in last_lines(record, LOG_LINES)]
     if len(failed) > SHOWN_FAILURES:
         parts.append(Text(f"… and {len(failed) - SHOWN_FAILURES} failed jobs more (--json lists all)"))
-    never = [(name, state.reason) for name, state in found.states.items() if state.word == "never"]
+    never = [(name, state.reason) for name, state in found.states.items() if state.status == "never"]
     parts += [Text(f"{name} will never run: {reason}") for name, reason in never[:SHOWN_FAILURES]]
     if len(never) > SHOWN_FAILURES:
         parts.append(Text(f"… and {len(never) - SHOWN_FAILURES} jobs more that will never run"))
@@ -183,11 +183,11 @@ def _table(name: str, rows: Sequence[Row]) -> Table:
 def _cells(row: Row) -> list[RenderableType]:
     progress = row.progress
     total = "?" if progress.total is None else f"{progress.total:,}"
-    left = duration(progress.seconds_left) if row.stage.startswith("train") and row.word == "running" else ""
-    reason = f" ({row.reason})" if row.reason and row.word not in ("done", "never", "failed") else ""
+    left = duration(progress.seconds_left) if row.stage.startswith("train") and row.status == "running" else ""
+    reason = f" ({row.reason})" if row.reason and row.status not in ("done", "never", "failed") else ""
     return [
         row.stage,
-        Text(f"{row.word}{reason}", COLORS.get(row.word, "")),
+        Text(f"{row.status}{reason}", COLORS.get(row.status, "")),
         f"{progress.step:,}/{total}",
         left,
         " ".join(f"{loss:.3f}" for loss in progress.losses),

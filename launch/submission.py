@@ -11,7 +11,7 @@ from simdist.cluster.discovery import Limits
 from .plan import Job, Plan
 from .records import Record
 from .scheduler import JobArray, JobId
-from .states import ALIVE, State
+from .states import ALIVE, JobState
 
 USUAL_ARRAY_SIZE = 1000  # where the cluster does not say its MaxArraySize, which is 1001 by default
 
@@ -28,7 +28,7 @@ class Submission:
 
 def what_is_missing(
     plan: Plan,
-    states: Mapping[str, State],
+    states: Mapping[str, JobState],
     records: Mapping[str, Record],
     retry: bool = True,
     held: Collection[str] = (),
@@ -48,21 +48,21 @@ def what_is_missing(
     submit: dict[str, None] = {}
     cancel: dict[str, None] = {}
     for job in plan.jobs.values():  # parents stand before their children
-        word = states[job.name].word
-        if word == "done":
+        status = states[job.name].status
+        if status == "done":
             continue
-        open_parents = [parent for parent in job.parents if states[parent].word != "done"]
+        open_parents = [parent for parent in job.parents if states[parent].status != "done"]
         moved = any(parent in submit or _has_moved(parent, job.name, records) for parent in open_parents)
         moved = moved or (job.name in records and records[job.name].identity != job.identity)
-        if word in ALIVE and (not moved or _has_begun(word, job)):
+        if status in ALIVE and (not moved or _has_begun(status, job)):
             continue
         if not retry and job.name not in held:
             if job.name in cancelled or (job.name in records and records[job.name].cancelled):
                 continue
-            if word in ("failed", "cancelled") and not moved:
+            if status in ("failed", "cancelled") and not moved:
                 continue  # moved: SLURM cancels what waits for a job that ended
-        hopeless = [p for p in open_parents if p not in submit and states[p].word not in ALIVE]
-        if hopeless and not (job.takes_what_there_is and word not in ALIVE):
+        blocked = [p for p in open_parents if p not in submit and states[p].status not in ALIVE]
+        if blocked and not (job.runs_after_failure and status not in ALIVE):
             continue
         if states[job.name].in_queue:
             cancel[job.name] = None
@@ -70,9 +70,9 @@ def what_is_missing(
     return Submission(tuple(submit), tuple(cancel))
 
 
-def _has_begun(word: str, job: Job) -> bool:
+def _has_begun(status: str, job: Job) -> bool:
     """Whether a job runs because its parents were done; a report begins when they are gone."""
-    return word == "running" and not job.takes_what_there_is
+    return status == "running" and not job.runs_after_failure
 
 
 def _has_moved(parent: str, child: str, records: Mapping[str, Record]) -> bool:
@@ -135,7 +135,7 @@ def _matched(job: Job, waits: tuple[JobId, ...]) -> tuple[tuple[JobId, ...], int
     """The arrays that a job waits for, and the index that is the same in all of them; None if there is no such."""
     indices = {id.task for id in waits}
     index = next(iter(indices)) if len(indices) == 1 else None
-    if index is None or job.takes_what_there_is:
+    if index is None or job.runs_after_failure:
         return None
     return tuple(dict.fromkeys(id.array for id in waits)), index
 
@@ -145,7 +145,7 @@ def _array(entries: Sequence[tuple[Job, int]], matched: bool, waits: tuple[JobId
     indices = tuple(index for _, index in entries) if matched or len(entries) > 1 else ()
     if matched:
         return JobArray(jobs, indices, after_same_index=waits, throttle=throttle)
-    if jobs[0].takes_what_there_is:
+    if jobs[0].runs_after_failure:
         return JobArray(jobs, indices, after_end=waits, throttle=throttle)
     return JobArray(jobs, indices, after_success=waits, throttle=throttle)
 

@@ -36,7 +36,7 @@ from .records import HELD, LOCK, Held, Record, Records, last_lines
 from .scheduler import JobArray, JobId, LimitReachedError, NoAnswerError, Scheduler, SchedulerError
 from .slurm import SlurmScheduler, has_slurm
 from .snapshot import take_snapshot
-from .states import ALIVE, State, find_states
+from .states import ALIVE, JobState, find_states
 from .submission import Submission, arrays, parts, shares, what_is_missing
 
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
@@ -75,7 +75,7 @@ def submit_sweep(
     if not wait:
         sweeps = [] if plan.folder.parent == SWEEPS else ["--sweeps", plan.folder.parent]
         console.print(f"watch it: {command('status', plan.name, '--watch', *sweeps)}", markup=False)
-    return EXIT_FAILED if wait and any(state.word != "done" for state in states.values()) else EXIT_OK
+    return EXIT_FAILED if wait and any(state.status != "done" for state in states.values()) else EXIT_OK
 
 
 def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -> Submitter:
@@ -139,16 +139,16 @@ class Submitter:
     def _limits(self) -> Limits:
         return self.scheduler.limits()
 
-    def wait(self, every: float) -> Mapping[str, State]:
+    def wait(self, every: float) -> Mapping[str, JobState]:
         """Submit, and look until nothing is on its way or held back; returns the last states.
 
         A scheduler that does not answer is asked again, less and less often; one that refuses at once, or twice in a
         row later, ends it.
         """
-        states: Mapping[str, State] | None = None
+        states: Mapping[str, JobState] | None = None
         refusal = ""
         seconds = every
-        while states is None or any(s.word in ALIVE for s in states.values()) or self._held_file.exists():
+        while states is None or any(s.status in ALIVE for s in states.values()) or self._held_file.exists():
             if states is not None or seconds > every:
                 pause(seconds)
             try:
@@ -165,7 +165,7 @@ class Submitter:
                 self.console.print(f"{error}; trying again in {seconds:.0f} s", markup=False)
         return states
 
-    def submit(self, retry: bool) -> dict[str, State]:
+    def submit(self, retry: bool) -> dict[str, JobState]:
         """Submit what is missing; returns where every job stood, those submitted now as queued.
 
         Args:
@@ -189,13 +189,13 @@ class Submitter:
         self._hold(self._submit_all(wanted.submit, states, ids))
         return states
 
-    def _cancelled(self, states: Mapping[str, State], records: Mapping[str, Record]) -> set[str]:
+    def _cancelled(self, states: Mapping[str, JobState], records: Mapping[str, Record]) -> set[str]:
         """Jobs that a person cancelled, by our command or by SLURM's, which only remembers it for a while."""
         by_hand = [name for name, s in states.items() if s.reason == "cancelled" and not records[name].cancelled]
         self.records.cancelled(by_hand)
         return self.records.cancelled_jobs()
 
-    def _submit_all(self, names: Iterable[str], states: dict[str, State], ids: dict[str, JobId]) -> list[Job]:
+    def _submit_all(self, names: Iterable[str], states: dict[str, JobState], ids: dict[str, JobId]) -> list[Job]:
         """Submit jobs, parents first; returns those that the queue has no room for, and those that wait for them."""
         held: dict[str, Job] = {}
         missing = parts(self.plan, names)
@@ -205,7 +205,7 @@ class Submitter:
             for array in arrays(ready, ids, self._limits, share):
                 submitted, room = self._submit_what_fits(array, ids, room)
                 ids |= submitted
-                states |= {name: State("queued", "submitted") for name in submitted}
+                states |= {name: JobState("queued", "submitted") for name in submitted}
             held |= {job.name: job for job in jobs if job.name not in ids}
         return list(held.values())
 
@@ -274,12 +274,12 @@ class Submitter:
             markup=False,
         )
 
-    def _without_endless(self, states: dict[str, State], records: Mapping[str, Record]) -> dict[str, State]:
+    def _without_endless(self, states: dict[str, JobState], records: Mapping[str, Record]) -> dict[str, JobState]:
         """Jobs that end in the same way again and again, or had all their successors, have failed."""
         limit = self.profile.max_requeues + 1 if self.profile.requeue else 1
         found = dict(states)
         for name, state in states.items():
-            if state.word != "stopped":
+            if state.status != "stopped":
                 continue
             starts, progress = records[name].starts, progress_of(self.plan.jobs[name].folder)
             before = self._stops.get(name)
@@ -288,11 +288,13 @@ class Submitter:
                 if starts >= limit or (before is not None and before[1:] == (state.reason, progress)):
                     self._given_up[name] = starts
             if self._given_up.get(name) == starts:
-                found[name] = State("failed", f"{state.reason}, {starts} times", state.nodes)
+                found[name] = JobState("failed", f"{state.reason}, {starts} times", state.nodes)
         return found
 
-    def _say_what(self, states: Mapping[str, State], wanted: Submission, retry: bool) -> None:
-        counts = {word: sum(state.word == word for state in states.values()) for word in ("done", "running", "queued")}
+    def _say_what(self, states: Mapping[str, JobState], wanted: Submission, retry: bool) -> None:
+        counts = {
+            word: sum(state.status == word for state in states.values()) for word in ("done", "running", "queued")
+        }
         if retry or wanted.submit:
             self.console.print(
                 f"{self.plan.name}: {len(self.plan.jobs)} jobs; {counts['done']} done, {counts['running']} running, "
@@ -317,18 +319,18 @@ class Submitter:
         self.console.print(f"cancelled {len(alive)} jobs that {self.plan.name} no longer asks for", markup=False)
 
 
-def _is_submitted(states: Mapping[str, State], name: str, record: Record) -> bool:
+def _is_submitted(states: Mapping[str, JobState], name: str, record: Record) -> bool:
     """Whether a job is on its way on the cluster, so that others can wait for it."""
-    return name in states and states[name].word in ALIVE and record.cluster != "local"
+    return name in states and states[name].status in ALIVE and record.cluster != "local"
 
 
-def explain(plan: Plan, states: Mapping[str, State], records: Mapping[str, Record], console: Console) -> None:
+def explain(plan: Plan, states: Mapping[str, JobState], records: Mapping[str, Record], console: Console) -> None:
     """Every job that failed with its log's last lines, and every job that therefore never runs."""
     for name, state in states.items():
-        if state.word == "failed":
+        if state.status == "failed":
             console.print(f"{name} failed: {state.reason}", style="bold red", markup=False)
             for line in last_lines(records.get(name), 5):
                 console.print(f"    {line}", markup=False)
     for name, state in states.items():
-        if state.word == "never":
+        if state.status == "never":
             console.print(f"{name} will never run: {state.reason}", markup=False)

@@ -13,7 +13,7 @@ from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.models.reference_checkpoints import load_reference_checkpoint
-from simdist.runs.checkpoints import MODEL, latest_checkpoint, verify_checkpoint
+from simdist.runs.checkpoints import MODEL, choose_checkpoint, verify_checkpoint
 from simdist.runs.folder import CONFIG, existing_run
 from simdist.training.checkpoint import load_checkpoint
 
@@ -71,7 +71,7 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
     mirrored(config.model, module)
     folder = find_decoder(run, module, loss, untrained)
-    checkpoint = _newest(folder, f"decoder {folder}")
+    checkpoint = choose_checkpoint(folder)
     settings = read_tree(DecodingConfig, folder / CONFIG)
     decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
     load_weights(decoder, load_checkpoint(checkpoint).model, str(checkpoint))
@@ -134,13 +134,4 @@ def _find_checkpoint(source: Path) -> tuple[Path, Path]:
         return source, source.resolve().parent.parent
     if not (source / "config.yaml").is_file():
         raise InputError(f"{source} is neither a run folder, nor a checkpoint of one, nor a reference checkpoint")
-    return _newest(source, f"run {source}"), source
-
-
-def _newest(folder: Path, name: str) -> Path:
-    """The newest complete checkpoint of a run or a decoder."""
-    damaged: list[str] = []
-    found = latest_checkpoint(folder / "checkpoints", damaged.append)
-    if found is None:
-        raise InputError("; ".join([f"{name} has no complete checkpoint; train it first", *damaged]))
-    return found
+    return choose_checkpoint(source), source

@@ -90,7 +90,7 @@ def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: P
     [
         (b"no pickle", "not a checkpoint of tensors"),
         (b"", "not a checkpoint of tensors"),
-        (None, "no tensor is called"),
+        (None, "it has no tensor fullmodel"),
     ],
 )
 def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes | None, words: str) -> None:
@@ -101,7 +101,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes | None, wor
 
 
 def test_sources_that_are_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither a run folder, nor a checkpoint of one, nor an upstream"):
+    with pytest.raises(InputError, match="neither a run folder, nor a checkpoint of one, nor a reference checkpoint"):
         simdist.load_encoder(tmp_path)
     with pytest.raises(InputError, match="does not exist; name a run folder"):
         simdist.load_encoder(tmp_path / "nothing")

@@ -24,8 +24,9 @@ from simdist.data.order import crop_start
 from simdist.data.splits import Split, open_split
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Encoding, GreedyModule
-from simdist.probe.feature_extractors import FeatureExtractor, choose_checkpoints, trained_extractor
+from simdist.probe.feature_extractors import FeatureExtractor, trained_extractor
 from simdist.probe.feature_spec import as_audio
+from simdist.runs.checkpoints import choose_checkpoint
 from simdist.runs.folder import CONFIG, Run
 
 BATCH = 32  # clips encoded together
@@ -66,9 +67,11 @@ def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is 'cuda', and torch finds no GPU here; use --device cpu")
     config = read_config(folder / CONFIG)
-    if settings.checkpoint == "all" or "," in settings.checkpoint:
+    latest = settings.checkpoint.strip() == "latest"
+    if not latest and not settings.checkpoint.strip().isdecimal():
         raise InputError(f"--checkpoint is {settings.checkpoint!r}; it must be latest, or one step such as 200")
-    source = trained_extractor(choose_checkpoints(folder, settings.checkpoint)[-1], config)
+    checkpoint = choose_checkpoint(folder, None if latest else int(settings.checkpoint))
+    source = trained_extractor(checkpoint, config)
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if on_gpu else "cpu")
     source.network.to(device)

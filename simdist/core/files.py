@@ -103,7 +103,8 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a JSON-lines file; [] if it does not exist."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:

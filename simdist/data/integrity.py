@@ -33,7 +33,7 @@ STAT_THREADS = 16  # a network file system answers many questions at a time
 
 
 @dataclass(frozen=True)
-class _State:
+class _FileState:
     """What tells without reading it whether a file changed."""
 
     bytes: int
@@ -73,8 +73,8 @@ def _name(split: Split, shard: int) -> str:
     return split.manifest.shards[shard]["name"]
 
 
-def _states(split: Split) -> list[_State | None]:
-    def state(shard: int) -> _State | None:
+def _states(split: Split) -> list[_FileState | None]:
+    def state(shard: int) -> _FileState | None:
         try:
             found = split.shard_path(shard).stat()
         except FileNotFoundError:
@@ -84,13 +84,13 @@ def _states(split: Split) -> list[_State | None]:
                 f"shard {split.shard_path(shard)} cannot be looked at ({error.strerror}); "
                 "wait for its file system, then run the same command again"
             ) from error
-        return _State(found.st_size, found.st_mtime_ns)
+        return _FileState(found.st_size, found.st_mtime_ns)
 
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         return list(pool.map(state, range(len(split.manifest.shards))))
 
 
-def _wrong_size(split: Split, shard: int, state: _State | None) -> str:
+def _wrong_size(split: Split, shard: int, state: _FileState | None) -> str:
     wanted = split.manifest.shards[shard]["bytes"]
     if state is None:
         return "is missing"
@@ -100,14 +100,14 @@ def _wrong_size(split: Split, shard: int, state: _State | None) -> str:
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 
-def _unsure(split: Split, present: dict[int, _State], known: dict[str, _State]) -> list[int]:
+def _unsure(split: Split, present: dict[int, _FileState], known: dict[str, _FileState]) -> list[int]:
     """Shards that are neither as they were noted nor, where there is no note of them, older than the manifest."""
     packed_at = (split.folder / MANIFEST).stat().st_mtime_ns
     trusted = {i: state if state.mtime_ns <= packed_at else None for i, state in present.items()}
     return [i for i, state in present.items() if known.get(_name(split, i), trusted[i]) != state]
 
 
-def _check_hashes(split: Split, present: dict[int, _State]) -> dict[int, str]:
+def _check_hashes(split: Split, present: dict[int, _FileState]) -> dict[int, str]:
     """What is wrong with the content of shards of which nothing is known; a note is made of all that are good."""
     with _alone(split):
         known = _known(split)  # another process may have checked them meanwhile
@@ -160,18 +160,18 @@ def _places(split: Split) -> list[Path]:
     return [split.folder / NOTE, cache / "simdist" / f"verified-{name}.json"]
 
 
-def _known(split: Split) -> dict[str, _State]:
+def _known(split: Split) -> dict[str, _FileState]:
     """Shards that were found good, as they were then."""
-    known: dict[str, _State] = {}
+    known: dict[str, _FileState] = {}
     for place in reversed(_places(split)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             stored = json.loads(place.read_text())
             if stored["fingerprint"] == split.manifest.fingerprint:
-                known |= {name: _State(*state) for name, state in stored["shards"].items()}
+                known |= {name: _FileState(*state) for name, state in stored["shards"].items()}
     return known
 
 
-def _note(split: Split, known: dict[str, _State], good: dict[int, _State]) -> None:
+def _note(split: Split, known: dict[str, _FileState], good: dict[int, _FileState]) -> None:
     now = known | {_name(split, i): state for i, state in good.items()}
     content = {
         "fingerprint": split.manifest.fingerprint,

@@ -13,7 +13,7 @@ from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.loading import load_encoder
 from simdist.models.encoder import GreedyEncoder, hash_weights
-from simdist.runs.checkpoints import latest_checkpoint, verify_checkpoint
+from simdist.runs.checkpoints import choose_checkpoint, step_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     if wanted.untrained:
         encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
     else:
-        checkpoint = _choose(run, wanted.checkpoint)
-        encoder, step = load_encoder(checkpoint, config), int(checkpoint.name.removeprefix("step_"))
+        checkpoint = choose_checkpoint(run, wanted.checkpoint)
+        encoder, step = load_encoder(checkpoint, config), step_of(checkpoint)
     weights = hash_weights(encoder)[:16]
     if wanted.encoder_weights not in ("", weights):
         raise InputError(
@@ -61,25 +61,3 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
         )
     frozen = FrozenEncoder(encoder.eval().requires_grad_(False), wanted.module, wanted.latents == "sampled")
     return frozen, replace(wanted, checkpoint=step, encoder_weights=weights)
-
-
-def _choose(run: Path, step: int | None) -> Path:
-    """The verified checkpoint of a step; None for the newest."""
-    folder = run / "checkpoints"
-    if step is None:
-        damaged: list[str] = []
-        newest = latest_checkpoint(folder, damaged.append)
-        if newest is None:
-            raise InputError("; ".join([f"run {run} has no complete checkpoint; train it first", *damaged]))
-        return newest
-    wanted = folder / f"step_{step:08d}"
-    there = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
-    if step not in there:
-        raise InputError(
-            f"run {run} has no checkpoint of step {step} (it has {', '.join(map(str, there)) or 'none'}). Choose one "
-            f"with --checkpoint, or remove the folder of a decoder that was trained on {step}"
-        )
-    problem = verify_checkpoint(wanted)
-    if problem is not None:
-        raise InputError(f"checkpoint {wanted} is damaged: {problem}. Choose another one with --checkpoint")
-    return wanted

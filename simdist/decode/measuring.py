@@ -53,7 +53,7 @@ class Crops:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredQuality:
     """Figures of all test clips."""
 
     keys: list[str]
@@ -76,7 +76,7 @@ def mean_signal(crops: Crops) -> Tensor:
 
 def measure(
     decode: Callable[[Tensor, int], Tensor], train: Crops, test: Crops, process: Process, advance: Callable[[int], None]
-) -> Measured:
+) -> MeasuredQuality:
     """Figures of a decoder and of the mean signal on all test clips; the work is shared by all ranks.
 
     Args:
@@ -106,4 +106,4 @@ def measure(
     everywhere = {number: pair for part in process.cpu_group.gather(found) for number, pair in part.items()}
     ordered = [everywhere[number] for number in sorted(everywhere)]
     decoded, baselines = ({name: [pair[side][name] for pair in ordered] for name in UNITS} for side in (0, 1))
-    return Measured([test.key(number) for number in sorted(everywhere)], decoded, baselines)
+    return MeasuredQuality([test.key(number) for number in sorted(everywhere)], decoded, baselines)

@@ -32,14 +32,14 @@ from rich.table import Table
 
 from simdist.config.decoder import DECODERS, LOSS_NAMES, folder_name
 from simdist.core.files import write_json, write_text
-from simdist.decode.measuring import Measured
+from simdist.decode.measuring import MeasuredQuality
 from simdist.decode.quality import BETTER_HIGH, UNITS, Clips, compare, summarize
 
 FORMAT_VERSION = 1
 RESULT, FIGURES = "result.json", "figures.csv"
 
 
-def write_result(folder: Path, result: dict[str, Any], measured: Measured) -> None:
+def write_result(folder: Path, result: dict[str, Any], measured: MeasuredQuality) -> None:
     """Write a decoder's result, and bring the comparison of trained and untrained up to date."""
     _write_figures(folder / FIGURES, measured)
     packages = {name: metadata.version(name) for name in ("simdist", "torch")}
@@ -58,7 +58,7 @@ def write_result(folder: Path, result: dict[str, Any], measured: Measured) -> No
     _compare_with_untrained(folder.parent, result["module"], result["loss"])
 
 
-def _write_figures(path: Path, measured: Measured) -> None:
+def _write_figures(path: Path, measured: MeasuredQuality) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["clip", *measured.decoder, *(f"mean_signal_{name}" for name in measured.mean_signal)])

@@ -25,7 +25,7 @@ from simdist.doctor import machine
 from simdist.doctor.cluster import check_cluster
 from simdist.doctor.corpus import check_corpus
 from simdist.doctor.findings import Finding
-from simdist.doctor.visit import check_node
+from simdist.doctor.node_check import check_node
 
 DESCRIPTION = """\
 Check whether this machine, a corpus and a cluster are ready to train, and suggest fixes.

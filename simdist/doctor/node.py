@@ -18,7 +18,7 @@ from simdist.doctor.machine import num_gpus, reaches_wandb, versions
 
 
 @dataclass(frozen=True)
-class Sight:
+class NodeReport:
     """What a node sees."""
 
     node: str
@@ -39,10 +39,10 @@ class Sight:
     """Whether wandb's server answers from there."""
 
 
-def look(folder: Path, token: str, ask_gpus: bool) -> Sight:
+def look(folder: Path, token: str, ask_gpus: bool) -> NodeReport:
     """Look around on this node, and answer the doctor's file."""
     name = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-    return Sight(
+    return NodeReport(
         node=name,
         code=str(Path(__file__).parent.parent),
         versions=versions(),

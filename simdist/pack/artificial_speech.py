@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from simdist.core.errors import InputError
-from simdist.pack.corpora import Corpus, Problem, SplitPlan, Utterance, require_folder, some_names
+from simdist.pack.corpora import Corpus, CorpusProblem, SplitPlan, Utterance, require_folder, some_names
 
 WORDS = "reshuffledv2"
 SYLLABLES = "split up data padded"
@@ -47,14 +47,14 @@ def _split(source: Path, folder: Path, name: str, pattern: re.Pattern[str], leng
             f"and {SYLLABLES}/{{train,test}}/WORD_N_I_SYL.wav, and it holds {some_names(source)}"
         )
     utterances: list[Utterance] = []
-    problems: list[Problem] = []
+    problems: list[CorpusProblem] = []
     with os.scandir(folder) as entries:
         for entry in sorted((e for e in entries if e.name.endswith(".wav")), key=lambda e: e.name):
             match = pattern.fullmatch(Path(entry.name).stem)
             if match:
                 utterances.append(_utterance(entry, match.groupdict(), length))
             else:
-                problems.append(Problem(entry.path, f"its name is not that of a file in {folder.parent.name}"))
+                problems.append(CorpusProblem(entry.path, f"its name is not that of a file in {folder.parent.name}"))
     return SplitPlan(name, utterances, problems)
 
 

@@ -54,7 +54,7 @@ class Utterance:
 
 
 @dataclass(frozen=True, order=True)
-class Problem:
+class CorpusProblem:
     """Something wrong with one file or one line of a list."""
 
     path: str
@@ -69,7 +69,7 @@ class SplitPlan:
 
     name: str
     utterances: list[Utterance]
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[CorpusProblem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

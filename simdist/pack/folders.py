@@ -13,7 +13,7 @@ from typing import Any
 from simdist.core.errors import InputError, shortened
 from simdist.core.files import TEMPORARY, write_json
 from simdist.data.splits import INDEX, MANIFEST, Manifest
-from simdist.pack.corpora import Problem, some_names, visible
+from simdist.pack.corpora import CorpusProblem, some_names, visible
 from simdist.pack.shards import DiskError, Shard, ShardJob, read_sidecar, sidecar_path
 
 REPORT = "report.json"
@@ -112,15 +112,15 @@ def _said(value: Any) -> str:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: Path, problems: list[Problem], num_packed: int) -> None:
+def write_report(folder: Path, problems: list[CorpusProblem], num_packed: int) -> None:
     left_out = sum(not problem.packed for problem in problems)
     content = {"packed": num_packed, "left_out": left_out, "problems": [dataclasses.asdict(p) for p in problems]}
     write_json(folder / REPORT, content)
 
 
-def stored_problems(folder: Path) -> list[Problem]:
+def stored_problems(folder: Path) -> list[CorpusProblem]:
     try:
-        return [Problem(**p) for p in json.loads((folder / REPORT).read_text())["problems"]]
+        return [CorpusProblem(**p) for p in json.loads((folder / REPORT).read_text())["problems"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

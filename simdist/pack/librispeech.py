@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simdist.core.errors import InputError, shortened
-from simdist.pack.corpora import Corpus, PhoneLine, Problem, SplitPlan, Utterance, held_out, require_folder, some_names
+from simdist.pack.corpora import (
+    Corpus,
+    CorpusProblem,
+    PhoneLine,
+    SplitPlan,
+    Utterance,
+    held_out,
+    require_folder,
+    some_names,
+)
 
 TEST_FRACTION = 0.1
 LAYOUT = "SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac"
@@ -48,7 +57,7 @@ def librispeech(
         InputError: a path, a subset or a list cannot be used.
     """
     folders = _subset_folders(source, subsets)
-    problems: list[Problem] = []
+    problems: list[CorpusProblem] = []
     notes: list[str] = []
     utterances = _utterances(folders, problems)
     if not utterances:
@@ -93,7 +102,7 @@ def _is_subset(folder: Path) -> bool:
     return next(folder.glob("*/*/*.flac"), None) is not None
 
 
-def _utterances(folders: list[Path], problems: list[Problem]) -> dict[str, Utterance]:
+def _utterances(folders: list[Path], problems: list[CorpusProblem]) -> dict[str, Utterance]:
     found: dict[str, Utterance] = {}
     for folder in folders:
         sexes = _sexes(folder.parent / "SPEAKERS.TXT")
@@ -105,7 +114,7 @@ def _utterances(folders: list[Path], problems: list[Problem]) -> dict[str, Utter
                 if not reason and key in found:
                     reason = f"its id was already found at {found[key].path}"
                 if reason:
-                    problems.append(Problem(entry.path, reason))
+                    problems.append(CorpusProblem(entry.path, reason))
                     continue
                 speaker = chapter.parent.name
                 found[key] = Utterance(
@@ -153,7 +162,7 @@ def _sexes(path: Path) -> dict[str, str]:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def _with_phones(utterances: dict[str, Utterance], path: Path, problems: list[Problem]) -> dict[str, Utterance]:
+def _with_phones(utterances: dict[str, Utterance], path: Path, problems: list[CorpusProblem]) -> dict[str, Utterance]:
     """Utterances that have a line of classes; the others become problems.
 
     Raises:
@@ -169,7 +178,7 @@ def _with_phones(utterances: dict[str, Utterance], path: Path, problems: list[Pr
             "a line is an utterance id and one class each 10 ms"
         )
     for key in utterances.keys() - labelled.keys():
-        problems.append(Problem(utterances[key].path, f"has no line of phones in {path}"))
+        problems.append(CorpusProblem(utterances[key].path, f"has no line of phones in {path}"))
     return labelled
 
 
@@ -190,7 +199,7 @@ def _phone_lines(path: Path) -> Iterator[tuple[str, PhoneLine]]:
 
 
 def _listed(
-    utterances: dict[str, Utterance], lists: SplitLists, problems: list[Problem], notes: list[str]
+    utterances: dict[str, Utterance], lists: SplitLists, problems: list[CorpusProblem], notes: list[str]
 ) -> list[SplitPlan]:
     ids = {"train": _read_list(lists.train), "test": _read_list(lists.test)}
     of_file = {"train": lists.train, "test": lists.test}
@@ -200,9 +209,9 @@ def _listed(
     for name, keys in ids.items():
         path = of_file[name]
         own = [p for p in problems if Path(p.path).stem in keys]
-        own += [Problem(str(path), f"{key} is in both lists, so it is in no split") for key in sorted(both)]
+        own += [CorpusProblem(str(path), f"{key} is in both lists, so it is in no split") for key in sorted(both)]
         absent = sorted(keys.keys() - utterances.keys() - bad)
-        own += [Problem(str(path), f"{key} (line {keys[key]}) is in the list but not on disk") for key in absent]
+        own += [CorpusProblem(str(path), f"{key} (line {keys[key]}) is in the list but not on disk") for key in absent]
         usable = [utterances[key] for key in keys if key in utterances and key not in both]
         splits.append(SplitPlan(name, usable, own))
     rest = len(utterances.keys() - ids["train"].keys() - ids["test"].keys())
@@ -211,7 +220,7 @@ def _listed(
     return splits
 
 
-def _hashed(utterances: dict[str, Utterance], fraction: float, problems: list[Problem]) -> list[SplitPlan]:
+def _hashed(utterances: dict[str, Utterance], fraction: float, problems: list[CorpusProblem]) -> list[SplitPlan]:
     test = held_out(((u.key, u.speaker) for u in utterances.values()), fraction)
     train = SplitPlan("train", [u for key, u in utterances.items() if key not in test], problems)
     if not test:

@@ -24,7 +24,7 @@ from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
 from simdist.data.splits import Manifest
 from simdist.pack import folders, parallel
-from simdist.pack.corpora import Corpus, Problem, SplitPlan, scattered
+from simdist.pack.corpora import Corpus, CorpusProblem, SplitPlan, scattered
 from simdist.pack.finishing import finish
 from simdist.pack.shards import DiskError, Encoding, Shard, ShardJob, write_shard
 
@@ -65,7 +65,7 @@ class PackedSplit:
     manifest: Manifest | None = None
     """Set once the split is complete; from the start where it was before."""
     was_complete: bool = False
-    problems: list[Problem] = dataclasses.field(default_factory=list)
+    problems: list[CorpusProblem] = dataclasses.field(default_factory=list)
 
     def missing(self) -> list[ShardJob]:
         return [] if self.manifest else [job for job in self.jobs if job.name not in self.shards]

@@ -28,7 +28,7 @@ from simdist.config.schema import SAMPLE_RATE
 from simdist.core.files import TEMPORARY, HashedWriter, sha256_of, sync, write_json
 from simdist.data import audio
 from simdist.data.labels import PHONE_TOLERANCE, PHONES, num_phone_frames
-from simdist.pack.corpora import PhoneLine, Problem, Utterance
+from simdist.pack.corpora import CorpusProblem, PhoneLine, Utterance
 
 PACKING = 1  # raise when the same inputs would give other bytes, so that half-packed splits are not continued
 Encoding = Literal["flac", "wav"]
@@ -63,7 +63,7 @@ class Shard:
     num_seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """For each sample what the index holds of it, with `classes` by name."""
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[CorpusProblem] = field(default_factory=list)
 
     def is_complete(self, folder: Path, check_hash: bool = False) -> bool:
         path = folder / self.name
@@ -90,7 +90,7 @@ def read_sidecar(folder: Path, name: str) -> Shard | None:
     """The shard that a sidecar describes; None where there is none or it cannot be read."""
     try:
         stored = json.loads(sidecar_path(folder, name).read_text())
-        stored["problems"] = [Problem(**p) for p in stored["problems"]]
+        stored["problems"] = [CorpusProblem(**p) for p in stored["problems"]]
         return Shard(**stored)
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -144,14 +144,14 @@ def _add(tar: tarfile.TarFile, utterance: Utterance, job: ShardJob, shard: Shard
         )
         phones = _phones(utterance.phones, len(pcm)) if utterance.phones else None
     except audio.AudioError as error:
-        shard.problems.append(Problem(utterance.path, str(error)))
+        shard.problems.append(CorpusProblem(utterance.path, str(error)))
         return
     if short:
         reason = (
             f"is shorter than a crop ({len(pcm):,} of {job.min_samples:,} samples); "
             "the loader pads or skips it as data.short_clips says"
         )
-        shard.problems.append(Problem(utterance.path, reason, packed=True))
+        shard.problems.append(CorpusProblem(utterance.path, reason, packed=True))
     facts = {
         "speaker": utterance.speaker,
         "chapter": utterance.chapter,

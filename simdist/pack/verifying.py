@@ -19,11 +19,11 @@ from simdist.data import audio
 from simdist.data.labels import num_phone_frames
 from simdist.data.splits import Index, Split, is_plain, open_split
 from simdist.pack import parallel
-from simdist.pack.corpora import Problem
+from simdist.pack.corpora import CorpusProblem
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardCheck:
     path: Path
     size: int
     sha256: str
@@ -31,10 +31,10 @@ class _Job:
     """The shard's part of the index."""
 
 
-def verify(root: Path, names: list[str], workers: int, console: Console, stop: SignalHandler) -> list[Problem]:
+def verify(root: Path, names: list[str], workers: int, console: Console, stop: SignalHandler) -> list[CorpusProblem]:
     """What is wrong with the complete splits `names` below `root`; nothing, if all is well."""
     jobs = [job for name in names for job in _jobs(open_split(root, name))]
-    problems: list[Problem] = []
+    problems: list[CorpusProblem] = []
     with progress(console, "verifying", sum(len(job.rows) for job in jobs)) as advance:
         for found, count in parallel.results(_verify_shard, jobs, workers, stop):
             problems += found
@@ -42,9 +42,9 @@ def verify(root: Path, names: list[str], workers: int, console: Console, stop: S
     return sorted(problems)
 
 
-def _jobs(split: Split) -> list[_Job]:
+def _jobs(split: Split) -> list[_ShardCheck]:
     return [
-        _Job(split.shard_path(i), shard["bytes"], shard["sha256"], _rows(split.index, split.index.shard == i))
+        _ShardCheck(split.shard_path(i), shard["bytes"], shard["sha256"], _rows(split.index, split.index.shard == i))
         for i, shard in enumerate(split.manifest.shards)
     ]
 
@@ -54,23 +54,25 @@ def _rows(index: Index, chosen: np.ndarray) -> Index:
     return Index(**plain, labels={})
 
 
-def _verify_shard(job: _Job, check_stop: Callable[[], None]) -> tuple[list[Problem], int]:
+def _verify_shard(job: _ShardCheck, check_stop: Callable[[], None]) -> tuple[list[CorpusProblem], int]:
     count = len(job.rows)
     if not job.path.is_file():
-        return [Problem(str(job.path), "is missing")], count
+        return [CorpusProblem(str(job.path), "is missing")], count
     size = job.path.stat().st_size
     if size != job.size:
-        return [Problem(str(job.path), f"has {size:,} bytes; the manifest says {job.size:,}")], count
-    problems: list[Problem] = []
+        return [CorpusProblem(str(job.path), f"has {size:,} bytes; the manifest says {job.size:,}")], count
+    problems: list[CorpusProblem] = []
     if sha256_of(job.path) != job.sha256:
-        problems.append(Problem(str(job.path), "is damaged: it does not have the sha256 that the manifest states"))
-    problems += [Problem(f"{job.path}:{name}", reason) for name, reason in _bad_members(job.path)]
+        problems.append(
+            CorpusProblem(str(job.path), "is damaged: it does not have the sha256 that the manifest states")
+        )
+    problems += [CorpusProblem(f"{job.path}:{name}", reason) for name, reason in _bad_members(job.path)]
     with job.path.open("rb") as file:
         for row in range(count):
             check_stop()
             reason = _verify_sample(file.fileno(), job.rows, row)
             if reason:
-                problems.append(Problem(f"{job.path}:{job.rows.key[row]}", reason))
+                problems.append(CorpusProblem(f"{job.path}:{job.rows.key[row]}", reason))
     return problems, count
 
 

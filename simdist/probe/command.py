@@ -18,7 +18,6 @@ from simdist.probe import plots
 from simdist.probe.cache import CacheEntry, FeatureCache, Features
 from simdist.probe.feature_extractors import (
     FeatureExtractor,
-    choose_checkpoints,
     mfcc_extractor,
     trained_extractor,
     untrained_extractor,
@@ -28,7 +27,7 @@ from simdist.probe.few_labels import check_sizes, run_few_labels
 from simdist.probe.labels import SplitPair, drop_unseen, find_splits, read_targets
 from simdist.probe.probe_task import ProbeContext, ProbeData, ProbeTask, run_task
 from simdist.probe.results import RESULT, as_table, curve_table, describe_features, mirror, read_result
-from simdist.probe.settings import ProbeSettings, feature_kinds, few_label_sizes, for_label, modules_of
+from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds, few_label_sizes, for_label, modules_of
 from simdist.probe.work_sharing import share
 from simdist.runs.folder import existing_run
 
@@ -62,9 +61,7 @@ class ProbeCommand:
         self._sizes = tuple(few_label_sizes(settings))
         self._check_combinations()
         wanted = find_splits(settings, config)
-        self._checkpoints = (
-            choose_checkpoints(self.run.folder, settings.checkpoints) if "trained" in self._kinds else []
-        )
+        self._checkpoints = checkpoints_of(settings, self.run.folder) if "trained" in self._kinds else []
         self._data = [self._read(label, pair) for label, pair in wanted.items()]
         self._context = ProbeContext(self.run.folder / PROBES, self._device, stop, self._bar)
         self._cache = FeatureCache(settings.cache or self._context.folder / "features", settings.cache_gb, stop)

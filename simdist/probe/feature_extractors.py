@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from simdist.config.schema import SAMPLE_RATE, Config, ModelConfig, to_dict
-from simdist.core.errors import InputError
 from simdist.loading import load_encoder
 from simdist.models.encoder import GreedyEncoder, hash_weights
 from simdist.probe.alignment import MFCC_GRID, FrameGrid, frame_grids
-from simdist.probe.settings import numbers_in
+from simdist.runs.checkpoints import step_of
 
 NUM_MFCC = 13  # with first and second differences 39 dimensions, as is usual in speech recognition
 
@@ -118,35 +117,4 @@ def untrained_extractor(config: Config, kind: str = "untrained") -> FeatureExtra
 
 def trained_extractor(checkpoint: Path, config: Config) -> FeatureExtractor:
     """The encoder of one checkpoint."""
-    return encoder_extractor("trained", load_encoder(checkpoint, config), config.model, _step(checkpoint))
-
-
-def choose_checkpoints(run: Path, wanted: str) -> list[Path]:
-    """The checkpoint folders that `--checkpoints` means, oldest first; for `latest` the run itself decides.
-
-    Raises:
-        InputError: there is none, or none of a step asked for.
-    """
-    from simdist.runs.checkpoints import latest_checkpoint
-
-    found = {_step(path): path for path in sorted((run / "checkpoints").glob("step_*"))}
-    if not found:
-        raise InputError(f"run {run} has no checkpoint; train it first, or probe it with --features untrained,mfcc")
-    if wanted == "all":
-        return [found[step] for step in sorted(found)]
-    if wanted == "latest":
-        damaged: list[str] = []
-        newest = latest_checkpoint(run / "checkpoints", damaged.append)
-        if newest is None:
-            raise InputError("; ".join([f"run {run} has no complete checkpoint; train it first", *damaged]))
-        return [newest]
-    steps = numbers_in("--checkpoints", wanted, "latest, all, or steps such as 100,200")
-    for step in steps:
-        if step not in found:
-            there = ", ".join(map(str, sorted(found)))
-            raise InputError(f"run {run} has no checkpoint of step {step}; it has {there}")
-    return [found[step] for step in sorted(set(steps))]
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    return encoder_extractor("trained", load_encoder(checkpoint, config), config.model, step_of(checkpoint))

@@ -103,7 +103,7 @@ def _pairs(root: Path, settings: ProbeSettings, config: Config) -> list[SplitPai
     train, test = settings.train_split, settings.test_split
     if (train is None) != (test is None):
         given = "--train-split" if test is None else "--test-split"
-        raise InputError(f"only {given} is given; give both splits, or neither")
+        raise InputError(f"{given} is given without the other split. Give both, or neither")
     if train is not None and test is not None:
         return [SplitPair(open_split(root, train), open_split(root, test))]
     train, test = config.data.train_split, config.data.test_split

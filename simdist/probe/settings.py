@@ -11,6 +11,7 @@ from typing import Literal
 
 from simdist.config.schema import RUN_DIR, TUNING
 from simdist.core.errors import InputError
+from simdist.runs.checkpoints import checkpoint_folders, choose_checkpoint
 
 FRAME_LABEL = "phone"  # one class each 10 ms; every other label is one class an utterance
 SOURCES = ("trained", "untrained", "mfcc", "supervised")
@@ -138,6 +139,23 @@ def numbers_in(option: str, text: str, allowed: str) -> list[int]:
     if not numbers:
         raise InputError(f"{option} is {text!r}; it must be {allowed}")
     return numbers
+
+
+def checkpoints_of(settings: ProbeSettings, run: Path) -> list[Path]:
+    """The checkpoint folders that `--checkpoints` names, oldest first.
+
+    Raises:
+        InputError: there is none, or none of a requested step.
+    """
+    found = checkpoint_folders(run / "checkpoints")[::-1]
+    if not found:
+        raise InputError(f"run {run} has no checkpoint. Train it first, or probe --features untrained,mfcc")
+    if settings.checkpoints == "all":
+        return found
+    if settings.checkpoints == "latest":
+        return [choose_checkpoint(run)]
+    steps = numbers_in("--checkpoints", settings.checkpoints, "latest, all, or steps such as 100,200")
+    return [choose_checkpoint(run, step) for step in sorted(set(steps))]
 
 
 def modules_of(settings: ProbeSettings, num_modules: int) -> list[int]:

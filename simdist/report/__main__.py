@@ -22,7 +22,7 @@ from simdist.core.files import write_text
 from simdist.report.analysis_tables import analysis_sections, difference_sections
 from simdist.report.collect import RunContent, RunRecord, find_runs, read_run, unique_names
 from simdist.report.exports import as_latex, as_markdown, as_rich, measurements_csv, summary_csv
-from simdist.report.files import Problem
+from simdist.report.files import UnreadableFile
 from simdist.report.selection import Selection, select
 from simdist.report.summary import Cell, Statistic, compare, group_keys, summarize
 from simdist.report.tables import Section, sections
@@ -119,13 +119,13 @@ def report(
         console.print(f"report.html is left out, for a package is not installed: {INSTALL}", markup=False)
 
 
-def _read(folders: Sequence[Path]) -> tuple[list[RunContent], list[Problem]]:
+def _read(folders: Sequence[Path]) -> tuple[list[RunContent], list[UnreadableFile]]:
     """Every run that can be read, under names that tell them apart, and the files that cannot."""
     runs, problems = [], []
     called = unique_names(folders)
     for folder in _track(folders, "reading runs", len(folders)):
         found = read_run(folder, called[folder])
-        if isinstance(found, Problem):
+        if isinstance(found, UnreadableFile):
             problems.append(found)
         else:
             runs.append(found)
@@ -143,7 +143,7 @@ def _write_page(
     selection: Selection,
     made: Sequence[Section],
     notes: Sequence[str],
-    problems: list[Problem],
+    problems: list[UnreadableFile],
 ) -> bool:
     """Write report.html; False where a package that it needs is not installed."""
     try:
@@ -196,7 +196,7 @@ def _naming(out: Path) -> Iterator[None]:
         raise InputError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
 
 
-def _passed_over(problems: Sequence[Problem]) -> list[str]:
+def _passed_over(problems: Sequence[UnreadableFile]) -> list[str]:
     """A line for each of the first problems; the page has all."""
     lines = [f"passed over: {problem}" for problem in problems[:MOST_PROBLEMS]]
     return lines + [f"and {len(problems) - MOST_PROBLEMS} more"] * (len(problems) > MOST_PROBLEMS)

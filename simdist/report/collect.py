@@ -17,18 +17,16 @@ import yaml
 
 from simdist.config.schema import Config, identity_keys
 from simdist.core.errors import InputError
-from simdist.core.files import read_json_lines
 from simdist.core.secrets import redacted
-from simdist.report.files import SHAPELESS, Problem, flat, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, flat, reason_of
 from simdist.report.measurements import Measurement, ModuleResult, Trajectory, read_findings, read_probes
 from simdist.runs.collapsed_modules import MIN_STEPS, collapsed_modules
-from simdist.runs.folder import CHECKPOINTS, CONFIG, DONE, EVENTS, METRICS
+from simdist.runs.folder import CONFIG, DONE, EVENTS, METRICS
+from simdist.runs.reader import config_tree, reported_step, saved_step
 
 ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
-STEP_EVENTS = ("start", "resumed", "stopped", "finished")
 MOST_LINES = 400  # of a kind that are parsed
 KIND, STAGE = re.compile(r'"kind": ?"(\w+)"'), re.compile(r'"module": ?(\d+)')
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class RunContent:
     trajectories: list[Trajectory] = field(default_factory=list)
     examples: dict[str, int] = field(default_factory=dict)
     """Training examples that the largest class of a label has, or more."""
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[UnreadableFile] = field(default_factory=list)
     """Files that could not be used."""
 
 
@@ -100,7 +98,7 @@ def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
+def read_run(folder: Path, name: str | None = None) -> RunContent | UnreadableFile:
     """A run and all its measurements; why not, where its configuration cannot be read.
 
     Args:
@@ -109,14 +107,18 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
     """
     name = name or folder.name
     try:
-        config = flat(LOADER((folder / CONFIG).read_text(encoding="utf-8")).get_single_data())
+        config = flat(config_tree(folder))
         kept = {key: _shown(config[key]) for key in ("name", *identity_keys(Config())) if key in config}
         kept["name"], kept["seed"] = str(kept["name"]), int(kept["seed"])
     except (OSError, yaml.YAMLError, *SHAPELESS) as error:
-        return Problem(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
-    problems: list[Problem] = []
+        return UnreadableFile(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
+    problems: list[UnreadableFile] = []
     lines = _metrics(folder / METRICS, problems)
-    step = max([line["step"] for line in lines[-1:]] + _steps_saved(folder, problems), default=0)
+    step = max([line["step"] for line in lines[-1:]] + [saved_step(folder)])
+    try:
+        step = max(step, reported_step(folder))  # a run logs only some steps, and stops in between
+    except (OSError, *SHAPELESS) as error:
+        problems.append(UnreadableFile(folder / EVENTS, f"is not what a run writes ({reason_of(error)})"))
     record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, tuple(_idle(lines, kept)))
     probed = read_probes(folder, name, problems)
     findings = read_findings(folder, name, problems)
@@ -125,30 +127,18 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | Problem:
     return RunContent(record, measured, lines, findings, probed.trajectories, probed.examples, problems)
 
 
-def _steps_saved(folder: Path, problems: list[Problem]) -> list[int]:
-    """Steps of the checkpoints and of the last event with one: a run logs only some steps, and stops in between."""
-    saved = [int(path.name.removeprefix("step_")) for path in (folder / CHECKPOINTS).glob("step_" + 8 * "[0-9]")]
-    try:
-        events = read_json_lines(folder / EVENTS)
-        told = [event["step"] for event in events if event["event"] in STEP_EVENTS]
-        return saved + [int(step) for step in told[-1:]]
-    except (OSError, *SHAPELESS) as error:
-        problems.append(Problem(folder / EVENTS, f"is not what a run writes ({reason_of(error)})"))
-        return saved
-
-
 def _shown(value: Any) -> Any:
     """A value without secrets: a page is sent to others."""
     return redacted(value) if isinstance(value, str) else value
 
 
-def _metrics(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
+def _metrics(path: Path, problems: list[UnreadableFile]) -> list[dict[str, Any]]:
     """Lines with modules, of long files some (`_chosen`); how many are torn or of another kind is a problem."""
     lines, foreign = [], 0
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
-        problems.append(Problem(path, f"cannot be read ({reason_of(error)})"))
+        problems.append(UnreadableFile(path, f"cannot be read ({reason_of(error)})"))
         return []
     whole = [line for line in text.split("\n") if line.startswith("{") and line.endswith("}")]
     foreign += sum(1 for line in text.split("\n") if line.strip()) - len(whole)
@@ -161,7 +151,7 @@ def _metrics(path: Path, problems: list[Problem]) -> list[dict[str, Any]]:
         except SHAPELESS:
             foreign += 1
     if foreign:
-        problems.append(Problem(path, f"has {foreign} lines that are torn or no metrics; they are left out"))
+        problems.append(UnreadableFile(path, f"has {foreign} lines that are torn or no metrics; they are left out"))
     return lines
 
 

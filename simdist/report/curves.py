@@ -14,7 +14,7 @@ import numpy as np
 
 from simdist.report.charts import MOST_POINTS, OTHER, Chart, Line, Panel, lines_of
 from simdist.report.collect import RunContent
-from simdist.report.files import SHAPELESS, Problem, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, reason_of
 from simdist.report.selection import Selection
 from simdist.report.summary import Cell, Statistic, plain, telling_keys
 
@@ -186,7 +186,9 @@ def _called(said: Mapping[str, Any], whats: Sequence[str]) -> str:
     return ", ".join([said["label"], *features, *extra])
 
 
-def distribution_charts(runs: Sequence[RunContent], selection: Selection, problems: list[Problem]) -> list[Chart]:
+def distribution_charts(
+    runs: Sequence[RunContent], selection: Selection, problems: list[UnreadableFile]
+) -> list[Chart]:
     """KL of each dimension, sorted: how many dimensions a module uses."""
 
     def read(folder: Path) -> Iterator[tuple[str, Curve]]:
@@ -198,7 +200,7 @@ def distribution_charts(runs: Sequence[RunContent], selection: Selection, proble
     return [Chart("distribution-kl", "KL of each dimension", panels)] if panels else []
 
 
-def weight_charts(runs: Sequence[RunContent], selection: Selection, problems: list[Problem]) -> list[Chart]:
+def weight_charts(runs: Sequence[RunContent], selection: Selection, problems: list[UnreadableFile]) -> list[Chart]:
     """Density of the rescaled probe weights of all classes, by label and module."""
     made = _of_analyses(runs, selection, "weights", _densities, problems)
     xlabel = "weight (each class's largest magnitude = 1)"
@@ -219,7 +221,9 @@ def _densities(folder: Path) -> Iterator[tuple[str, Curve]]:
             yield path.stem.removeprefix("weights-"), (grid.tolist(), scipy.stats.gaussian_kde(values)(grid).tolist())
 
 
-def contribution_charts(runs: Sequence[RunContent], selection: Selection, problems: list[Problem]) -> list[Chart]:
+def contribution_charts(
+    runs: Sequence[RunContent], selection: Selection, problems: list[UnreadableFile]
+) -> list[Chart]:
     """Remaining error against the number of dimensions replaced."""
 
     def read(folder: Path) -> Iterator[tuple[str, Curve]]:
@@ -239,7 +243,7 @@ def _of_analyses(
     selection: Selection,
     kind: str,
     read: Callable[[Path], Iterator[tuple[str, Curve]]],
-    problems: list[Problem],
+    problems: list[UnreadableFile],
 ) -> list[tuple[str, list[Line]]]:
     """Titles and lines of panels, one for each label and module, out of the tables of one analysis."""
     found: dict[tuple[str, int], dict[str, Curve]] = {}
@@ -251,7 +255,7 @@ def _of_analyses(
                 for label, curve in read(finding.folder):
                     found.setdefault((label, finding.module), {})[run.record.name] = curve
             except (OSError, *SHAPELESS) as error:
-                problems.append(Problem(finding.folder, f"has a table that cannot be read ({reason_of(error)})"))
+                problems.append(UnreadableFile(finding.folder, f"has a table that cannot be read ({reason_of(error)})"))
     made = []
     for (label, module), curves in sorted(found.items()):
         lines: list[Line] = []

@@ -13,7 +13,7 @@ SHAPELESS = (ValueError, KeyError, TypeError, AttributeError, IndexError, Recurs
 
 
 @dataclass(frozen=True)
-class Problem:
+class UnreadableFile:
     """A file that could not be used."""
 
     path: Path
@@ -23,15 +23,15 @@ class Problem:
         return f"{self.path} {self.reason}"
 
 
-def read_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
+def read_json(path: Path, problems: list[UnreadableFile]) -> dict[str, Any] | None:
     """The object in a JSON file; None, and a problem, if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
-        problems.append(Problem(path, "holds no JSON object; another program's file?"))
+        problems.append(UnreadableFile(path, "holds no JSON object; another program's file?"))
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(Problem(path, f"cannot be read ({reason_of(error)}); is it being written, or torn?"))
+        problems.append(UnreadableFile(path, f"cannot be read ({reason_of(error)}); is it being written, or torn?"))
     return None
 
 

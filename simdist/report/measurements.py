@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simdist.analyze.registry import ANALYSES
-from simdist.report.files import SHAPELESS, Problem, flat, read_json, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, flat, read_json, reason_of
 
 Family = Literal["encoder", "probe", "few-labels", "decoder", "analysis"]
 
@@ -61,7 +61,7 @@ class Probed:
     """Training examples a class on average, rounded up, by label: the largest class has no fewer."""
 
 
-def read_probes(folder: Path, run: str, problems: list[Problem]) -> Probed:
+def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probed:
     """Every probe of a run."""
     read = Probed()
     kept: dict[str, list[tuple[int, list[Measurement]]]] = {}
@@ -76,7 +76,7 @@ def read_probes(folder: Path, run: str, problems: list[Problem]) -> Probed:
             if "data" in result:
                 read.examples[result["label"]] = -(-result["data"]["train"]["labels"] // len(result["classes"]))
         except SHAPELESS as error:
-            problems.append(Problem(path, f"is not the result of a probe ({reason_of(error)})"))
+            problems.append(UnreadableFile(path, f"is not the result of a probe ({reason_of(error)})"))
     for results in kept.values():
         read.measurements.extend(max(results, key=lambda pair: pair[0])[1])
         read.trajectories.extend(_trajectory(results))
@@ -142,14 +142,14 @@ class ModuleResult:
     measurements: list[Measurement] = field(default_factory=list)
 
 
-def read_findings(folder: Path, run: str, problems: list[Problem]) -> list[ModuleResult]:
+def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> list[ModuleResult]:
     """Decoders, and of each analysis of each module the newest one at the latest checkpoint."""
     newest: dict[tuple[str, int], tuple[tuple[int, float], ModuleResult]] = {}
     for path in sorted(folder.glob(f"{ANALYSIS}/*")):
         if not path.is_dir() or path.name.startswith(f"{COMPARISON}-"):
             continue
         if not (path / RESULT).exists():
-            problems.append(Problem(path, f"has no {RESULT}: the analysis is unfinished"))
+            problems.append(UnreadableFile(path, f"has no {RESULT}: the analysis is unfinished"))
             continue
         result = read_json(path / RESULT, problems)
         try:
@@ -159,7 +159,7 @@ def read_findings(folder: Path, run: str, problems: list[Problem]) -> list[Modul
                 if key not in newest or age > newest[key][0]:
                     newest[key] = (age, found)
         except SHAPELESS as error:
-            problems.append(Problem(path / RESULT, f"is not the result of an analysis ({reason_of(error)})"))
+            problems.append(UnreadableFile(path / RESULT, f"is not the result of an analysis ({reason_of(error)})"))
     return [*_decoders(folder, run, problems), *(found for _, found in newest.values())]
 
 
@@ -176,7 +176,7 @@ def _analysis(run: str, path: Path, result: Values) -> ModuleResult:
     )
 
 
-def _decoders(folder: Path, run: str, problems: list[Problem]) -> Iterator[ModuleResult]:
+def _decoders(folder: Path, run: str, problems: list[UnreadableFile]) -> Iterator[ModuleResult]:
     """Each decoder; the mean signal, which is the same for all of a run, with the first of its module."""
     baselines: set[int] = set()
     for path in sorted(folder.glob(f"{DECODERS}/*/{RESULT}")):
@@ -190,7 +190,7 @@ def _decoders(folder: Path, run: str, problems: list[Problem]) -> Iterator[Modul
                 baselines.add(found.module)
                 yield found
         except SHAPELESS as error:
-            problems.append(Problem(path, f"is not the result of a decoder ({reason_of(error)})"))
+            problems.append(UnreadableFile(path, f"is not the result of a decoder ({reason_of(error)})"))
 
 
 def _decoder(run: str, path: Path, result: Values) -> ModuleResult:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from simdist.analyze.registry import ANALYSES
 from simdist.report.collect import RunContent
-from simdist.report.files import SHAPELESS, Problem, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, reason_of
 from simdist.report.measurements import ModuleResult
 
 COLUMNS = 120  # of a drawn waveform
@@ -47,15 +47,15 @@ class Sound:
 Samples = npt.NDArray[np.float32]
 
 
-def read_audio(path: Path, problems: list[Problem]) -> tuple[Samples, int] | None:
+def read_audio(path: Path, problems: list[UnreadableFile]) -> tuple[Samples, int] | None:
     """Samples (T,) and their rate in Hz; None, and a problem, of a file that is none."""
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
         if len(audio):
             return np.asarray(audio[: int(LONGEST * rate), 0], dtype=np.float32), rate
-        problems.append(Problem(path, "holds no samples"))
+        problems.append(UnreadableFile(path, "holds no samples"))
     except (OSError, RuntimeError, ValueError) as error:  # soundfile's own errors are RuntimeErrors
-        problems.append(Problem(path, f"is no audio that can be read ({reason_of(error)})"))
+        problems.append(UnreadableFile(path, f"is no audio that can be read ({reason_of(error)})"))
     return None
 
 
@@ -85,7 +85,7 @@ def outline(audio: Samples, loudest: float) -> str:
     return "M" + "L".join(f"{x} {y:.1f}" for x, y in points) + "Z"
 
 
-def picture(path: Path, problems: list[Problem]) -> str | None:
+def picture(path: Path, problems: list[UnreadableFile]) -> str | None:
     """A figure as a WebP data URI, at most `WIDEST` pixels wide; None, and a problem, of a file that is none."""
     try:
         with Image.open(path) as image:
@@ -94,7 +94,7 @@ def picture(path: Path, problems: list[Problem]) -> str | None:
             image.convert("RGB").save(file, format="WEBP", quality=QUALITY, method=2)
             return _uri("image/webp", file.getvalue())
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # torn files raise any of these
-        problems.append(Problem(path, f"is no picture that can be read ({reason_of(error)})"))
+        problems.append(UnreadableFile(path, f"is no picture that can be read ({reason_of(error)})"))
         return None
 
 
@@ -142,7 +142,7 @@ class Reconstructions:
     """A clip's key and its sounds, one a column."""
 
 
-def audio_sets(runs: Sequence[RunContent], problems: list[Problem]) -> list[AudioSet]:
+def audio_sets(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> list[AudioSet]:
     """Everything with a slider, of these runs."""
     made = []
     for run in runs:
@@ -151,7 +151,9 @@ def audio_sets(runs: Sequence[RunContent], problems: list[Problem]) -> list[Audi
                 try:
                     tracks = [track for track in _tracks(finding, problems) if track.sounds]
                 except (OSError, *SHAPELESS) as error:
-                    problems.append(Problem(finding.folder, f"has sounds that cannot be listed ({reason_of(error)})"))
+                    problems.append(
+                        UnreadableFile(finding.folder, f"has sounds that cannot be listed ({reason_of(error)})")
+                    )
                     continue
                 if tracks:
                     made.append(
@@ -167,7 +169,7 @@ def audio_sets(runs: Sequence[RunContent], problems: list[Problem]) -> list[Audi
     return made
 
 
-def _tracks(finding: ModuleResult, problems: list[Problem]) -> Iterator[Track]:
+def _tracks(finding: ModuleResult, problems: list[UnreadableFile]) -> Iterator[Track]:
     for table in sorted(finding.folder.glob("*-sounds.csv")):
         with table.open(newline="", encoding="utf-8") as file:
             rows = [(row["file"], row["sound"]) for row in csv.DictReader(file)]
@@ -195,7 +197,7 @@ def value_of(kind: str, sound: str) -> str:
     return sound.rpartition("=")[2].strip() if kind == "traversal" and "=" in sound else sound
 
 
-def reconstructions(runs: Sequence[RunContent], problems: list[Problem]) -> list[Reconstructions]:
+def reconstructions(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> list[Reconstructions]:
     """Of each run and module the clips that its decoders wrote, at their last step."""
     made = []
     for run in runs:
@@ -214,7 +216,9 @@ def _decoder_name(finding: ModuleResult) -> str:
     return f"{finding.values['loss']}" + ", untrained encoder" * bool(untrained)
 
 
-def _clips(decoders: Sequence[ModuleResult], problems: list[Problem]) -> Iterator[tuple[str, list[Sound | None]]]:
+def _clips(
+    decoders: Sequence[ModuleResult], problems: list[UnreadableFile]
+) -> Iterator[tuple[str, list[Sound | None]]]:
     keys = sorted({path.parent.name for d in decoders for path in d.folder.glob(f"{AUDIO}/*/{ORIGINAL}")})
     for key in keys[:MOST_CLIPS]:
         folders = [decoder.folder / AUDIO / key for decoder in decoders]
@@ -246,7 +250,9 @@ class FigureSet:
 
 
 def figures(
-    runs: Sequence[RunContent], problems: list[Problem], track: Callable[[Iterable[Any], str, int], Iterable[Any]]
+    runs: Sequence[RunContent],
+    problems: list[UnreadableFile],
+    track: Callable[[Iterable[Any], str, int], Iterable[Any]],
 ) -> list[FigureSet]:
     """Every PNG of these runs' analyses."""
     findings = sorted(

@@ -24,7 +24,7 @@ from simdist.report import curves
 from simdist.report.charts import DASHES, GREY, OTHER, Chart, Line
 from simdist.report.collect import RunContent
 from simdist.report.drawing import as_json, as_svg, library
-from simdist.report.files import Problem
+from simdist.report.files import UnreadableFile
 from simdist.report.media import audio_sets, figures, reconstructions
 from simdist.report.missing import missing_pieces
 from simdist.report.selection import Selection
@@ -78,7 +78,7 @@ class Contents:
     """All tables."""
     notes: Sequence[str]
     """Sentences on unfinished and absent runs."""
-    problems: list[Problem]
+    problems: list[UnreadableFile]
     """Files that could not be used; those of charts, figures and sounds are added."""
 
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from simdist.core.errors import InputError
 from simdist.core.files import sha256_of
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
@@ -48,6 +49,31 @@ def good_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Pa
             yield candidate
         else:
             report(f"checkpoint {candidate} is damaged ({problem}); skipping it")
+
+
+def choose_checkpoint(run: Path, step: int | None = None) -> Path:
+    """The checkpoint of a step, or the newest complete one; verified.
+
+    Args:
+        run: folder of a run or a decoder.
+
+    Raises:
+        InputError: there is no complete checkpoint, or none of this step, or it is damaged.
+    """
+    folder, damaged = run / "checkpoints", []
+    if step is None:
+        newest = latest_checkpoint(folder, damaged.append)
+        if newest is None:
+            raise InputError("; ".join([f"{run} has no complete checkpoint. Train it first", *damaged]))
+        return newest
+    found = {step_of(path): path for path in checkpoint_folders(folder)}
+    if step not in found:
+        there = ", ".join(map(str, sorted(found))) or "none"
+        raise InputError(f"{run} has no checkpoint of step {step}; it has {there}. Choose one of them")
+    problem = verify_checkpoint(found[step])
+    if problem is not None:
+        raise InputError(f"checkpoint {found[step]} is damaged: {problem}. Choose another one")
+    return found[step]
 
 
 def verify_checkpoint(folder: Path) -> str | None:

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from simdist.config.schema import Config, Experiment
 
 
+def stage_steps(epochs: float, num_samples: int, batch_size: int, max_steps: int | None) -> int:
+    """Optimizer steps of one stage: those of all epochs, the last batch included, or `max_steps` if that is less."""
+    steps = math.ceil(round(epochs * num_samples / batch_size, 6))
+    return steps if max_steps is None else min(steps, max_steps)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The schedule of one run.
@@ -30,9 +36,8 @@ class Schedule:
     @property
     def stage_steps(self) -> int:
         """Optimizer steps of one stage."""
-        steps = math.ceil(round(self.config.train.epochs * self.num_samples / self.config.data.batch_size, 6))
-        limit = self.config.train.max_steps
-        return steps if limit is None else min(steps, limit)
+        train = self.config.train
+        return stage_steps(train.epochs, self.num_samples, self.config.data.batch_size, train.max_steps)
 
     def describe(self) -> str:
         """The length of the run, for the terminal."""

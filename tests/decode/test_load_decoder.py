@@ -63,7 +63,7 @@ def test_damaged_checkpoints_are_named(run_folder: Path, settings: Callable, tra
     folder = train(run_folder, settings(steps=1))
     (checkpoint,) = (folder / "checkpoints").iterdir()
     (checkpoint / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"decoder .*0-mse has no complete checkpoint; train it first; .*is damaged"):
+    with pytest.raises(InputError, match=r"0-mse has no complete checkpoint. Train it first; .*is damaged"):
         simdist.load_decoder(run_folder, 0)
 
 

@@ -10,7 +10,7 @@ import pytest
 from simdist.cluster.profile import Profile
 from simdist.doctor import cluster
 from simdist.doctor.findings import Finding
-from simdist.doctor.visit import check_node
+from simdist.doctor.node_check import check_node
 
 CONFIG = {
     "ClusterName": "speech",

@@ -11,18 +11,18 @@ import simdist
 from simdist.cluster.profile import Profile
 from simdist.doctor.findings import Finding
 from simdist.doctor.machine import versions
-from simdist.doctor.node import Sight, look
-from simdist.doctor.visit import compare
+from simdist.doctor.node import NodeReport, look
+from simdist.doctor.node_check import compare
 
 CODE = str(Path(simdist.__file__).parent)
 COMMANDS = {"scontrol": True, "srun": True, "sbatch": True}
 HERE: dict[str, str | None] = {"python": "3.11.7", "torch": "2.13.0"}
-SEEN = Sight("n1", CODE, HERE, True, COMMANDS, 4, "n1", True)
+SEEN = NodeReport("n1", CODE, HERE, True, COMMANDS, 4, "n1", True)
 PROFILE = Profile(gpus_per_node=4)
 
 
-def find(sight: Sight = SEEN, profile: Profile = PROFILE, shared: bool = True) -> dict[str, Finding]:
-    found = compare(profile, sight, HERE, shared=shared, runs=Path("/runs"))
+def find(report: NodeReport = SEEN, profile: Profile = PROFILE, shared: bool = True) -> dict[str, Finding]:
+    found = compare(profile, report, HERE, shared=shared, runs=Path("/runs"))
     return {finding.subject: finding for finding in found}
 
 
@@ -63,8 +63,8 @@ def test_looking_around_answers_the_doctors_file(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SLURMD_NODENAME", "localhost")
     monkeypatch.setenv("https_proxy", "http://proxy")
     (tmp_path / ".doctor-abc").write_text("abc")
-    sight = look(tmp_path, "abc", ask_gpus=False)
-    assert (sight.node, sight.address, sight.sees_folder, sight.gpus) == ("localhost", "localhost", True, None)
-    assert sight.versions == versions()
+    report = look(tmp_path, "abc", ask_gpus=False)
+    assert (report.node, report.address, report.sees_folder, report.gpus) == ("localhost", "localhost", True, None)
+    assert report.versions == versions()
     assert (tmp_path / ".doctor-abc-answer").exists()
     assert not look(tmp_path / "elsewhere", "abc", ask_gpus=False).sees_folder

@@ -91,8 +91,8 @@ def test_children_of_a_failed_job_never_run_and_the_report_still_does(tmp_path: 
     records = Records(plan.folder).latest()
     assert last_lines(records["act/0"], 1) == ["error: this job was made to fail; take another"]
     states = find_states(plan, done_jobs(plan), records)
-    assert (states["act/0"].word, states["act/0"].reason) == ("failed", "exit code 2")
-    assert (states["act/1"].word, states["act/1"].reason) == ("never", "act/0 failed")
+    assert (states["act/0"].status, states["act/0"].reason) == ("failed", "exit code 2")
+    assert (states["act/1"].status, states["act/1"].reason) == ("never", "act/0 failed")
 
 
 @pytest.mark.usefixtures("acting")
@@ -166,12 +166,12 @@ def test_a_signal_lets_jobs_save_and_the_same_command_finishes(
 ) -> None:
     process = start(tmp_path)
     plan = chain(tmp_path, "a", "wait", "c")
-    assert find_states(plan, done_jobs(plan), Records(plan.folder).latest())["act/1"].word == "running"
+    assert find_states(plan, done_jobs(plan), Records(plan.folder).latest())["act/1"].status == "running"
     assert local_owner(plan.folder) == process.pid
     process.send_signal(number)
     assert process.wait(PATIENCE) == code
     assert journal(tmp_path)[-1] == f"saved after {number.name}"
-    assert find_states(plan, done_jobs(plan), Records(plan.folder).latest())["act/1"].word == "stopped"
+    assert find_states(plan, done_jobs(plan), Records(plan.folder).latest())["act/1"].status == "stopped"
     assert local_owner(plan.folder) is None
     outcome, _ = do(plan)
     assert outcome.code == 0

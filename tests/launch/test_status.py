@@ -81,14 +81,14 @@ SLURM = FakeSlurm({"21": ("RUNNING", "None"), "23": ("PENDING", "Priority")}, {"
 def test_a_row_says_where_a_run_is_and_how_long_it_will_take(sweep: Plan) -> None:
     found = overview(sweep, SLURM.scheduler, now=1004.0)
     done, going, failed, waiting = found.rows
-    assert (going.stage, going.word, going.node) == ("train", "running", "n1")
+    assert (going.stage, going.status, going.node) == ("train", "running", "n1")
     progress = going.progress
     assert (progress.step, progress.total, progress.restarts, progress.heartbeat) == (200, 500, 2, 4.0)
     assert progress.losses == pytest.approx((2.8, 1.8, 0.8, -0.2))
     assert progress.seconds_left == pytest.approx(300 / (8.0 / 4))  # 8 clips/s in batches of 4
-    assert (done.stage, done.word) == ("probe 0/4", "missing")
-    assert (failed.word, failed.reason) == ("failed", "exit code 1")
-    assert (waiting.word, waiting.reason) == ("queued", "Priority")
+    assert (done.stage, done.status) == ("probe 0/4", "missing")
+    assert (failed.status, failed.reason) == ("failed", "exit code 1")
+    assert (waiting.status, waiting.reason) == ("queued", "Priority")
     assert found.count("never") == 4
 
 
@@ -128,8 +128,8 @@ def test_runs_of_no_sweep_are_shown_too(tmp_path: Path) -> None:
     config["train"]["max_steps"] = 80
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (row,) = loose_runs(tmp_path / "runs", set(), now=1000.0).rows
-    assert (row.run, row.word, row.progress.step, row.node) == ("by_hand", "running", 50, "node0")
-    assert loose_runs(tmp_path / "runs", set(), now=2000.0).rows[0].word == "stopped"
+    assert (row.run, row.status, row.progress.step, row.node) == ("by_hand", "running", 50, "node0")
+    assert loose_runs(tmp_path / "runs", set(), now=2000.0).rows[0].status == "stopped"
     assert loose_runs(tmp_path / "runs", {folder.resolve()}).rows == []
 
 

@@ -15,9 +15,10 @@ from launch.plan import Plan
 from launch.records import Record, Records
 from launch.scheduler import JobArray, JobId, JobStatus, SchedulerError
 from launch.slurm import SlurmScheduler
-from launch.states import FRESH, State, find_states
+from launch.states import JobState, find_states
 from launch.submission import arrays, parts, throttles, what_is_missing
 from simdist.cluster.discovery import Limits
+from simdist.runs.lease import PATIENCE
 from tests.support.sweeps import FakeSlurm, finish, of_kind, small_plan
 
 
@@ -41,14 +42,14 @@ def pending(records: dict[str, Record]) -> dict[str, tuple[str, str]]:
     return {record.id: ("PENDING", "Dependency") for record in records.values()}
 
 
-def states_of(plan: Plan, records: dict[str, Record], slurm: FakeSlurm) -> dict[str, State]:
+def states_of(plan: Plan, records: dict[str, Record], slurm: FakeSlurm) -> dict[str, JobState]:
     return find_states(plan, done_jobs(plan), records, slurm.scheduler, now=0.0)
 
 
 def test_at_first_all_is_missing_and_nothing_is_asked(plan: Plan) -> None:
     slurm = FakeSlurm()
     states = states_of(plan, {}, slurm)
-    assert {state.word for state in states.values()} == {"missing"}
+    assert {state.status for state in states.values()} == {"missing"}
     assert slurm.calls == []
     wanted = what_is_missing(plan, states, {})
     assert (wanted.submit, wanted.cancel) == (tuple(plan.jobs), ())
@@ -82,10 +83,10 @@ def test_how_a_job_left_the_queue(plan: Plan, account: tuple[str, str] | None, w
     queue = pending(records)
     del queue[records[train].id]
     states = states_of(plan, records, FakeSlurm(queue, {records[train].id: account} if account else {}))
-    assert states[train].word == word
+    assert states[train].status == word
     assert reason in states[train].reason
-    assert states[other].word == "queued"
-    never = {name for name, state in states.items() if state.word == "never"}
+    assert states[other].status == "queued"
+    never = {name for name, state in states.items() if state.status == "never"}
     below = {name for name in of_kind(plan, "probe") if train in plan.jobs[name].parents}
     assert never == (below if word in ("failed", "cancelled") else set())
 
@@ -113,7 +114,7 @@ def test_a_job_says_itself_how_it_ended_where_there_is_no_accounting(
     queue = pending(records)
     del queue[records[train].id]
     state = states_of(plan, records, FakeSlurm(queue))[train]
-    assert state.word == word
+    assert state.status == word
     assert reason in state.reason
 
 
@@ -125,9 +126,9 @@ def test_a_report_that_was_made_without_jobs_that_failed_is_done(plan: Plan) -> 
     finish(plan, "report", when=300.0)
     slurm = FakeSlurm({}, {records[second].id: ("FAILED", "1:0")})
     state = states_of(plan, records, slurm)["report"]
-    assert (state.word, state.reason) == ("done", "without 5 jobs that failed or were cancelled")
+    assert (state.status, state.reason) == ("done", "without 5 jobs that failed or were cancelled")
     finish(plan, first, when=400.0)
-    assert states_of(plan, records, slurm)["report"].word != "done"
+    assert states_of(plan, records, slurm)["report"].status != "done"
 
 
 def test_a_training_that_saved_when_it_was_cancelled_is_not_taken_for_a_preempted_one(plan: Plan) -> None:
@@ -136,13 +137,13 @@ def test_a_training_that_saved_when_it_was_cancelled_is_not_taken_for_a_preempte
     record = Record(train, "gpu", "9", Path("log"), identity=plan.jobs[train].identity)
     slurm = FakeSlurm({}, {"9": ("FAILED", "75:0")})
     log.started(record)
-    assert states_of(plan, log.latest(), slurm)[train].word == "stopped"
+    assert states_of(plan, log.latest(), slurm)[train].status == "stopped"
     log.cancelled([train])
     states = states_of(plan, log.latest(), slurm)
-    assert states[train].word == "cancelled"
+    assert states[train].status == "cancelled"
     assert train not in what_is_missing(plan, states, log.latest(), retry=False).submit
     log.started(record)
-    assert states_of(plan, log.latest(), slurm)[train].word == "stopped"
+    assert states_of(plan, log.latest(), slurm)[train].status == "stopped"
 
 
 def test_a_job_that_is_submitted_anew_takes_those_that_wait_for_it_along(plan: Plan) -> None:
@@ -215,8 +216,8 @@ def test_a_run_that_somebody_else_trains_is_left_alone(plan: Plan) -> None:
     lease.parent.mkdir(parents=True)
     lease.write_text("{}")
     touched = lease.stat().st_mtime
-    assert find_states(plan, set(), {}, now=touched + FRESH - 1)[train].word == "running"
-    assert find_states(plan, set(), {}, now=touched + FRESH + 1)[train].word == "missing"
+    assert find_states(plan, set(), {}, now=touched + PATIENCE - 1)[train].status == "running"
+    assert find_states(plan, set(), {}, now=touched + PATIENCE + 1)[train].status == "missing"
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def test_verify_finds_damage_in_a_complete_split(
     said = capsys.readouterr().out
     assert f"{shard}: is damaged" in said
     assert f"{shard}:{split.index.key[2]}: " in said
-    assert "2 findings" in said
+    assert "2 problems" in said
 
 
 def test_tars_of_somebody_else_are_not_touched(corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

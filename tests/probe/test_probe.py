@@ -215,7 +215,7 @@ def test_wandb_mirrors_where_the_run_says_so(
         (["--label=speaker", "--probe=svm"], ["linear", "lbfgs", "mlp", "svm"]),
         (["--label=speaker", "--modul=1"], ["unknown key 'modul': did you mean 'module'?"]),
         (["--label=speaker", "--data-root=nowhere"], ["nowhere does not exist"]),
-        (["--label=speaker", "--train-split=train"], ["--train-split is given without the other list"]),
+        (["--label=speaker", "--train-split=train"], ["--train-split is given without the other split"]),
         (["--label=speaker", "--features=supervised", "--probe=lbfgs"], ["lbfgs needs frozen features"]),
         (["--label=speaker", "--cache-gb=1e-9"], ["the features need", "raise --cache-gb"]),
     ],
@@ -286,7 +286,7 @@ class TestWrongData:
 
     def test_no_checkpoint(self, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shutil.rmtree(run_folder / "checkpoints")
-        assert "has no checkpoint; train it first" in fails([f"--run-dir={run_folder}", "--label=speaker"], capsys)
+        assert "has no checkpoint. Train it first" in fails([f"--run-dir={run_folder}", "--label=speaker"], capsys)
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:

@@ -194,7 +194,7 @@ def test_the_kl_says_over_what_it_was_summed(tmp_path: Path) -> None:
     assert "KL in nats, summed over the frames of a crop, averaged over channels and crops (loss." in summed
     assert "KL in nats, averaged over frames, channels and crops (loss.kl_reduction mean)" in mean
     assert ", or averaged over frames" in both
-    assert summed.count("KL (nats a crop and channel)") == mean.count("KL (nats per frame and channel)") > 0
+    assert summed.count("KL (nats per crop and channel)") == mean.count("KL (nats per frame and channel)") > 0
     assert "KL (nats)" in both
 
 

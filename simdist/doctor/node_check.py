@@ -17,7 +17,7 @@ from simdist.core.requeue import without_job
 from simdist.doctor.cluster import slurm_options
 from simdist.doctor.findings import Finding, error, ok, warning
 from simdist.doctor.machine import versions
-from simdist.doctor.node import Sight
+from simdist.doctor.node import NodeReport
 
 
 def check_node(profile: Profile, runs: Path, wait: int) -> Iterator[Finding]:
@@ -30,11 +30,11 @@ def check_node(profile: Profile, runs: Path, wait: int) -> Iterator[Finding]:
     answer = file.with_name(f"{file.name}-answer")
     file.write_text(token)
     try:
-        sight = _visit(profile, file.parent, token, wait)
-        if isinstance(sight, Finding):
-            yield sight
+        report = _run_on_node(profile, file.parent, token, wait)
+        if isinstance(report, Finding):
+            yield report
         else:
-            yield from compare(profile, sight, versions(), shared=answer.exists(), runs=runs)
+            yield from compare(profile, report, versions(), shared=answer.exists(), runs=runs)
     finally:
         file.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def check_node(profile: Profile, runs: Path, wait: int) -> Iterator[Finding]:
 
 
 def compare(
-    profile: Profile, sight: Sight, here: dict[str, str | None], *, shared: bool, runs: Path
+    profile: Profile, report: NodeReport, here: dict[str, str | None], *, shared: bool, runs: Path
 ) -> Iterator[Finding]:
     """What a node sees against what it should.
 
@@ -54,61 +54,63 @@ def compare(
         shared: whether the node's answer arrived.
         runs: the folder that both should see.
     """
-    yield _compare_folder(sight, shared, runs)
-    yield _compare_versions(sight, here)
-    yield _compare_gpus(profile, sight)
-    yield _compare_commands(sight)
-    yield _compare_address(profile, sight)
-    if not sight.reaches_wandb:
-        yield ok("wandb", f"{sight.node} has no way to wandb, as is usual; `--wandb.mode offline` is for that")
+    yield _compare_folder(report, shared, runs)
+    yield _compare_versions(report, here)
+    yield _compare_gpus(profile, report)
+    yield _compare_commands(report)
+    yield _compare_address(profile, report)
+    if not report.reaches_wandb:
+        yield ok("wandb", f"{report.node} has no way to wandb, as is usual; `--wandb.mode offline` is for that")
 
 
-def _compare_folder(sight: Sight, shared: bool, runs: Path) -> Finding:
-    if sight.sees_folder and shared:
-        return ok("shared folder", f"{sight.node} reads and writes {runs}")
-    text = f"{sight.node} {'cannot write to' if sight.sees_folder else 'does not see'} {runs.absolute()}"
+def _compare_folder(report: NodeReport, shared: bool, runs: Path) -> Finding:
+    if report.sees_folder and shared:
+        return ok("shared folder", f"{report.node} reads and writes {runs}")
+    text = f"{report.node} {'cannot write to' if report.sees_folder else 'does not see'} {runs.absolute()}"
     return error("shared folder", text, "name a folder on the cluster's file system with --runs, and train there")
 
 
-def _compare_versions(sight: Sight, here: dict[str, str | None]) -> Finding:
-    other = [f"{name} {there} ({here.get(name)} here)" for name, there in sight.versions.items() if there != here[name]]
+def _compare_versions(report: NodeReport, here: dict[str, str | None]) -> Finding:
+    other = [
+        f"{name} {there} ({here.get(name)} here)" for name, there in report.versions.items() if there != here[name]
+    ]
     if other:
         remedy = "let the profile's setup activate the same environment as here"
-        return error("versions", f"on {sight.node}: {', '.join(other)}", remedy)
+        return error("versions", f"on {report.node}: {', '.join(other)}", remedy)
     code = str(Path(__file__).parent.parent)
-    if sight.code != code:
+    if report.code != code:
         remedy = "start the doctor, and your jobs, from the same clone"
-        return warning("versions", f"{sight.node} runs the simdist in {sight.code}, this is {code}", remedy)
-    return ok("versions", f"the same on {sight.node}, and the same simdist")
+        return warning("versions", f"{report.node} runs the simdist in {report.code}, this is {code}", remedy)
+    return ok("versions", f"the same on {report.node}, and the same simdist")
 
 
-def _compare_gpus(profile: Profile, sight: Sight) -> Finding:
+def _compare_gpus(profile: Profile, report: NodeReport) -> Finding:
     if not profile.gpus_per_node:
         return ok("gpus", "the profile asks for none")
-    text = f"torch sees {sight.gpus} GPU(s) on {sight.node}; the profile asks for {profile.gpus_per_node}"
-    if sight.gpus != profile.gpus_per_node:
+    text = f"torch sees {report.gpus} GPU(s) on {report.node}; the profile asks for {profile.gpus_per_node}"
+    if report.gpus != profile.gpus_per_node:
         remedy = "compare `nvidia-smi` with the driver that torch needs; was a CPU build of torch installed?"
         return error("gpus", text, remedy)
     return ok("gpus", text)
 
 
-def _compare_commands(sight: Sight) -> Finding:
-    missing = [name for name, there in sight.commands.items() if not there]
+def _compare_commands(report: NodeReport) -> Finding:
+    missing = [name for name, there in report.commands.items() if not there]
     if not missing:
-        return ok("commands", f"scontrol, srun and sbatch are there on {sight.node}")
+        return ok("commands", f"scontrol, srun and sbatch are there on {report.node}")
     remedy = "runs then end with exit code 75, and slurm/*.sbatch or the launcher submits a successor"
-    return warning("commands", f"no {', '.join(missing)} on {sight.node}", remedy)
+    return warning("commands", f"no {', '.join(missing)} on {report.node}", remedy)
 
 
-def _compare_address(profile: Profile, sight: Sight) -> Finding:
-    if sight.address is not None:
-        how = "" if sight.address == sight.node else f" at {sight.address}, for its name does not resolve"
-        return ok("address", f"other nodes reach {sight.node}{how}")
-    text, remedy = f"{sight.node} does not resolve, SLURM gives no address", "export MASTER_ADDR in the setup lines"
+def _compare_address(profile: Profile, report: NodeReport) -> Finding:
+    if report.address is not None:
+        how = "" if report.address == report.node else f" at {report.address}, for its name does not resolve"
+        return ok("address", f"other nodes reach {report.node}{how}")
+    text, remedy = f"{report.node} does not resolve, SLURM gives no address", "export MASTER_ADDR in the setup lines"
     return (error if profile.nodes > 1 else warning)("address", text, remedy)
 
 
-def _visit(profile: Profile, folder: Path, token: str, wait: int) -> Sight | Finding:
+def _run_on_node(profile: Profile, folder: Path, token: str, wait: int) -> NodeReport | Finding:
     """What a node sees, or why it could not be asked."""
     ask_gpus = "1" if profile.gpus_per_node else "0"
     python = profile.python or shlex.quote(sys.executable)
@@ -122,7 +124,7 @@ def _visit(profile: Profile, folder: Path, token: str, wait: int) -> Sight | Fin
         return error("node", "the job on a node did not answer within three minutes", "try `srun hostname` there")
     found = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)  # setup lines may print something too
     if found:
-        return Sight(**json.loads(found[0]))
+        return NodeReport(**json.loads(found[0]))
     said = " ".join(done.stderr.split()[-60:])
     if re.search(r"Unable to allocate resources: .*(busy|immediate)|allocation.*revoked", said, re.IGNORECASE):
         text = f"no node was free within {wait} s; what nodes see was not checked"

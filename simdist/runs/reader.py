@@ -1,0 +1,97 @@
+"""Read run folders while they are being written: one reader for status, estimates and the report. Imports no torch.
+
+Files are read as far as they are complete: torn lines are skipped, and what does not exist yet is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simdist.core.files import read_json_lines
+from simdist.runs.checkpoints import checkpoint_folders, step_of
+from simdist.runs.folder import CHECKPOINTS, CONFIG, EVENTS, LEASE
+from simdist.runs.lease import PATIENCE
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is available
+TAIL_BYTES = 16_384
+STEP_EVENTS = ("start", "resumed", "stopped", "finished")
+
+
+def config_tree(folder: Path) -> dict[str, Any]:
+    """The configuration of a run as nested dictionaries, without validation: another version may have written it."""
+    return LOADER((folder / CONFIG).read_text(encoding="utf-8")).get_single_data()
+
+
+def last_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The last complete records of a JSON-lines file, newest first; reads only the end of the file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read()
+    except OSError:
+        return
+    for line in reversed(text.splitlines()[1 if size > TAIL_BYTES else 0 :]):
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
+def saved_step(folder: Path) -> int:
+    """The step of the newest checkpoint, complete or not; 0 without one."""
+    return max((step_of(path) for path in checkpoint_folders(folder / CHECKPOINTS)[:1]), default=0)
+
+
+def reported_step(folder: Path) -> int:
+    """The step of the last event that has one, which may be later than the last record of metrics; 0 without one.
+
+    Raises:
+        KeyError, TypeError: events.jsonl was not written by simdist.
+    """
+    told = [int(event["step"]) for event in read_json_lines(folder / EVENTS) if event["event"] in STEP_EVENTS]
+    return told[-1] if told else 0
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How often and where a run was started."""
+
+    restarts: int
+    """Times that it resumed from a checkpoint."""
+    host: str
+    """Host of the last start."""
+    warning: str
+    """The last warning since then, such as a missing GPU; empty if there is none."""
+
+
+def starts(folder: Path) -> Starts:
+    """Restarts, last host and warning of a run."""
+    restarts, host, warning = 0, "", ""
+    with suppress(OSError):
+        for event in read_json_lines(folder / EVENTS):
+            restarts += event["event"] == "resumed"
+            if event["event"] in ("start", "resumed"):
+                host, warning = event["host"], ""
+            elif event["event"] == "no_gpu":
+                warning = event["text"]
+    return Starts(restarts, host, warning)
+
+
+def heartbeat_age(folder: Path, now: float) -> float | None:
+    """Seconds since a process of the run last touched its lease; None if none holds it."""
+    try:
+        return max(0.0, now - (folder / LEASE).stat().st_mtime)
+    except OSError:
+        return None
+
+
+def is_held(folder: Path, now: float) -> bool:
+    """Whether a living process trains the run."""
+    age = heartbeat_age(folder, now)
+    return age is not None and age < PATIENCE
