@@ -1,4 +1,4 @@
-"""Stop a sweep or some of its runs: `python launch/cancel.py SWEEP [RUN…]`, children before their parents."""
+"""Cancel a sweep or some of its runs: `python launch/cancel.py SWEEP [RUN…]`, children before their parents."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .slurm import SlurmScheduler
 from .states import find_states, process_runs
 
 DESCRIPTION = """\
-Take a sweep's jobs out of SLURM's queue, children first, so that none begins while its parents end. What runs gets
-SIGTERM, saves, and is not requeued. A sweep that runs on this machine is asked to save and end. The same command of
-python launch/sweep.py resumes what was cancelled.
+Cancel a sweep's jobs in SLURM's queue, children first, so that none starts while its parents end. Running jobs get
+SIGTERM, save, and are not requeued. A sweep on this machine is asked to save and end. The same command of
+python launch/sweep.py resumes the cancelled jobs.
 
 Examples:
   python launch/cancel.py smoke
@@ -44,9 +44,11 @@ OWNER_WORD = "sweep"  # in its command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog=command("cancel"), description=as_typed(DESCRIPTION))
-    parser.add_argument("SWEEP", type=str, help="A sweep's name or file.")
-    parser.add_argument("RUN", type=str, nargs="*", default=[], help="Only these runs: names, or their beginnings.")
-    parser.add_argument("--stage", type=str | None, default=None, help="Only jobs of this stage.")
+    parser.add_argument("SWEEP", type=str, help="Name or file of a sweep.")
+    parser.add_argument(
+        "RUN", type=str, nargs="*", default=[], help="Cancel only these runs: names or their beginnings."
+    )
+    parser.add_argument("--stage", type=str | None, default=None, help="Cancel only jobs of this stage.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)
     (folder,) = find_sweeps(parsed.sweeps, parsed.SWEEP)
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def chosen(plan: Plan, runs: Sequence[str], stage: str | None) -> list[str]:
-    """Names of the jobs that are meant, parents first.
+    """Names of the selected jobs, parents first.
 
     Raises:
         InputError: a run or stage that the sweep does not have.

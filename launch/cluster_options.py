@@ -32,7 +32,7 @@ CLUSTER_FILE = "cluster.yaml"  # in a sweep's folder: the profile that its jobs 
 
 def add_cluster_options(parser: Parser) -> None:
     """Add `--partition`, `--account`, … to the parser."""
-    group = parser.add_argument_group("what jobs request from SLURM, in place of what the cluster or the profile says")
+    group = parser.add_argument_group("resources that jobs request from SLURM, overriding the profile")
     add = group.add_argument
     add("--partition", type=str | None, default=None, help="Partition, or several as a,b.")
     add("--account", type=str | None, default=None, help="Account that pays.")

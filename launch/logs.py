@@ -1,4 +1,4 @@
-"""What a job prints: `python launch/logs.py NAME [--follow]`, by the name of a run or of a job."""
+"""Print the log of a job: `python launch/logs.py NAME [--follow]`, by the name of a run or of a job."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .plan import SWEEPS, Job
 from .records import Record, Records
 
 DESCRIPTION = """\
-The log of a job: of the whole name (`probe/RUN/speaker-module3`), or, for a run's name or the beginning of one, of the
-job of that run that was started last. --follow continues when the job is requeued or has a successor.
+Print the log of a job, named in full (`probe/RUN/speaker-module3`), or of the job of a run that was started last, named
+by the run or its beginning. --follow continues when the job is requeued or gets a successor.
 
 Examples:
   python launch/logs.py smoke-90eec1de --follow
@@ -49,10 +49,10 @@ class Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog=command("logs"), description=as_typed(DESCRIPTION))
-    parser.add_argument("NAME", type=str, help="A run's name or its beginning, or a job's name.")
-    parser.add_argument("--lines", type=int, default=50, help="Lines from the end.")
-    parser.add_argument("--follow", action="store_true", help="Stay, and print what is added.")
-    parser.add_argument("--list", action="store_true", help="Print the paths of all logs of that name instead.")
+    parser.add_argument("NAME", type=str, help="Name of a run or its beginning, or name of a job.")
+    parser.add_argument("--lines", type=int, default=50, help="Number of lines from the end.")
+    parser.add_argument("--follow", action="store_true", help="Keep printing new lines.")
+    parser.add_argument("--list", action="store_true", help="Print the paths of all matching logs instead.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)
     if parsed.lines < 0:

@@ -1,4 +1,4 @@
-"""Where sweeps stand: `python launch/status.py [SWEEP] [--watch] [--json]`."""
+"""Show the progress of sweeps and runs: `python launch/status.py [SWEEP] [--watch] [--json]`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from .scheduler import Scheduler, SchedulerError
 from .slurm import SlurmScheduler, has_slurm
 
 DESCRIPTION = """\
-A table of every run: stage, state, step, time left, loss of each module, restarts, node, age of its heartbeat. What the
-run folders say comes first, then squeue, then sacct.
+Show a table of all runs: stage, state, step, time left, loss of each module, restarts, node, age of the heartbeat. The
+sources are the run folders, squeue and sacct, in this order.
 
 Examples:
   python launch/status.py
@@ -50,11 +50,15 @@ FILE_COLUMNS = 240  # of a table that goes to a file or a pipe
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog=command("status"), description=as_typed(DESCRIPTION))
-    parser.add_argument("SWEEP", type=str | None, nargs="?", default=None, help="A sweep's name or file; none is all.")
-    parser.add_argument("--watch", action="store_true", help="Stay, and look again every few seconds.")
-    parser.add_argument("--every", type=float, default=5.0, help="--watch: seconds between two looks.")
-    parser.add_argument("--rows", type=int, default=200, help="Runs to show at most of a sweep, the most notable ones.")
-    parser.add_argument("--json", action="store_true", help="Everything as JSON, for programs.")
+    parser.add_argument(
+        "SWEEP", type=str | None, nargs="?", default=None, help="Name or file of a sweep; default: all."
+    )
+    parser.add_argument("--watch", action="store_true", help="Refresh every few seconds.")
+    parser.add_argument("--every", type=float, default=5.0, help="--watch: seconds between refreshes.")
+    parser.add_argument(
+        "--rows", type=int, default=200, help="Maximum number of runs to show per sweep, failed ones first."
+    )
+    parser.add_argument("--json", action="store_true", help="Print everything as JSON.")
     parser.add_argument("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parsed.every <= 0:
         raise InputError(f"--every is {parsed.every:g}; it must be more than 0 seconds")
     if parsed.watch and parsed.json:
-        raise InputError("--watch and --json do not go together; call --json again and again instead")
+        raise InputError("--watch and --json cannot be combined. Call --json repeatedly instead")
     if parsed.watch:
         return _watch(parsed.SWEEP, parsed.runs, parsed.sweeps, parsed.every)
     found = look(parsed.SWEEP, parsed.runs, parsed.sweeps)
@@ -88,7 +92,7 @@ def look(name: str | None, runs: Path, sweeps: Path, scheduler: Scheduler | None
         scheduler: one that remembers what is final, for looks that are repeated.
 
     Raises:
-        InputError: there is nothing to look at.
+        InputError: there is neither a sweep nor a run.
     """
     try:
         plans = [read_plan(folder) for folder in find_sweeps(sweeps, name)]
@@ -118,18 +122,18 @@ def _watch(name: str | None, runs: Path, sweeps: Path, every: float) -> int:
                     found, seconds, note = look(name, runs, sweeps, scheduler), every, ""
                 except SchedulerError as error:
                     seconds = min(2 * seconds, LONGEST_PAUSE)
-                    note = f"{error}; what stands below is of the last answer, and the next try is in {seconds:.0f} s"
+                    note = f"{error}; the table shows the last answer; retrying in {seconds:.0f} s"
                 live.update(_live(found, note), refresh=True)
     except KeyboardInterrupt:
         return EXIT_OK
 
 
 def _live(found: Sequence[Overview], note: str = "") -> Group:
-    """What is going on stands above what is done: a terminal shows the first lines."""
+    """Running jobs come before finished ones, because a terminal shows the first lines."""
     order = [
         dataclasses.replace(one, rows=sorted(one.rows, key=lambda row: WORST_FIRST.index(row.status))) for one in found
     ]
-    head = [Text(time.strftime("%H:%M:%S  Ctrl-C to leave")), *([Text(note, "yellow")] if note else [])]
+    head = [Text(time.strftime("%H:%M:%S  Ctrl-C to exit")), *([Text(note, "yellow")] if note else [])]
     return Group(*head, *(as_renderable(one) for one in order))
 
 
@@ -140,11 +144,11 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
         rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.status))[:num_rows]
     parts: list[RenderableType] = [_table(found.name, rows)]
     if len(rows) < len(found.rows):
-        parts.append(Text(f"… and {len(found.rows) - len(rows)} runs more (--rows {len(found.rows)} shows all)"))
+        parts.append(Text(f"… and {len(found.rows) - len(rows)} more runs (--rows {len(found.rows)} shows all)"))
     warned = [row for row in rows if row.progress.warning]
     parts += [Text(f"{row.run}: {row.progress.warning}", "yellow") for row in warned[:SHOWN_FAILURES]]
     if len(warned) > SHOWN_FAILURES:
-        parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} runs more with a warning (--json lists all)"))
+        parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} more runs with a warning (--json lists all)"))
     failed = [name for name, state in found.states.items() if state.status == "failed"]
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))

@@ -1,4 +1,4 @@
-"""Plan a sweep and run what of it is missing: `python launch/sweep.py [--cluster NAME] [SWEEP] [key=value …]`."""
+"""Expand a sweep into jobs and run them: `python launch/sweep.py [--cluster NAME] [SWEEP] [key=value …]`."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from .sweep_file import SHIPPED, read_sweep, sweep_path
 DESCRIPTION = """\
 Expand a sweep into jobs (pack, train, probe, decode, analyze, report) and run the ones that are not done.
 
-Repeat the same command to resume: it skips what is done or on its way, and adds what is new in a changed file.
+Repeat the same command to resume: it skips jobs that are done, queued or running, and adds those of a changed file.
 
 Examples:
-  python launch/sweep.py                              # the default sweep, on SLURM where there is one, else here
+  python launch/sweep.py                              # the default sweep, on SLURM if available, else here
   python launch/sweep.py --cluster slurm              # the default sweep on SLURM
   python launch/sweep.py --cluster slurm --dry-run    # show the jobs, their batch scripts and the GPU-hours
   python launch/sweep.py --cluster slurm --partition gpu --gpus-per-node a100:4 beta_librispeech
@@ -50,19 +50,19 @@ Examples:
   python launch/sweep.py --cluster local --jobs 4 configs/sweeps/smoke.yaml train.max_steps=100
   python launch/sweep.py --cluster slurm/profiles/mine.yaml configs/sweeps/beta_librispeech.yaml --wait
 
-SWEEP is a YAML file, or the name of one that comes with simdist:
+SWEEP is a YAML file, or the name of a shipped sweep:
   {shipped}
-Without SWEEP: `default` on synthetic speech, or `default_librispeech` where data/librispeech is packed.
+Without SWEEP: `default` on synthetic speech, or `default_librispeech` if data/librispeech is packed.
 
 --cluster is `local` (processes on this machine), `debug` (in this process), `slurm`, or the name or file of a profile:
   {profiles}
-`slurm` takes the profile that SIMDIST_CLUSTER names, else ~/.config/simdist/cluster.yaml, else what SLURM says of its
-partitions, GPUs and limits; options such as --partition win over all of them.
-Without --cluster: `slurm` where SLURM is configured, else `local`.
+`slurm` uses the profile that SIMDIST_CLUSTER names, else ~/.config/simdist/cluster.yaml, else one derived from SLURM's
+partitions, GPUs and limits. Options such as --partition override it.
+Without --cluster: `slurm` if SLURM is configured, else `local`.
 
-Then: python launch/status.py, python launch/logs.py, python launch/cancel.py.
+See also: python launch/status.py, python launch/logs.py, python launch/cancel.py.
 
-Exit codes: 0 submitted or finished; 1 jobs failed; 2 wrong input; 75 or 130 stopped, run the same command to resume.
+Exit codes: 0 submitted or finished; 1 jobs failed; 2 wrong input; 75 or 130 stopped (run again to resume).
 """
 LOCK_SECONDS = 2.0
 FILE_COLUMNS = 120  # of a table that goes to a file or a pipe
@@ -111,26 +111,30 @@ def _parser() -> Parser:
     about = DESCRIPTION.format(shipped=shipped, profiles=", ".join(profile_names()))
     parser = Parser(prog=command("sweep"), description=as_typed(about))
     add = parser.add_argument
-    add("SWEEP", type=str | None, nargs="?", default=None, help="The sweep: a YAML file, or a shipped sweep's name.")
+    add("SWEEP", type=str | None, nargs="?", default=None, help="YAML file, or name of a shipped sweep.")
     add(
         "overrides",
         type=str,
         nargs="*",
         default=[],
         metavar="key=value",
-        help="Keys of the sweep or of the configuration; `stages.NAME=false` leaves a stage out.",
+        help="Keys of the sweep or of the configuration; `stages.NAME=false` removes a stage.",
     )
     add("--cluster", type=str | None, default=None, help="local, debug, slurm, or a profile.")
-    add("--dry-run", action="store_true", help="Show the graph, the sbatch scripts and the GPU-hours; do nothing.")
+    add("--dry-run", action="store_true", help="Print the graph, the sbatch scripts and the GPU-hours; submit nothing.")
     add(
         "--jobs",
         type=int | None,
         default=None,
-        help="local: processes at a time; null is one per GPU, or else one per two cores.",
+        help="local: maximum number of processes; null is one per GPU, or else one per two cores.",
     )
-    add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer asks for.")
-    add("--wait", action="store_true", help="SLURM: stay, and submit successors for jobs that could not requeue.")
-    add("--every", type=float, default=30.0, help="--wait: seconds between two looks at the queue.")
+    add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer contains.")
+    add(
+        "--wait",
+        action="store_true",
+        help="SLURM: wait for the jobs, and submit successors of those that could not requeue.",
+    )
+    add("--every", type=float, default=30.0, help="--wait: seconds between queries of the queue.")
     add("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     add("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps' logs and reports.")
     add_cluster_options(parser)
@@ -138,7 +142,7 @@ def _parser() -> Parser:
 
 
 def _sweep_named(given: str | None, overrides: list[str], console: Console) -> tuple[str, list[str]]:
-    """The sweep's file and all overrides; says which it is if none was given."""
+    """The sweep's file and all overrides; prints the default if none was given."""
     if given is not None:
         return str(sweep_path(given)), overrides
     chosen = default_sweep(overrides)
@@ -148,7 +152,7 @@ def _sweep_named(given: str | None, overrides: list[str], console: Console) -> t
 
 
 def _cluster_named(given: str | None, console: Console) -> str:
-    """The cluster; says which it is, and why, if none was given.
+    """The cluster; prints the default and its reason if none was given.
 
     Raises:
         InputError: there is no such cluster or profile.
@@ -165,7 +169,7 @@ def _cluster_named(given: str | None, console: Console) -> str:
 
 
 def _check_requirements(plan: Plan, needed_here: bool, console: Console) -> None:
-    """Raise `InputError` for what this machine lacks; only warn if no job runs here."""
+    """Raise `InputError` for missing packages or data; only warn if no job runs here."""
     done = done_jobs(plan)
     for missing in (missing_packages(plan, done), missing_corpus(plan, done)):
         if missing is not None and needed_here:
@@ -212,7 +216,7 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
 
 
 def _conclude(plan: Plan, outcome: Outcome, console: Console) -> None:
-    """Print what failed and why, what therefore never ran, and the report's table."""
+    """Print failed jobs and their reasons, blocked jobs, and the report's table."""
     records = Records(plan.folder).latest()
     for name, code in outcome.failed.items():
         console.print(f"{name} failed with exit code {code}:", style="bold red")

@@ -211,7 +211,7 @@ def _contribution(values: Values) -> Iterator[Number]:
 @register(
     "contribution",
     "simdist.analyze.contribution:Contribution",
-    short="Measure how much audio the most different dimensions carry (interpolation).",
+    short="Measure how few dimensions carry the difference between two clips.",
     about="""\
 Compute the interpolation contribution score: how close a decoded clip gets to another one when only the dimensions in
 which they differ most are replaced. Needs a decoder.
@@ -249,7 +249,7 @@ class ContributionSettings(DecodedSettings):
 @register(
     "traversal",
     "simdist.analyze.latent_audio:Traversal",
-    short="Vary one dimension and listen to the result.",
+    short="Vary one dimension, decode, and write audio.",
     about="""\
 Vary one latent dimension while all others stay fixed, decode, and write audio, waveform and spectrum. Needs a decoder.
 
@@ -280,7 +280,7 @@ class TraversalSettings(DecodedSettings):
 @register(
     "interpolation",
     "simdist.analyze.latent_audio:Interpolation",
-    short="Interpolate between two clips' latents and listen.",
+    short="Interpolate between two clips' latents, decode, and write audio.",
     about="""\
 Decode points on the straight line between two clips' latents: audio, waveform and spectrum. Needs a decoder.
 
@@ -306,7 +306,7 @@ class InterpolationSettings(DecodedSettings):
 @register(
     "samples",
     "simdist.analyze.latent_audio:Samples",
-    short="Decode samples of the prior and listen.",
+    short="Decode samples of the prior to audio.",
     about="""\
 Decode latents drawn from N(0, I): audio, waveform and spectrum. Needs a decoder and a variational module.
 

@@ -85,7 +85,7 @@ class Share(NamedTuple):
     apart: dict[int, np.ndarray]
     """The audio of those crops, by place in the list, that no cache holds."""
     skipped: list[str]
-    """Why samples were passed over."""
+    """Why samples were skipped."""
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor, list[str]] | InputError]):

@@ -1,6 +1,6 @@
-"""A folder of runs becomes tables and a page: `python -m simdist.report RUN… --out DIR`.
+"""Summarize runs in tables and a page: `python -m simdist.report RUN… --out DIR`.
 
-Runs that differ in nothing but the seed are one row, with mean and standard deviation. What tells the rows apart is
+Runs that differ only in the seed are one row, with mean and standard deviation. The columns that tell rows apart are
 found by comparing configurations. Imports no torch.
 """
 
@@ -28,8 +28,8 @@ from simdist.report.summary import Cell, Statistic, compare, group_keys, summari
 from simdist.report.tables import Section, sections
 
 DESCRIPTION = """\
-Tables of what runs have reached, and a page with curves, figures and sounds. Runs that differ only in their seed are
-one row: mean ± sample standard deviation.
+Summarize runs in tables, and in a page with curves, figures and audio. Runs that differ only in the seed are one row:
+mean ± sample standard deviation.
 
 Examples:
   python -m simdist.report runs
@@ -40,7 +40,7 @@ Examples:
 Writes to --out: report.html (one file, no network needed to read it), report.md, report.tex (booktabs), report.txt (as
 printed), summary.csv (one row per mean), results.csv (one row per measurement). See docs/tasks/report.md.
 """
-COLUMNS = 200  # of a table in a file, which has no width of its own
+COLUMNS = 200  # width of a table in a file
 MOST_PROBLEMS = 10  # named on the terminal
 PACKAGES = ("jinja2", "markupsafe", "bokeh", "scipy", "PIL", "matplotlib")
 INSTALL = "pip install 'simdist[report]'"
@@ -51,14 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m simdist.report", description=DESCRIPTION)
     parser.add_argument("RUN", type=str, nargs="+", help="Run folders, or folders of runs.")
     parser.add_argument(
-        "--out", type=Path | None, default=None, help="Folder for the files; nothing is written without it."
+        "--out", type=Path | None, default=None, help="Folder for the files; without it, tables are only printed."
     )
     metrics = Literal["accuracy", "balanced_accuracy", "accuracy_without_silence"]
-    parser.add_argument("--metric", type=metrics, default="accuracy", help="What the table of probes shows.")
+    parser.add_argument("--metric", type=metrics, default="accuracy", help="Metric in the table of probes.")
     parser.add_argument(
-        "--detail", type=str, default="", help="Runs with figures and sounds: names, comma-separated, or how many (4)."
+        "--detail",
+        type=str,
+        default="",
+        help="Runs to show with figures and audio: names, comma-separated, or their number; default: 4.",
     )
-    parser.add_argument("--title", type=str, default="", help="Heading of the page; empty takes the runs' names.")
+    parser.add_argument(
+        "--title", type=str, default="", help="Title of the page; empty takes the names of the encoders."
+    )
     parsed = parser.parse_args(argv)
     report([Path(path) for path in parsed.RUN], parsed.out, parsed.metric, parsed.detail, parsed.title)
     return EXIT_OK
@@ -116,7 +121,7 @@ def report(
     files = f"{'report.html, ' * is_whole}report.md, report.tex, report.txt, summary.csv, results.csv"
     console.print(f"written to {out}: {files}", markup=False)
     if not is_whole:
-        console.print(f"report.html is left out, for a package is not installed: {INSTALL}", markup=False)
+        console.print(f"report.html is missing because a package is not installed: {INSTALL}", markup=False)
 
 
 def _read(folders: Sequence[Path]) -> tuple[list[RunContent], list[UnreadableFile]]:
@@ -131,7 +136,7 @@ def _read(folders: Sequence[Path]) -> tuple[list[RunContent], list[UnreadableFil
             runs.append(found)
             problems += found.problems
     if not runs:
-        raise InputError(f"none of the runs can be read: {problems[0]}; is it a run of simdist?")
+        raise InputError(f"none of the runs can be read: {problems[0]}. Is it a run of simdist?")
     return runs, problems
 
 
@@ -169,7 +174,7 @@ def _show(console: Console, made: Sequence[Section], notes: Sequence[str]) -> No
         console.print(as_rich(section))
         console.print()
     if not made:
-        console.print("none of these runs has measured anything yet")
+        console.print("none of these runs has results yet")
     for note in notes:
         console.print(note, markup=False)
 
@@ -193,20 +198,20 @@ def _naming(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+        raise InputError(f"--out {out} cannot be written ({error.strerror}). Choose another folder") from error
 
 
 def _passed_over(problems: Sequence[UnreadableFile]) -> list[str]:
-    """A line for each of the first problems; the page has all."""
-    lines = [f"passed over: {problem}" for problem in problems[:MOST_PROBLEMS]]
+    """One line for each of the first problems; the page lists all."""
+    lines = [f"skipped: {problem}" for problem in problems[:MOST_PROBLEMS]]
     return lines + [f"and {len(problems) - MOST_PROBLEMS} more"] * (len(problems) > MOST_PROBLEMS)
 
 
 def _notes(records: Sequence[RunRecord], missing: Sequence[Path]) -> list[str]:
-    """Runs that a reader of the tables must know to be unfinished or absent, or to have learnt nothing."""
+    """Runs that are unfinished or missing, or have collapsed modules."""
     notes = [f"{record.name} is not finished: step {record.step}" for record in records if not record.finished]
     notes += [
-        f"{record.name}: module {m} has learnt nothing (InfoNCE of a guess, no active dimension); it is in all means"
+        f"{record.name}: module {m} has collapsed (InfoNCE at chance, no active dimension); all means include it"
         for record in records
         for m in record.idle
     ]

@@ -1,7 +1,7 @@
 """Numbers out of run folders: each run's configuration, metrics, probes, decoders and analyses. Imports no torch.
 
-Run folders are written to while they are read, by jobs of other versions and by people: what cannot be read is named
-and passed over, never an error.
+Run folders are written to while they are read, by jobs of other versions and by people: what cannot be read is
+listed and skipped, never an error.
 """
 
 from __future__ import annotations

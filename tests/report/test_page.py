@@ -229,8 +229,8 @@ def test_a_module_that_learnt_nothing_is_named(tmp_path: Path) -> None:
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report_command.report([tmp_path / "runs"], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "dead: module 1 has learnt nothing (InfoNCE of a guess, no active dimension)" in page
-    assert page.count("has learnt nothing") == 1
+    assert "dead: module 1 has collapsed (InfoNCE at chance, no active dimension)" in page
+    assert page.count("has collapsed") == 1
 
 
 def test_text_of_strangers_is_escaped_everywhere(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_torn_and_foreign_files_are_named_and_passed_over(tmp_path: Path, capsys
     assert f"{folder}/metrics.jsonl has 3 lines that are torn or no metrics" in page
     assert f"{torn}/config.yaml is not the configuration of a run" in page
     assert f"{root}/foreign/config.yaml is not the configuration of a run" in page
-    assert "passed over: " in capsys.readouterr().out
+    assert "skipped: " in capsys.readouterr().out
     assert "dimension 3 = +1.34" in page, "the other sounds of a set with a torn one are there"
 
 
@@ -362,7 +362,7 @@ def test_without_bokeh_tables_are_written_and_the_command_is_named(runs: Path, t
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "report.html is left out, for a package is not installed: pip install 'simdist[report]'" in done.stdout
+    assert "report.html is missing because a package is not installed: pip install 'simdist[report]'" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.md", "report.tex", "summary.csv"}
     assert not (tmp_path / "out" / "report.html").exists()
 
