@@ -110,7 +110,7 @@ def end_lines(context: BatchContext, profile: Profile) -> list[str]:
 
 
 def batch_executor(context: BatchContext, array: JobArray, tag: str, code: Path | None = None) -> BatchExecutor:
-    """A new executor for each array: submitit lets one submit five times a second only.
+    """A new executor for each array: submitit lets one submit only five times per second.
 
     Args:
         context: of the sweep.

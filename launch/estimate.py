@@ -106,7 +106,7 @@ def measure(runs: Path) -> MeasuredTimes:
 
 
 def _rate(run: Path) -> Iterator[tuple[tuple[str, Machine], float]]:
-    """Steps a second of one run, and what it ran on last."""
+    """Steps per second of one run, and the machines it ran on last."""
     events = [line for line in read_json_lines(run / EVENTS) if "world_size" in line]
     lines = [line for line in read_json_lines(run / METRICS) if line["kind"] == "train" and "samples_per_s" in line]
     if not events or len(lines) <= WARM_UP_LINES:
@@ -151,7 +151,7 @@ def stage_costs(
         plan: the graph.
         configs: of its runs.
         open_jobs: jobs that are not done.
-        profiles: of every stage; None on this machine, one process a job.
+        profiles: of every stage; None on this machine, one process per job.
         measured: what earlier runs took.
     """
     costs: dict[str, StageCost] = {}

@@ -142,7 +142,7 @@ def draw_classes(
 
 
 def rows_of(points: npt.NDArray[np.float64], vectors: Vectors, axes: list[str]) -> list[dict[str, Any]]:
-    """One row a vector: its coordinates and its classes' names."""
+    """One row a vector: its coordinates and the names of its classes."""
     return [
         dict(zip(axes, map(float, point), strict=True))
         | {label: vectors.names[label][classes[place]] for label, classes in vectors.classes.items()}

@@ -30,7 +30,7 @@ class Vectors:
     classes: dict[str, npt.NDArray[np.int64]]
     """For each label (N,) class numbers."""
     names: dict[str, list[str]]
-    """For each label its classes' names."""
+    """For each label the names of its classes."""
 
     def __len__(self) -> int:
         return len(self.values)

@@ -30,7 +30,7 @@ from simdist.probe.settings import names_in
 
 Matrix = npt.NDArray[np.float64]
 SMALL = 0.1  # a rescaled weight below it hardly counts
-GRID = 201  # points a side of a decision map
+GRID = 201  # points per side of a decision map
 REACH = 3.0  # of a decision map, in units of the latent: three standard deviations of the prior
 
 

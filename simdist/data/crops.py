@@ -30,7 +30,7 @@ NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .
 
 
 class CorruptSampleError(InputError):
-    """A sample of a shard does not decode. The message is the same for every crop of the sample."""
+    """A sample of a shard cannot be decoded. The message is the same for every crop of the sample."""
 
 
 class _TarMember(io.RawIOBase):
@@ -91,7 +91,7 @@ class CropReader:
             (count,) int16 audio, or (count, channels) float16 latents.
 
         Raises:
-            CorruptSampleError: the member does not decode, or ends too early.
+            CorruptSampleError: the member cannot be decoded, or ends too early.
             InputError: the tar cannot be read.
         """
         index = self._split.index
@@ -140,7 +140,7 @@ class CropReader:
         index = self._split.index
         path = self._split.shard_path(int(index.shard[row]))
         return CorruptSampleError(
-            f"sample {index.key[row]} in {path} does not decode; check the shards with simdist.pack --verify"
+            f"{index.key[row]} in {path} cannot be decoded. Check the shards with simdist.pack --verify"
         )
 
 
@@ -153,7 +153,7 @@ class DecodedCorpus:
     starts: npt.NDArray[np.int64]
     """(N,) where each begins."""
     corrupt: frozenset[int]
-    """Rows of utterances that do not decode as a whole, though some of their crops may; silence stands for them."""
+    """Rows of utterances that cannot be decoded as a whole, though some of their crops may; they are silent here."""
 
 
 def read_corpus(reader: CropReader, split: Split, progress: bool = False) -> DecodedCorpus:

@@ -23,7 +23,7 @@ from simdist.data.order import SampleStream, crop_start
 from simdist.data.splits import Split, open_split
 from simdist.data.workers import answers
 
-MOST_SKIPPED = 256  # samples in a row that do not decode, after which the corpus is beyond help
+MOST_SKIPPED = 256  # consecutive corrupt samples after which loading fails
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def open_clips(config: DataConfig, name: str) -> Clips:
 
 
 class Share(NamedTuple):
-    """What one rank takes of a global batch."""
+    """One rank's part of a global batch."""
 
     crops: list[tuple[int, int]]
     """(row, first audio sample) of each."""
@@ -132,7 +132,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, list[str]] | InputError]):
                 return row, start, self._reader.read(row, start, self._crop)
             except CorruptSampleError as error:
                 skipped.append(str(error))
-        raise InputError(f"{tries} samples in a row do not decode, at last this: {skipped[-1]}")
+        raise InputError(f"{tries} consecutive samples failed to decode. Last error: {skipped[-1]}")
 
     def _locate(self, number: int, further: int) -> tuple[int, int]:
         """Row and first audio sample of a crop."""

@@ -1,12 +1,12 @@
-"""Which sample comes when, and which crop of it: pure functions of the seed, never of a process.
+"""The order of samples and their crops: pure functions of the seed, never of a process.
 
 Epochs follow each other as one endless stream of sample numbers 0, 1, 2, …; number n is place `n % N` of epoch
 `n // N`. Global batch b is the numbers `[b*G, (b+1)*G)`, and rank r takes the r-th equal share of it. So the state of
-training data is one integer, all ranks have the same number of steps, every sample appears once an epoch even where
+training data is one integer, all ranks have the same number of steps, every sample appears once per epoch even if
 G does not divide N (a batch may span two epochs), and another world size sees the same batches.
 
-A sample that does not decode is replaced by the next one of its epoch's order that does, with that one's own crop.
-Which one this is follows from the shards alone, so all ranks, and a run that is resumed, still see the same batches.
+A corrupt sample is replaced by the next readable one in its epoch's order, with that one's own crop. The replacement
+follows from the shards alone, so all ranks, and a resumed run, still see the same batches.
 
 Random bits are taken raw from numpy's PCG64, whose stream is fixed for ever; `Generator.shuffle` is not.
 """

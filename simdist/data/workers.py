@@ -119,7 +119,7 @@ def _report(dead: BaseProcess, deaths: int, workers: int) -> None:
         how = signal.Signals(-(dead.exitcode or 0)).name
     if deaths >= MOST_DEATHS:
         raise InputError(
-            f"loader workers died {deaths} times in a row ({how}), perhaps for want of memory; run the same command "
-            f"again with fewer --data.num_workers (now {workers}; 0 reads in the training process)"
+            f"loader workers died {deaths} times in a row ({how}), perhaps because memory is full; run the same "
+            f"command again with fewer --data.num_workers (now {workers}; 0 reads in the training process)"
         )
     print(f"a loader worker died ({how}); others take over", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ class Crops:
     def read(self, reader: CropReader, number: int) -> tuple[Tensor, int] | None:
         """The `number`-th clip's (T,) float32 crop, padded with zeros, and how many of its samples are real.
 
-        None if it does not decode: training passes over such clips too, and says which.
+        None if it is corrupt: training skips such clips, too, and names them.
         """
         row, index = int(self.clips.rows[number]), self.clips.split.index
         length = int(index.num_samples[row])

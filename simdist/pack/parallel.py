@@ -62,7 +62,7 @@ def _spawned(
         stop.check()
         if isinstance(error, BrokenProcessPool):
             raise PackingError(
-                "a packing process was killed, perhaps for want of memory; the finished shards are kept: "
+                "a packing process was killed, perhaps because memory is full. Finished shards are kept: "
                 "run the same command with fewer --workers"
             ) from error
         raise

@@ -25,7 +25,7 @@ WRITTEN_CLASSES = 12  # with so few, each cell says its number
 DOTS = 150  # dots an inch
 
 THESIS_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-THESIS = {  # Variational Greedy InfoMax (2023), syllables, test accuracy by examples a class; (method, module)
+THESIS = {  # Variational Greedy InfoMax (2023), syllables, test accuracy by examples per class; (method, module)
     ("GIM", 0): (0.228, 0.238, 0.266, 0.341, 0.359, 0.392, 0.455, 0.538),
     ("V-GIM", 0): (0.204, 0.236, 0.264, 0.304, 0.350, 0.410, 0.413, 0.486),
     ("GIM", 1): (0.143, 0.165, 0.153, 0.206, 0.215, 0.247, 0.271, 0.271),
@@ -125,7 +125,7 @@ def _finish_curve(axes: Axes, title: str, chance: float) -> None:
     axes.axhline(chance, color="0.4", linestyle=":", label="chance")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    axes.set_xlabel("labelled examples a class")
+    axes.set_xlabel("labelled examples per class")
     axes.set_title(title, fontsize=10)
     _legend(axes)
 

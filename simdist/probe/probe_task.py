@@ -66,7 +66,7 @@ class ProbeTask:
     data: ProbeData
     settings: ProbeSettings
     sizes: tuple[int, ...] = ()
-    """Few labels: numbers of examples a class; () trains on all."""
+    """Few labels: numbers of examples per class; () trains on all."""
 
     @property
     def standardized(self) -> bool:

@@ -13,7 +13,7 @@ from simdist.config.schema import RUN_DIR, TUNING
 from simdist.core.errors import InputError
 from simdist.runs.checkpoints import checkpoint_folders, choose_checkpoint
 
-FRAME_LABEL = "phone"  # one class each 10 ms; every other label is one class an utterance
+FRAME_LABEL = "phone"  # one class per 10 ms; every other label has one class per utterance
 SOURCES = ("trained", "untrained", "mfcc", "supervised")
 COMMAND = {"identity": False, "command": True}  # says which probes are wanted; each probe's own value is elsewhere
 
@@ -192,7 +192,7 @@ def feature_kinds(settings: ProbeSettings) -> list[str]:
 
 
 def few_label_sizes(settings: ProbeSettings) -> list[int]:
-    """Numbers of examples a class, ascending; [] for all examples.
+    """Numbers of examples per class, ascending; [] for all examples.
 
     Raises:
         InputError: not numbers of 1 or more.

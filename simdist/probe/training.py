@@ -1,6 +1,6 @@
 """Train a probe with Adam, as the reference implementation does, and test it.
 
-An epoch visits every utterance once, in an order that the seed and the epoch decide, `batch_size` utterances a step. So
+An epoch visits every utterance once, in an order that the seed and the epoch decide, `batch_size` utterances per step. So
 a training that was stopped continues with the very next step, from the state that `progress` keeps.
 """
 

@@ -24,7 +24,7 @@ class Measurement:
     run: str
     family: Family
     what: dict[str, Any]
-    """What was measured: the split of a loss; a probe's label, features, settings; the examples a class; a decoder's
+    """What was measured: the split of a loss; a probe's label, features, settings; the examples per class; a decoder's
     loss; the name of an analysis."""
     module: int | None
     """None for what has no module, such as MFCC."""
@@ -58,7 +58,7 @@ class Probed:
     """Of several checkpoints the last."""
     trajectories: list[Trajectory] = field(default_factory=list)
     examples: dict[str, int] = field(default_factory=dict)
-    """Training examples a class on average, rounded up, by label: the largest class has no fewer."""
+    """Training examples per class on average, rounded up, by label: the largest class has no fewer."""
 
 
 def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probed:

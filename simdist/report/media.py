@@ -139,7 +139,7 @@ class Reconstructions:
     columns: list[str]
     """`original`, then the decoders."""
     rows: list[tuple[str, list[Sound | None]]]
-    """A clip's key and its sounds, one a column."""
+    """A clip's key and its sounds, one per column."""
 
 
 def audio_sets(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> list[AudioSet]:

@@ -122,7 +122,7 @@ def _all_probes(run: RunContent) -> list[str]:
 
 
 def _plain_curves(run: RunContent) -> list[str] | None:
-    """Few labels of every label that was probed, with as many examples a class as there are; None before a probe."""
+    """Few labels of every label that was probed, with as many examples per class as there are; None before a probe."""
     sizes = {label: [size for size in SIZES if size <= most] for label, most in run.examples.items()}
     return [
         _plain_probe(run, "--label", label, "--examples-per-class", ",".join(map(str, own)))

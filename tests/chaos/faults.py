@@ -264,7 +264,7 @@ def sample_rotten(lab: Lab, rng: Random, times: int) -> Row:
         run.compare(row, lab.reference("joint", root=root))
         log = (run.traces / "log.0").read_text()
         for sample in rows:
-            named = f"skipping corrupt sample: sample {split.index.key[sample]} in " in log
+            named = f"skipping corrupt sample: {split.index.key[sample]} in " in log
             _expect(row, named, f"{split.index.key[sample]} is not named in {log[-1500:]}")
     return row
 

@@ -148,7 +148,7 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_epochs_order_with_that_
         skipped |= set(batch.skipped)
     path = open_split(root, "train").shard_path(0)
     assert skipped == {
-        f"sample {sound.split.index.key[row]} in {path} does not decode; check the shards with simdist.pack --verify"
+        f"{sound.split.index.key[row]} in {path} cannot be decoded. Check the shards with simdist.pack --verify"
         for row in bad
     }
 
@@ -202,7 +202,7 @@ def test_a_corpus_without_a_sound_sample_is_an_error_in_one_line(
     root = rotten_copy(config.root, tmp_path / "shards", list(range(number)))
     settings = replace(config, root=str(root), num_workers=workers)
     loader = BatchLoader(open_clips(settings, "train"), settings, 0, 0, 1, CPU)
-    with pytest.raises(InputError, match=rf"^{number} samples in a row do not decode, at last this: sample .*\.tar"):
+    with pytest.raises(InputError, match=rf"^{number} consecutive samples failed to decode. Last error: .*\.tar"):
         next(loader.batches(0, 4))
 
 
@@ -252,7 +252,7 @@ def test_workers_that_die_again_and_again_end_the_training_in_one_line(monkeypat
     monkeypatch.setattr("simdist.data.workers.MOST_DEATHS", 2)
 
     with pytest.raises(
-        InputError, match=r"died 2 times in a row \(SIGKILL\), perhaps for want of memory; .*\(now 1; 0"
+        InputError, match=r"died 2 times in a row \(SIGKILL\), perhaps because memory is full; .*\(now 1; 0"
     ):
         next(answers(Deadly(), range(10), 1, pin_memory=False))
 
