@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _end_local(plan, owner, everything=len(wanted) == len(plan.jobs))
         return EXIT_OK
     names = _cancel_on_cluster(plan, wanted)
-    print(f"cancelled {len(names)} jobs of {plan.name}" if names else f"nothing of {plan.name} is on its way")
+    print(f"cancelled {len(names)} jobs of {plan.name}" if names else f"no job of {plan.name} is queued or running")
     for name in names[:20]:
         print(f"  {name}")
     if len(names) > 20:
@@ -132,11 +132,9 @@ def local_owner(folder: Path) -> int | None:
 
 def _end_local(plan: Plan, pid: int, everything: bool) -> None:
     if not everything:
-        raise InputError(
-            f"{plan.name} runs on this machine, where it stops as a whole: `{command('cancel', plan.name)}`"
-        )
+        raise InputError(f"{plan.name} runs on this machine. Cancel the whole sweep: `{command('cancel', plan.name)}`")
     os.kill(pid, signal.SIGTERM)
-    print(f"asked process {pid} to save and end what it runs of {plan.name}")
+    print(f"asked process {pid} to save and end the jobs of {plan.name}")
 
 
 if __name__ == "__main__":

@@ -35,19 +35,24 @@ def add_cluster_options(parser: Parser) -> None:
     group = parser.add_argument_group("resources that jobs request from SLURM, overriding the profile")
     add = group.add_argument
     add("--partition", type=str | None, default=None, help="Partition, or several as a,b.")
-    add("--account", type=str | None, default=None, help="Account that pays.")
+    add("--account", type=str | None, default=None, help="Account to charge.")
     add("--qos", type=str | None, default=None, help="Quality of service.")
-    add("--nodes", type=int | None, default=None, help="Nodes of one training.")
-    add("--gpus-per-node", type=str | None, default=None, help="GPUs of a training per node, as 4 or a100:4; 0: none.")
+    add("--nodes", type=int | None, default=None, help="Nodes per training job.")
+    add(
+        "--gpus-per-node",
+        type=str | None,
+        default=None,
+        help="GPUs per node of a training job, as 4 or a100:4; 0 for none.",
+    )
     add("--time", type=str | None, default=None, help="Time limit of a job: minutes, HH:MM:SS or D-HH:MM:SS.")
-    add("--mem", type=str | None, default=None, help="Memory per node of trainings, probes, decoders and analyses.")
+    add("--mem", type=str | None, default=None, help="Memory per node, of all jobs but packing and reports.")
     add("--constraint", type=str | None, default=None, help="Features that nodes must have, such as a100.")
     add(
         "--setup",
         type=str,
         action="append",
         default=None,
-        help="Shell before the program, such as 'module load cuda'; may be repeated.",
+        help="Shell line to run before the program, such as 'module load cuda'. Can be repeated.",
     )
 
 

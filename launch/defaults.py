@@ -45,7 +45,7 @@ def default_sweep(overrides: Sequence[str] = ()) -> DefaultSweep:
     given = [word.partition("=")[2] for word in overrides if word.startswith(("data.root=", "config.data.root="))]
     root = Path(given[-1]) if given else LIBRISPEECH
     if not given and not all((root / split / MANIFEST).is_file() for split in SPLITS):
-        reason = f"a small one on synthetic speech, because {root} is not packed here"
+        reason = f"a small one on synthetic speech, because {root} is not packed"
         return DefaultSweep(SHIPPED / "default.yaml", (), reason)
     without = () if _has_phones(root) else ("stages.phones=false",)
     reason = f"on {root}{', which has no phone labels' if without else ''}"

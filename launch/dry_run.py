@@ -70,7 +70,7 @@ def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
         for job in own[1:]:
             branch.add(_line(job, states))
     if len(plan.runs) > SHOWN_RUNS:
-        tree.add(f"… and {len(plan.runs) - SHOWN_RUNS} runs more, with the same stages")
+        tree.add(f"… and {len(plan.runs) - SHOWN_RUNS} more runs with the same stages")
     for job in plan.jobs.values():
         if job.kind == "report":
             tree.add(_line(job, states) + f"  after {len(job.parents)} jobs")
@@ -129,7 +129,7 @@ def script(plan: Plan, array: JobArray, profile: Profile) -> str:
 
 
 def _costs(plan: Plan, costs: Mapping[str, StageCost], states: Mapping[str, JobState]) -> Table:
-    table = Table(title=f"what {plan.name} will take", title_justify="left")
+    table = Table(title=f"estimated cost of {plan.name}", title_justify="left")
     for column in ("stage", "jobs", "done", "on the way", "to do", "hours each", "GPU-hours"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for stage in dict.fromkeys(job.stage for job in plan.jobs.values()):
@@ -153,7 +153,7 @@ def _sum(costs: Mapping[str, StageCost]) -> str:
     unknown = sum(cost.unknown for cost in costs.values())
     text = f"{known:.2f} GPU-hours"
     if unknown:
-        text += f", and {_counted(unknown, 'job')} of unknown length: no earlier run of their kind was measured here"
+        text += f", and {_counted(unknown, 'job')} of unknown duration: no similar run was measured here"
     return text
 
 

@@ -126,7 +126,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         feed(sweep, LOCK_SECONDS)
     except InputError as error:
-        print(f"jobs of {sweep.name} that wait for room in the queue were not submitted: {error}", file=sys.stderr)
+        print(
+            f"jobs of {sweep.name} that are held back by the queue limit were not submitted: {error}", file=sys.stderr
+        )
     return EXIT_OK
 
 

@@ -204,7 +204,7 @@ class LocalScheduler:
             self._log(f"{job.name} finished in {seconds:.0f} s ({done} of {total})")
         elif code == EXIT_PREEMPTED and entry.starts < MAX_STARTS:
             entry.status = JobStatus("queued", "preempted")
-            self._log(f"{job.name} was preempted after {seconds:.0f} s; it is started again")
+            self._log(f"{job.name} was preempted after {seconds:.0f} s; restarting it")
         else:
             wrote = f", without {missing[0]}" if code == EXIT_OK else ""
             self._log(f"{job.name} failed with exit code {code}{wrote}")

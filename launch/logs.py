@@ -90,11 +90,11 @@ def find_jobs(name: str, sweeps: Path) -> list[Found]:
         return exact
     called = {name} if name in runs else {run for run in runs if run.startswith(name)}
     if len(called) > 1:
-        raise InputError(f"{name!r} begins the names of {len(called)} runs: {_some(sorted(called))}; give more of it")
+        raise InputError(f"{name!r} is ambiguous: it begins the names of {len(called)} runs: {_some(sorted(called))}")
     matches = [found for found in jobs if found.job.run in called]
     if not matches:
         known = _some(sorted(runs)) if not called else ""
-        why = f"there is no run or job {name!r}; runs are {known}" if known else f"no job of {name!r} was started yet"
+        why = f"there is no run or job {name!r}. Runs: {known}" if known else f"no job of {name!r} was started yet"
         raise InputError(f"{why} (`{command('status')}` shows them all)")
     return matches
 
@@ -113,7 +113,7 @@ def contents(found: Found, lines: int, follow: bool) -> Iterator[str]:
         yield b"".join(last).decode(errors="replace")
         position = len(whole)
     elif not follow:
-        raise InputError(f"{path} is not there yet: the job waits; `{command('status')}` tells for what")
+        raise InputError(f"{path} does not exist yet, because the job is waiting. `{command('status')}` shows why")
     looked = time.monotonic()
     while follow:
         if path.is_file() and path.stat().st_size > position:

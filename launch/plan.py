@@ -150,7 +150,7 @@ def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> tuple[P
     jobs: dict[str, Job] = {}
     for job in _jobs(sweep, variants, runs, folder):
         if job.name in jobs:
-            raise InputError(f"two jobs are called {job.name}; name each label, module, loss and analysis once")
+            raise InputError(f"two jobs have the name {job.name}. List each label, module, loss and analysis once")
         jobs[job.name] = job
     varied = differing(list(variants.values()))
     planned = {run: _planned_run(runs / run, variant, varied) for run, variant in variants.items()}
@@ -228,7 +228,9 @@ def _parts(stage: Stage, variant: Variant) -> Iterator[tuple[str, tuple[str, ...
     elif not stage.labels and not modules:
         yield "all", ("--all",)
     elif not stage.labels:
-        raise InputError(f"stage {stage.name}: modules are given without labels; give both, or neither for all of all")
+        raise InputError(
+            f"stage {stage.name}: modules are given without labels. Give both, or neither for all labels at all modules"
+        )
     else:
         for label in stage.labels:
             for module in modules or ["all"]:

@@ -24,7 +24,7 @@ def require_commands(plan: Plan) -> None:
     """
     for job in plan.jobs.values():
         if importlib.util.find_spec(f"simdist.{job.command[0]}") is None:
-            raise InputError(f"stage {job.stage}: this simdist has no command {job.command[0]!r}; leave the stage out")
+            raise InputError(f"stage {job.stage}: this simdist has no command {job.command[0]!r}. Remove the stage")
 
 
 def missing_packages(plan: Plan, done: set[str]) -> str | None:
@@ -44,7 +44,7 @@ def missing_packages(plan: Plan, done: set[str]) -> str | None:
     whats = ", ".join(f"{module} (for {work})" for (module, _), work in missing.items())
     extras = ",".join(sorted({extra for _, extra in missing}))
     install = f"pip install 'simdist[{extras}]'" if IN_WHEEL else f"pip install -e '.[{extras}]'"
-    return f"this Python lacks {whats}. Install it: {install}"
+    return f"missing packages: {whats}. Install: {install}"
 
 
 def missing_corpus(plan: Plan, done: set[str]) -> str | None:

@@ -78,8 +78,8 @@ class SlurmScheduler:
         except (FailedJobError, OSError, subprocess.SubprocessError) as error:
             text = said(error)
             if LIMIT.search(text):
-                raise LimitReachedError(f"SLURM takes no more jobs now: {text}") from error
-            raise SchedulerError(f"sbatch refuses stage {array.stage}: {text}; see {executor.folder}") from error
+                raise LimitReachedError(f"SLURM accepts no more jobs now: {text}") from error
+            raise SchedulerError(f"sbatch rejected stage {array.stage}: {text}. See {executor.folder}") from error
         cluster = executor.cluster or self.cluster_name()
         return [JobId(number, cluster) for number in numbers]
 
@@ -98,7 +98,7 @@ class SlurmScheduler:
                 self._ended[id] = status  # squeue forgets it after MinJobAge
         missing = [id for id in wanted if id not in found and id not in self._ended]
         found |= self._ask_accounting([id for id in missing if id not in self._unknown or self._is_due(id)])
-        gone = JobStatus("gone", "it left the queue, and the accounting does not know it")
+        gone = JobStatus("gone", "it left the queue, and the accounting has no record of it")
         return {id: found.get(id) or self._ended.get(id, gone) for id in wanted}
 
     def cancel(self, ids: Sequence[JobId]) -> None:
@@ -178,8 +178,8 @@ class SlurmScheduler:
         try:
             text = self.run(words)
         except (OSError, subprocess.SubprocessError) as error:
-            where = f" on cluster {cluster}" if cluster else "; is this a login node, and is SLURM up?"
-            raise NoAnswerError(f"squeue cannot be asked{where} ({said(error)})") from error
+            where = f" on cluster {cluster}" if cluster else ". Is this a login node, and is SLURM running?"
+            raise NoAnswerError(f"squeue failed{where} ({said(error)})") from error
         return [line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
 
     def _queue(self, cluster: str) -> dict[str, JobStatus]:
@@ -258,5 +258,5 @@ def _ended_as(state: str) -> JobStatus:
     if state in INTERRUPTED:
         return JobStatus("interrupted", words)
     if state == "OUT_OF_MEMORY":
-        return JobStatus("failed", "out of memory: give the stage more `mem` in its resources")
+        return JobStatus("failed", "out of memory. Increase `mem` in the resources of the stage")
     return JobStatus(phases.get(state, "failed"), words)

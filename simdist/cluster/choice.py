@@ -90,9 +90,9 @@ def chosen_profile(
         origin = f" (default of --cluster {DISCOVERED})" if cluster == DISCOVERED else ""
         suggestion, source = Suggestion(_load(name, environ if origin else {})), f"profile {name}{origin}"
     elif found is None and must_answer:
-        raise InputError("SLURM does not answer; try again, or name a profile (--cluster gpu, or a file of your own)")
+        raise InputError("SLURM does not answer. Try again, or name a profile (--cluster gpu, or your own file)")
     elif found is None:
-        source = "SLURM's defaults, for it does not answer here"
+        source = "SLURM's defaults, because it does not answer"
         suggestion = Suggestion(Profile(), warnings=("SLURM does not answer here: GPUs and limits are unknown",))
     else:
         wanted = options.get("time_minutes", Profile.time_minutes)

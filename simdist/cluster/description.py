@@ -87,7 +87,7 @@ def misfits(cluster: Cluster, profile: Profile) -> Iterator[str]:
         for name in partitions_of(cluster, job):
             found |= dict.fromkeys(_misfits(cluster, job, name))
             if kind == "train" and not job.gpus_per_node and (gpus := _most_gpus(cluster, job, name)):
-                found[f"nodes of partition {name} have {gpus} GPUs; trainings ask for none and use CPU cores"] = None
+                found[f"nodes of partition {name} have {gpus} GPUs; training requests none and uses CPU cores"] = None
     yield from found
 
 
@@ -104,9 +104,9 @@ def _misfits(cluster: Cluster, job: Profile, name: str) -> Iterator[str]:
     types = {gpu_type for kind in cluster.kinds(name) for gpu_type, _ in kind.types if gpu_type}
     if job.gpus_per_node and job.gpu_type and types and job.gpu_type not in types:
         listed = ", ".join(sorted(types))
-        yield f"nodes of partition {name} have GPUs of type {listed}; the profile asks for {job.gpu_type}"
+        yield f"nodes of partition {name} have GPUs of type {listed}; the profile requests {job.gpu_type}"
     elif job.gpus_per_node > gpus:
-        yield f"nodes of partition {name} have {gpus} GPUs; the profile asks for {job.gpus_per_node}"
+        yield f"nodes of partition {name} have {gpus} GPUs; the profile requests {job.gpus_per_node}"
 
 
 def _most_gpus(cluster: Cluster, job: Profile, name: str) -> int:

@@ -93,12 +93,12 @@ class Profile:
         self._require(self.max_requeues >= 0, "max_requeues", "0 or more")
         self._require(self.signal_lead_s < 60 * self.time_minutes, "signal_lead_s", "less than time_minutes")
         if self.mem is not None and self.mem_per_gpu is not None:
-            raise ValueError(f"mem is {self.mem} and mem_per_gpu is {self.mem_per_gpu}; SLURM takes one of them")
+            raise ValueError(f"mem is {self.mem} and mem_per_gpu is {self.mem_per_gpu}; SLURM accepts only one of them")
         if self.mem_per_gpu is not None and not self.gpus_per_node:
             raise ValueError("mem_per_gpu is given, but gpus_per_node is 0; give mem, the memory of a node")
         own = sorted({key.replace("_", "-") for key in self.extra} & OWN_OPTIONS)
         if own:
-            raise ValueError(f"extra has {', '.join(own)}, for which a profile has fields of its own; set those")
+            raise ValueError(f"extra has {', '.join(own)}, which are fields of the profile itself. Set those")
         for section in SECTIONS:
             _check_keys(getattr(self, section), SECTION_FIELDS, f"section {section}")
 
@@ -262,6 +262,6 @@ def _find(name: str) -> Path:
         if path.is_file():
             return path
     raise InputError(
-        f"there is no cluster profile {name!r}; name one of {', '.join(profile_names())} in {PROFILES}, "
-        "or the path of a YAML file of your own"
+        f"there is no cluster profile {name!r}. Use one of {', '.join(profile_names())} in {PROFILES}, "
+        "or the path of your own YAML file"
     )

@@ -113,13 +113,13 @@ def _of_training(offer: Offer) -> tuple[dict[str, Any], dict[str, str]]:
         take("gpus_per_node", nodes.gpus, f"all {named}GPUs of a node, one process each")
         take("gpu_type", nodes.gpu_type, "the type that most nodes of the partition have")
         take("cpus_per_task", _cores(offer, nodes.gpus), f"{nodes.cpus} cores per node, {nodes.gpus} GPUs")
-        take("mem_per_gpu", _share_of_memory(offer, nodes.gpus, MAX_MEMORY_MB), f"{share} per GPU, with some to spare")
+        take("mem_per_gpu", _share_of_memory(offer, nodes.gpus, MAX_MEMORY_MB), f"{share} per GPU, with a margin")
     else:
         take("cpus_per_task", _cores(offer, 1), f"{nodes.cpus} cores per node, no GPU")
-        take("mem", _share_of_memory(offer, 1, MAX_MEMORY_MB), f"{share}, with some to spare")
+        take("mem", _share_of_memory(offer, 1, MAX_MEMORY_MB), f"{share}, with a margin")
         take("setup", ("export ACCELERATE_USE_CPU=true",), "the partition has no GPU")
     minutes = offer.minutes(MINUTES)
-    why = f"{_time_limit(offer)}; short jobs start sooner, runs take as many as they need"
+    why = f"{_time_limit(offer)}; short jobs start sooner, and a run takes as many as it needs"
     take("time_minutes", minutes, why)
     if Profile.signal_lead_s > 30 * minutes:
         take("signal_lead_s", 30 * minutes, "half of time_minutes")
@@ -131,7 +131,7 @@ def _of_cpu_jobs(training: Offer, cpu: Offer | None, wanted: int) -> Iterator[tu
     offer = cpu or training
     if cpu is not None:
         yield "partition", (cpu.partition.name, "packing and reports need no GPU")
-        yield "constraint", (None, "features of GPU nodes do not hold here")
+        yield "constraint", (None, "features of GPU nodes do not apply here")
         yield "time_minutes", (cpu.minutes(wanted), _time_limit(cpu))
         for key in ("account", "qos"):
             if getattr(cpu, key) != getattr(training, key):
@@ -170,12 +170,14 @@ def _warnings(cluster: Cluster, chosen: Offer) -> Iterator[str]:
     elif not chosen.nodes.is_usable:
         yield f"no node of partition {name} is in service: jobs wait until one is"
     elif not chosen.is_open:
-        yield f"none of your accounts may use partition {name}: SLURM will refuse the jobs"
+        yield f"none of your accounts may use partition {name}: SLURM will reject the jobs"
     if not chosen.is_certain:
         only = restrictions(chosen.partition)
-        yield f"sacctmgr names no account of yours, and partition {name} is for {only}: SLURM may refuse jobs"
+        yield f"sacctmgr names no account of yours, and partition {name} is for {only}: SLURM may reject jobs"
     if chosen.total_gpus:
         return
     closed = sorted({k.partition for k in cluster.nodes if k.gpus} - {name})
-    others = f"; partitions with GPUs: {', '.join(closed)}" if closed else ", nor has any other that SLURM shows you"
+    others = (
+        f"; partitions with GPUs: {', '.join(closed)}" if closed else ", and neither has any other visible partition"
+    )
     yield f"partition {name} has no GPU{others}. Training uses CPU cores"

@@ -135,10 +135,10 @@ def _test_only(options: tuple[str, ...], jobs: str) -> Finding:
 def _check_requeue(profile: Profile, settings: Mapping[str, str]) -> Finding:
     if not profile.requeue:
         text = "the profile has requeue: false; a preempted or timed-out job stays away"
-        return warning("requeue", text, "set requeue: true, or run the same command again by hand")
+        return warning("requeue", text, "set requeue: true, or repeat the same command")
     if settings.get("JobRequeue") == "0":
         return ok("requeue", "JobRequeue is 0 on this cluster; jobs of simdist ask for --requeue themselves")
-    return ok("requeue", f"jobs go back to the queue, at most {profile.max_requeues} times")
+    return ok("requeue", f"jobs are requeued, at most {profile.max_requeues} times")
 
 
 def _check_warning(profile: Profile, save_seconds: float) -> Finding:

@@ -64,7 +64,7 @@ def check_accelerator() -> Iterator[Finding]:
     elif torch.version.cuda is None:
         yield ok("accelerator", f"{os.cpu_count()} CPU cores; this torch is built without CUDA")
     else:
-        remedy = "on a login node that is as it should be; elsewhere, look at `nvidia-smi`"
+        remedy = "this is normal on a login node; elsewhere, check `nvidia-smi`"
         yield warning("accelerator", f"torch is built for CUDA {torch.version.cuda}, but there is no GPU here", remedy)
 
 
@@ -104,7 +104,7 @@ def check_wandb() -> Iterator[Finding]:
     elif not reaches_wandb():
         yield warning("wandb", f"{WANDB[0]} cannot be reached", offline)
     elif not os.environ.get("WANDB_API_KEY") and WANDB[0] not in _netrc():
-        yield warning("wandb", f"{WANDB[0]} answers, but nobody is logged in", f"run `wandb login`; or {offline}")
+        yield warning("wandb", f"{WANDB[0]} answers, but you are not logged in", f"run `wandb login`; or {offline}")
     else:
         yield ok("wandb", f"{WANDB[0]} answers, and you are logged in")
 

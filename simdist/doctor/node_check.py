@@ -75,19 +75,19 @@ def _compare_versions(report: NodeReport, here: dict[str, str | None]) -> Findin
         f"{name} {there} ({here.get(name)} here)" for name, there in report.versions.items() if there != here[name]
     ]
     if other:
-        remedy = "let the profile's setup activate the same environment as here"
+        remedy = "activate the same environment in the profile's setup lines"
         return error("versions", f"on {report.node}: {', '.join(other)}", remedy)
     code = str(Path(__file__).parent.parent)
     if report.code != code:
-        remedy = "start the doctor, and your jobs, from the same clone"
+        remedy = "run the doctor and your jobs from the same clone"
         return warning("versions", f"{report.node} runs the simdist in {report.code}, this is {code}", remedy)
     return ok("versions", f"the same on {report.node}, and the same simdist")
 
 
 def _compare_gpus(profile: Profile, report: NodeReport) -> Finding:
     if not profile.gpus_per_node:
-        return ok("gpus", "the profile asks for none")
-    text = f"torch sees {report.gpus} GPU(s) on {report.node}; the profile asks for {profile.gpus_per_node}"
+        return ok("gpus", "the profile requests none")
+    text = f"torch sees {report.gpus} GPU(s) on {report.node}; the profile requests {profile.gpus_per_node}"
     if report.gpus != profile.gpus_per_node:
         remedy = "compare `nvidia-smi` with the driver that torch needs; was a CPU build of torch installed?"
         return error("gpus", text, remedy)
@@ -97,14 +97,14 @@ def _compare_gpus(profile: Profile, report: NodeReport) -> Finding:
 def _compare_commands(report: NodeReport) -> Finding:
     missing = [name for name, there in report.commands.items() if not there]
     if not missing:
-        return ok("commands", f"scontrol, srun and sbatch are there on {report.node}")
+        return ok("commands", f"scontrol, srun and sbatch are available on {report.node}")
     remedy = "runs then end with exit code 75, and slurm/*.sbatch or the launcher submits a successor"
     return warning("commands", f"no {', '.join(missing)} on {report.node}", remedy)
 
 
 def _compare_address(profile: Profile, report: NodeReport) -> Finding:
     if report.address is not None:
-        how = "" if report.address == report.node else f" at {report.address}, for its name does not resolve"
+        how = "" if report.address == report.node else f" at {report.address}, because its name does not resolve"
         return ok("address", f"other nodes reach {report.node}{how}")
     text, remedy = f"{report.node} does not resolve, SLURM gives no address", "export MASTER_ADDR in the setup lines"
     return (error if profile.nodes > 1 else warning)("address", text, remedy)
@@ -127,6 +127,6 @@ def _run_on_node(profile: Profile, folder: Path, token: str, wait: int) -> NodeR
         return NodeReport(**json.loads(found[0]))
     said = " ".join(done.stderr.split()[-60:])
     if re.search(r"Unable to allocate resources: .*(busy|immediate)|allocation.*revoked", said, re.IGNORECASE):
-        text = f"no node was free within {wait} s; what nodes see was not checked"
+        text = f"no node was free within {wait} s, so the nodes were not checked"
         return warning("node", text, "try again with a larger --wait")
     return error("node", f"a job on a node failed: {said}", f"try it: {shlex.join(command[:-1])} {shlex.quote(script)}")

@@ -1,6 +1,6 @@
 """The first layer over raw audio, and the convolution above it, without keeping what lies between.
 
-Legend: B clips, D = C_in * kernel numbers in a window of the audio, F windows per clip, C channels; s, M: `convolution`.
+Legend: B clips, D = C_in * kernel numbers per window of the audio, F windows per clip, C channels; s, M: `convolution`.
 
 The first layer has by far the most frames and by far the fewest multiplications, and its input wants no gradient. So:
 

@@ -69,7 +69,9 @@ def stored_manifest(folder: Path) -> Manifest | None:
         stored = json.loads(path.read_text())
         return Manifest(**{f.name: stored[f.name] for f in dataclasses.fields(Manifest)})
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of this simdist ({error}); remove {folder} to pack it from scratch") from error
+        raise InputError(
+            f"{path} is not a manifest of this simdist ({error}); remove {folder} to pack it from scratch"
+        ) from error
 
 
 def begin(folder: Path, identity: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Train a probe with Adam, as the reference implementation does, and test it.
 
-An epoch visits every utterance once, in an order that the seed and the epoch decide, `batch_size` utterances per step. So
-a training that was stopped continues with the very next step, from the state that `progress` keeps.
+An epoch visits every utterance once, in an order given by seed and epoch, `batch_size` utterances per step. So an
+interrupted training continues with the next step, from the state that `progress` saves.
 """
 
 from __future__ import annotations

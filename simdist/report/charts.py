@@ -23,7 +23,7 @@ OTHER = -1  # place of an encoder that is not in colour
 MOST_POINTS = 200  # of a line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """One line: of a run, or of the mean of an encoder's runs."""
 

@@ -49,8 +49,11 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
             is_validated = any(len(found.get(("validation", metric, module), [()])[0]) > 1 for found in read.values())
             lines: list[Line] = []
             for kind, (group, own) in itertools.product(sorted(kinds), selection.runs_of(runs).items()):
-                curves = [(r.record.name, *read[r.record.name].get((kind, metric, module), ([], []))) for r in own]
-                label = f"{selection.label(group)}, {kind}" if len(kinds) > 1 else selection.label(group)
+                what = f", {kind}" if len(kinds) > 1 else ""
+                curves = [
+                    (f"{r.record.name}{what}", *read[r.record.name].get((kind, metric, module), ([], []))) for r in own
+                ]
+                label = f"{selection.label(group)}{what}"
                 of_group = lines_of(selection.place(group), label, curves, most)
                 if kind == "train" and is_validated and selection.place(group) != OTHER:
                     of_group = [replace(line, is_thin=True, low=None, high=None) for line in of_group[-1:]]

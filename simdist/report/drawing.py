@@ -156,9 +156,7 @@ def _draw_live(plot: figure, place: int, lines: list[Line]) -> None:
         source = ColumnDataSource(columns | {"name": [line.name for line in behind]})
         drawn = plot.multi_line("x", "y", source=source, line_color=behind[0].colour, line_alpha=0.35, name=name)
         plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("", "@name")], visible=False))
-    for line in lines:
-        if line in behind:
-            continue
+    for line in (line for line in lines if not line.is_faint and place != OTHER):
         source = ColumnDataSource({"x": _small(line.x), "y": _small(line.y)})
         if line.low is not None and line.high is not None:
             band = ColumnDataSource({"x": _small(line.x), "low": _small(line.low), "high": _small(line.high)})

@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_said(choose, tmp_path: Path) -> None:
     ).warnings
     assert warnings == (
         "jobs of 600 minutes never start in partition low, which allows 300",
-        "nodes of partition low have 2 GPUs; trainings ask for none and use CPU cores",
+        "nodes of partition low have 2 GPUs; training requests none and uses CPU cores",
     )
     assert choose(gpus_per_node="4").warnings == ("nodes of partition low have 2 GPUs; the profile asks for 4",)
     assert "has no partition gpu; it has cpu, low, high" in choose("gpu").warnings[0]

@@ -63,7 +63,7 @@ def test_a_partition_of_the_users_choice(find) -> None:
     down = suggest(find("university"), "dgx")
     assert down.warnings == ("partition dgx is DOWN: jobs wait until it is up",)
     foreign = suggest(find("university"), "physics")
-    assert foreign.warnings == ("none of your accounts may use partition physics: SLURM will refuse the jobs",)
+    assert foreign.warnings == ("none of your accounts may use partition physics: SLURM will reject the jobs",)
     with pytest.raises(InputError, match=r"has no partition 'gpus'; name one of standard, short, physics, gpu, dgx"):
         suggest(find("university"), "gpus")
 
@@ -95,7 +95,7 @@ def test_without_accounting_partitions_for_some_come_last(find) -> None:
     )
     assert made.profile.partition == "physics"
     assert made.warnings == (
-        "sacctmgr names no account of yours, and partition physics is for accounts physics: SLURM may refuse jobs",
+        "sacctmgr names no account of yours, and partition physics is for accounts physics: SLURM may reject jobs",
     )
 
 

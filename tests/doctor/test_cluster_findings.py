@@ -108,7 +108,7 @@ def test_gpus_limits_and_reservations(cluster_of) -> None:
     due = f"ReservationName=maint {span} Nodes=n2 Flags=MAINT Users=root"
     cluster_of({"MaxArraySize": "1001"}, sinfo="gpu|gpu:a100:4|64|500000|4|idle", reservation=due, Nodes="n[1-4]")
     idle = find()
-    assert idle["GPU nodes"].message == "nodes of partition gpu have 4 GPUs; trainings ask for none and use CPU cores"
+    assert idle["GPU nodes"].message == "nodes of partition gpu have 4 GPUs; training requests none and uses CPU cores"
     assert idle["limits"].message == "jobs in the queue: no limit known; largest index of an array: at most 1000"
     assert idle["reservation"].level == "warning"
     assert "maint, n2 from 2026-11-26 08:00:00 to 2026-11-26 12:00:00" in idle["reservation"].message

@@ -404,7 +404,7 @@ def test_pack_says_how_to_get_what_is_not_there(
         capsys.readouterr().err
     )
     assert code_of(["librispeech", "source"], pack.main) == 2
-    assert "OUT is missing: give SOURCE and OUT, or neither" in capsys.readouterr().err
+    assert "OUT is missing. Give SOURCE and OUT, or neither" in capsys.readouterr().err
     assert there() == []
 
 

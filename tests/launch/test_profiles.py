@@ -205,7 +205,7 @@ def test_an_unknown_override_names_the_fields() -> None:
         ("nodes: many", "nodes must be a whole number, not many"),
         ("nodes: 0", "nodes is 0; it must be at least 1"),
         ("time_minutes: 1\nsignal_lead_s: 60", "signal_lead_s is 60; it must be less than time_minutes"),
-        ("mem: 8G\ngpus_per_node: 1\nmem_per_gpu: 4G", "SLURM takes one of them"),
+        ("mem: 8G\ngpus_per_node: 1\nmem_per_gpu: 4G", "SLURM accepts only one of them"),
         ("mem_per_gpu: 4G", "gpus_per_node is 0; give mem"),
         ("gpus_per_node: a100:many", "gpus_per_node is 'a100:many'; it must be a number such as 4, or TYPE:NUMBER"),
         ("gpus_per_node: 3090:8", "gpus_per_node is 185408; put quotes around TYPE:NUMBER: '3090:8'"),

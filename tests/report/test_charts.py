@@ -54,6 +54,22 @@ def test_a_loss_is_the_mean_over_seeds_of_what_was_logged(runs: Path, read: tupl
     np.testing.assert_allclose(mean.y - mean.low, np.std(logged, axis=0, ddof=1))
 
 
+def test_training_and_validation_share_a_panel(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "gim_thesis-0", tmp_path / "one")
+    path = tmp_path / "one" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in lines + [{**line, "kind": "validation"} for line in lines])
+    )
+    found, selection, _ = read_all(tmp_path)
+    (chart,) = [chart for chart in loss_charts(found, selection) if chart.name == "curve-loss"]
+    assert [panel.title for panel in chart.panels] == ["module 0", "module 1"]
+    for panel in chart.panels:
+        assert [(line.name, line.is_thin) for line in panel.lines] == [("one, train", True), ("one, validation", False)]
+        assert as_svg(panel, "name").count("<path") > 2
+        assert len(json.loads(as_json(panel))["doc"]["roots"]) == 1
+
+
 def test_a_panel_without_any_kl_is_left_out(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "gim_thesis-0", tmp_path / "one")
     path = tmp_path / "one" / "metrics.jsonl"
