@@ -93,7 +93,16 @@ class JobArray:
 
 
 class SchedulerError(InputError):
-    """The scheduler did not answer, or refuses; the message says what it said and what to do."""
+    """The scheduler did not answer, or refuses.
+
+    Args:
+        reason: what it said.
+        where: more to read, which may differ from try to try.
+    """
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(f"{reason}. {where}" if where else reason)
+        self.reason = reason
 
 
 class NoAnswerError(SchedulerError):

@@ -79,7 +79,7 @@ class SlurmScheduler:
             text = said(error)
             if LIMIT.search(text):
                 raise LimitReachedError(f"SLURM accepts no more jobs now: {text}") from error
-            raise SchedulerError(f"sbatch rejected stage {array.stage}: {text}. See {executor.folder}") from error
+            raise SchedulerError(f"sbatch rejected stage {array.stage}: {text}", f"See {executor.folder}") from error
         cluster = executor.cluster or self.cluster_name()
         return [JobId(number, cluster) for number in numbers]
 

@@ -155,9 +155,7 @@ class Submitter:
                 states = self.submit(retry=states is None)
                 seconds, refusal = every, ""
             except SchedulerError as error:
-                text = (
-                    "" if isinstance(error, NoAnswerError) else str(error).partition("; see ")[0]
-                )  # without the folder
+                text = "" if isinstance(error, NoAnswerError) else error.reason
                 if text and (states is None or text == refusal):
                     raise
                 refusal = text

@@ -60,10 +60,13 @@ def fresh_process() -> Iterator[None]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A file's tests share a process, and all of those on SLURM share one."""
-    item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else str(item.path)))
+    """The tests of a file share a process; those on SLURM share two, each with a testbed of its own."""
+    group = str(item.path)
+    if item.path.parent.name == "slurm":
+        group = "sweeps on slurm" if item.path.name.startswith("test_sweep") else "jobs on slurm"
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those on SLURM begin: they take longest and mostly wait."""
+    """Tests on SLURM run first: they take longest and mostly wait."""
     items.sort(key=lambda item: item.path.parent.name != "slurm")

@@ -150,7 +150,7 @@ def test_misfits_of_every_kind_of_job(choose, tmp_path: Path) -> None:
     text = "{partition: low, gpus_per_node: 'a100:2', gpu: {gpus_per_node: 'h100:1'}, cpu: {partition: cpu}}"
     edit = {"MaxTime=UNLIMITED MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=n4": "MaxTime=02:00:00 Nodes=n4"}
     assert choose(str(write(tmp_path / "mine.yaml", text)), edit=edit).warnings == (
-        "nodes of partition low have GPUs of type a100; the profile asks for h100",
+        "nodes of partition low have GPUs of type a100; the profile requests h100",
         "jobs of 240 minutes never start in partition cpu, which allows 120",
     )
 
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_said(choose, tmp_path: Path) -> None:
         "jobs of 600 minutes never start in partition low, which allows 300",
         "nodes of partition low have 2 GPUs; training requests none and uses CPU cores",
     )
-    assert choose(gpus_per_node="4").warnings == ("nodes of partition low have 2 GPUs; the profile asks for 4",)
+    assert choose(gpus_per_node="4").warnings == ("nodes of partition low have 2 GPUs; the profile requests 4",)
     assert "has no partition gpu; it has cpu, low, high" in choose("gpu").warnings[0]
 
 
@@ -218,6 +218,6 @@ def test_where_slurm_does_not_answer() -> None:
     assert choice.profile.partition == "gpu"
     assert choice.lines()[-2] == "warning: SLURM does not answer here: GPUs and limits are unknown"
     assert choice.limits == Limits(None, None)
-    with pytest.raises(InputError, match="SLURM does not answer; try again, or name a profile"):
+    with pytest.raises(InputError, match=r"SLURM does not answer\. Try again, or name a profile"):
         chosen_profile("slurm", {}, {"HOME": "/nonexistent"}, lambda: None, must_answer=True)
     assert chosen_profile("gpu", {}, {}, lambda: None, must_answer=True).profile == load_profile("gpu")

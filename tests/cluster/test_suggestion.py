@@ -80,7 +80,7 @@ def test_training_on_cores_is_never_silent(find) -> None:
     assert made.warnings == ("partition cpu has no GPU; partitions with GPUs: high, low. Training uses CPU cores",)
     nowhere = suggest(find("testbed", edit={"gpu:a100:2": "(null)"}))
     assert nowhere.profile.partition == "cpu"
-    assert "nor has any other that SLURM shows you" in nowhere.warnings[0]
+    assert "and neither has any other visible partition" in nowhere.warnings[0]
 
 
 def test_gpus_without_a_type(find) -> None:

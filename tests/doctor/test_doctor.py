@@ -42,7 +42,7 @@ def test_an_error_is_shown_with_its_remedy_and_fails(tmp_path: Path, capsys: pyt
 
 
 def test_unknown_profiles_and_impossible_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="no cluster profile 'juwels'; name one of"):
+    with pytest.raises(InputError, match=r"no cluster profile 'juwels'\. Use one of"):
         doctor.main(["--cluster", "juwels"])
     with pytest.raises(SystemExit) as ended:
         doctor.main(["--wait", "-1"])

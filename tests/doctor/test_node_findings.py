@@ -56,7 +56,7 @@ def test_a_node_that_nobody_reaches() -> None:
     lost = replace(SEEN, address=None)
     assert find(lost)["address"].level == "warning"
     assert find(lost, replace(PROFILE, nodes=2))["address"].level == "error"
-    assert "at 10.0.0.7, for its name" in find(replace(SEEN, address="10.0.0.7"))["address"].message
+    assert "at 10.0.0.7, because its name" in find(replace(SEEN, address="10.0.0.7"))["address"].message
 
 
 def test_looking_around_answers_the_doctors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

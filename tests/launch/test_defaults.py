@@ -43,7 +43,7 @@ def pack(root: Path, *labels: str) -> None:
 def test_without_a_corpus_the_default_sweep_makes_one() -> None:
     chosen = default_sweep()
     assert chosen.file.stem == "default"
-    assert "data/librispeech is not packed here" in chosen.reason
+    assert "data/librispeech is not packed" in chosen.reason
     plan, configs = build(read_sweep(chosen.file))
     kinds = [job.kind for job in plan.jobs.values()]
     assert {"pack", "train", "probe", "decode", "analyze", "report"} == set(kinds)
@@ -220,13 +220,13 @@ def test_a_missing_package_is_named_before_anything_is_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # as if it were not installed
-    expected = "espeakng_loader (for pack synthetic). Install it: pip install -e '.[demo]'"
+    expected = "espeakng_loader (for pack synthetic). Install: pip install -e '.[demo]'"
     with pytest.raises(InputError) as caught:
         sweep.main(["--cluster", "local", "smoke"])
     assert expected in str(caught.value)
     assert not Path("sweeps").exists()
     assert sweep.main(["--cluster", "cpu", "--dry-run", "smoke"]) == 0  # jobs on SLURM may have another Python
-    assert f"warning: this Python lacks {expected}" in capsys.readouterr().out
+    assert f"warning: missing packages: {expected}" in capsys.readouterr().out
 
 
 def test_a_corpus_that_nobody_packs_is_named_before_anything_is_started(capsys: pytest.CaptureFixture[str]) -> None:

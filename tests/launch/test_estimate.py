@@ -105,10 +105,10 @@ def test_a_dry_run_shows_the_graph_the_scripts_and_the_hours_and_writes_nothing(
     text = shown.get()
     assert sorted(tmp_path.rglob("*")) == before
     assert f"{plan.name}: 5 runs, 10 jobs" in text
-    assert "… and 2 runs more" in text
+    assert "… and 2 more runs" in text
     assert text.count("#SBATCH --job-name=") == 2
     assert "submissions more" not in text  # one array for all runs
-    assert "10.00 GPU-hours, and 5 jobs of unknown length" in text  # 5 runs x 0.5 h x 4 GPUs
+    assert "10.00 GPU-hours, and 5 jobs of unknown duration" in text  # 5 runs x 0.5 h x 4 GPUs
 
 
 # --- the snapshot -----------------------------------------------------------------------------------------------------

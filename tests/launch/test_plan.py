@@ -91,7 +91,7 @@ def test_labels_and_modules_decide_how_many_jobs_probe_a_run() -> None:
         commands({"labels": ["phone"], "modules": [4]})
     with pytest.raises(InputError, match="modules are given without labels"):
         commands({"modules": [1]})
-    with pytest.raises(InputError, match="two jobs are called probe/"):
+    with pytest.raises(InputError, match="two jobs have the name probe/"):
         commands({"labels": ["phone", "phone"], "modules": [1]})
 
 

@@ -215,7 +215,7 @@ def test_an_unknown_override_names_the_fields() -> None:
         ("cpu: {mem_per_gpu: 4G}", "section cpu: mem_per_gpu is given, but gpus_per_node is 0"),
         ("train: {gpu: {nodes: 1}}", "section train has no gpu"),
         ("mail_events: FAIL", "mail_events must be a list"),
-        ("extra: {cpus_per_task: 3}", "extra has cpus-per-task, for which a profile has fields of its own"),
+        ("extra: {cpus_per_task: 3}", "extra has cpus-per-task, which are fields of the profile itself"),
         ("setup: module load cuda", "setup must be a list"),
     ],
 )
@@ -228,5 +228,5 @@ def test_a_mistake_is_named_with_its_remedy(write, text: str, message: str) -> N
 
 
 def test_a_profile_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(InputError, match=r"no cluster profile 'juwels'; name one of cpu, gpu, testbed"):
+    with pytest.raises(InputError, match=r"no cluster profile 'juwels'. Use one of cpu, gpu, testbed"):
         load_profile("juwels")

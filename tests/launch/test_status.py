@@ -186,9 +186,9 @@ def test_a_run_is_found_by_the_beginning_of_its_name(
     assert capsys.readouterr().out.splitlines()[1:] == ["error: the disk is full; make room"]
     assert launch.logs.main([failed, "--list", *place]) == 0
     assert capsys.readouterr().out == f"{failed}: {tmp_path / 'failed.log'}\n"
-    with pytest.raises(InputError, match="'small' begins the names of 4 runs: small-"):
+    with pytest.raises(InputError, match="'small' is ambiguous: it begins the names of 4 runs: small-"):
         launch.logs.main(["small", *place])
-    with pytest.raises(InputError, match="there is no run or job 'other'; runs are small-"):
+    with pytest.raises(InputError, match=r"there is no run or job 'other'\. Runs: small-"):
         launch.logs.main(["other", *place])
 
 

@@ -70,7 +70,7 @@ def test_what_is_on_its_way_is_not_submitted_again(plan: Plan) -> None:
         (("TIMEOUT", "0:15"), "stopped", "timeout"),
         (("FAILED", "2:0"), "failed", "exit code 2"),
         (("FAILED", "0:9"), "failed", "exit code 137"),
-        (("OUT_OF_MEMORY", "0:125"), "failed", "more `mem`"),
+        (("OUT_OF_MEMORY", "0:125"), "failed", "Increase `mem`"),
         (("COMPLETED", "0:0"), "failed", "without writing"),
         (("CANCELLED by 0", "0:15"), "cancelled", "cancelled"),
         (None, "cancelled", "left the queue before it began"),
@@ -304,7 +304,7 @@ def test_a_queue_that_cannot_be_asked_is_an_error_and_an_accounting_is_not() -> 
     def broken(words: Any) -> str:
         raise FileNotFoundError(2, "No such file or directory")
 
-    with pytest.raises(SchedulerError, match=r"squeue cannot be asked.*login node"):
+    with pytest.raises(SchedulerError, match=r"squeue failed.*login node"):
         SlurmScheduler(run=broken).look(IDS)
 
     def no_accounting(words: Any) -> str:

@@ -105,7 +105,7 @@ def test_what_sbatch_says_is_said(slurm: Path, tmp_path: Path) -> None:
     (tmp_path / "bin" / "sbatch").write_text(
         "#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n"
     )
-    with pytest.raises(InputError, match=r"sbatch refuses stage pack: .*invalid partition specified: x"):
+    with pytest.raises(InputError, match=r"sbatch rejected stage pack: .*invalid partition specified: x"):
         submit(small_plan(tmp_path))
 
 

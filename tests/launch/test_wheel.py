@@ -55,7 +55,7 @@ def test_help_lists_the_launcher(bin: Path, tmp_path: Path) -> None:
 
 def test_a_dry_run_plans_the_default_sweep(bin: Path, tmp_path: Path) -> None:
     text = simdist(bin, tmp_path, "sweep", "--cluster", "local", "--dry-run")
-    assert "sweep: default, a small one on synthetic speech, because data/librispeech is not packed here" in text
+    assert "sweep: default, a small one on synthetic speech, because data/librispeech is not packed" in text
     assert "`simdist sweep SWEEP.yaml`" in text
     assert "pack/data-default" in text
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_a_sweep_runs_its_jobs_from_the_wheel(bin: Path, speech: Path, tmp_path:
     assert "2 of 2 jobs are done" in said
     assert "one: 2 jobs: 2 done" in simdist(bin, tmp_path, "status")
     assert "finished: 2 steps" in simdist(bin, tmp_path, "logs", "sim_librispeech")
-    assert "nothing of one is on its way" in simdist(bin, tmp_path, "cancel", "one")
+    assert "no job of one is queued or running" in simdist(bin, tmp_path, "cancel", "one")
 
 
 def test_the_snapshot_of_a_wheel_is_the_package_alone(bin: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_cluster_and_a_node_that_are_ready(testbed: Slurm, tmp_path: Path) -> 
     assert others == {"ok"}, found
     assert "have 2 GPUs; trainings ask for none" in found["GPU nodes"]["message"]
     assert set(found) >= {"partition", "job", "preemption", "shared folder", "versions", "commands", "address"}
-    assert found["address"]["message"] == "other nodes reach n1 at 127.0.0.1, for its name does not resolve"
+    assert found["address"]["message"] == "other nodes reach n1 at 127.0.0.1, because its name does not resolve"
     assert list(tmp_path.iterdir()) == []
 
 

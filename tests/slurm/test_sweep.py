@@ -122,7 +122,7 @@ def test_a_sweep_reaches_its_report_through_a_preemption(sweep: Sweep) -> None:
     sweep.await_step(12)
     assert "4 jobs; 0 done, 1 running, 3 queued; submitting 0" in sweep.submit()
     (shown,) = json.loads(sweep.command("status", "one", "--json"))
-    assert (shown["runs"][0]["stage"], shown["runs"][0]["word"]) == ("train", "running")
+    assert (shown["runs"][0]["stage"], shown["runs"][0]["status"]) == ("train", "running")
     assert shown["runs"][0]["node"] == sweep.testbed.job(sweep.id_of("train"))["NodeList"]
     sweep.testbed.preempt(shown["runs"][0]["node"])
     sweep.await_end()
@@ -132,7 +132,7 @@ def test_a_sweep_reaches_its_report_through_a_preemption(sweep: Sweep) -> None:
     assert "| speaker | trained | linear | 1 |" in report
     assert "submitting 0" in sweep.submit()
     (shown,) = json.loads(sweep.command("status", "one", "--json"))
-    assert {job["word"] for job in shown["jobs"].values()} == {"done"}
+    assert {job["status"] for job in shown["jobs"].values()} == {"done"}
     assert "finished: 40 steps" in sweep.command("logs", f"train/{sweep.run.name}", "--lines", "20")
 
 
