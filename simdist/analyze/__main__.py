@@ -5,6 +5,7 @@ Whatever needs torch is imported after the command line is parsed, so that `--he
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from simdist.analyze.registry import ANALYSES
 from simdist.analyze.settings import AnalysisSettings, CompareSettings
 from simdist.config.parser import Parser, add_fields, fields_from
 from simdist.core.console import run
-from simdist.core.errors import EXIT_OK
+from simdist.core.errors import EXIT_OK, InputError
 
 LOG_COLUMNS = 160  # width of a line in a log file
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser, subs = _parser()
     parsed = parser.parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # each rank would do, and write, everything
+        raise InputError("simdist.analyze runs in one process. Start it with `python -m simdist.analyze`")
     which, options = parsed.which, parsed[parsed.which]
     kind = CompareSettings if which == "compare" else ANALYSES[which].settings
     settings = fields_from(kind, subs[which], options)

@@ -18,8 +18,8 @@ from simdist.analyze.settings import (
     DecodedSettings,
     LabelSettings,
     numbers,
-    require,
 )
+from simdist.core.errors import require_option
 
 Settings = TypeVar("Settings", bound=AnalysisSettings)
 Values = dict[str, Any]
@@ -149,7 +149,7 @@ class DistributionsSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.shown > 0, "shown", self.shown, "at least 1")
+        require_option(self.shown > 0, "shown", self.shown, "at least 1")
 
 
 def _weights(values: Values) -> Iterator[Number]:
@@ -240,10 +240,10 @@ class ContributionSettings(DecodedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.clips > 1, "clips", self.clips, "at least 2: the score compares pairs")
-        require(self.batch > 0, "batch", self.batch, "at least 1")
+        require_option(self.clips > 1, "clips", self.clips, "at least 2: the score compares pairs")
+        require_option(self.batch > 0, "batch", self.batch, "at least 1")
         sizes = numbers("--sizes", self.sizes)
-        require(bool(sizes) and min(sizes) > 0, "sizes", self.sizes, "numbers of 1 or more such as 2,4,8")
+        require_option(bool(sizes) and min(sizes) > 0, "sizes", self.sizes, "numbers of 1 or more such as 2,4,8")
 
 
 @register(
@@ -273,8 +273,8 @@ class TraversalSettings(DecodedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.steps > 1, "steps", self.steps, "at least 2")
-        require(self.reach > 0, "reach", self.reach, "positive")
+        require_option(self.steps > 1, "steps", self.steps, "at least 2")
+        require_option(self.reach > 0, "reach", self.reach, "positive")
 
 
 @register(
@@ -300,7 +300,7 @@ class InterpolationSettings(DecodedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.steps > 1, "steps", self.steps, "at least 2")
+        require_option(self.steps > 1, "steps", self.steps, "at least 2")
 
 
 @register(
@@ -323,7 +323,7 @@ class SamplesSettings(DecodedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.samples > 0, "samples", self.samples, "at least 1")
+        require_option(self.samples > 0, "samples", self.samples, "at least 1")
 
 
 def _total_correlation(values: Values) -> Iterator[Number]:
@@ -369,10 +369,10 @@ class TotalCorrelationSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.frames > 1, "frames", self.frames, "at least 2")
-        require(self.bandwidth > 0, "bandwidth", self.bandwidth, "positive")
+        require_option(self.frames > 1, "frames", self.frames, "at least 2")
+        require_option(self.bandwidth > 0, "bandwidth", self.bandwidth, "positive")
         sizes = numbers("--sizes", self.sizes)
-        require(bool(sizes) and min(sizes) > 1, "sizes", self.sizes, "numbers of 2 or more such as 10,50")
+        require_option(bool(sizes) and min(sizes) > 1, "sizes", self.sizes, "numbers of 2 or more such as 10,50")
 
 
 def _disentanglement(values: Values) -> Iterator[Number]:
@@ -412,7 +412,7 @@ class DisentanglementSettings(LabelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.bins > 1, "bins", self.bins, "at least 2")
+        require_option(self.bins > 1, "bins", self.bins, "at least 2")
 
 
 def _robustness(values: Values) -> Iterator[Number]:
@@ -459,8 +459,8 @@ class RobustnessSettings(AnalysisSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.examples > 1, "examples", self.examples, "at least 2")
-        require(bool(numbers("--snr", self.snr, float)), "snr", self.snr, "numbers in dB such as 20,10,0")
+        require_option(self.examples > 1, "examples", self.examples, "at least 2")
+        require_option(bool(numbers("--snr", self.snr, float)), "snr", self.snr, "numbers in dB such as 20,10,0")
 
 
 @register(
@@ -486,7 +486,7 @@ class EmbeddingSettings(LabelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.perplexity is None or self.perplexity > 1, "perplexity", self.perplexity, "more than 1")
+        require_option(self.perplexity is None or self.perplexity > 1, "perplexity", self.perplexity, "more than 1")
 
 
 @register(

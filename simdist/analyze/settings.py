@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simdist.config.schema import RUN_DIR, TUNING
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, require_option
 
 COMMAND = {"identity": False}  # which results are wanted; each result has its own value elsewhere
-
-
-def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise a ValueError that names the option, its value and what is allowed, unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"--{name.replace('_', '-')} is {value!r}; it must be {allowed}")
 
 
 def numbers(option: str, text: str, kind: type = int) -> list[Any]:
@@ -54,7 +48,7 @@ class AnalysisSettings:
     """Repeat the analysis even if its result exists."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_option(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,8 @@ class ClipSettings(AnalysisSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.clips > 0, "clips", self.clips, "at least 1")
-        require(self.crop is None or self.crop > 0, "crop", self.crop, "positive")
+        require_option(self.clips > 0, "clips", self.clips, "at least 1")
+        require_option(self.crop is None or self.crop > 0, "crop", self.crop, "positive")
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class LabelSettings(AnalysisSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.examples > 1, "examples", self.examples, "at least 2")
+        require_option(self.examples > 1, "examples", self.examples, "at least 2")
 
 
 @dataclass(frozen=True)
@@ -116,5 +110,5 @@ class CompareSettings:
     """Device of the networks; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.clips > 1, "clips", self.clips, "at least 2")
+        require_option(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_option(self.clips > 1, "clips", self.clips, "at least 2")

@@ -16,7 +16,7 @@ from typing import Any
 
 from simdist.config.load import read_yaml
 from simdist.config.parser import Parser
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, require
 
 CLONE_PROFILES = Path(__file__).parent.parent.parent / "slurm" / "profiles"
 PROFILES = (
@@ -87,11 +87,18 @@ class Profile:
 
     def __post_init__(self) -> None:
         for key in ("nodes", "cpus_per_task", "time_minutes", "array_throttle", "signal_lead_s"):
-            self._require(getattr(self, key) >= 1, key, "at least 1")
-        self._require(self.gpus_per_node >= 0, "gpus_per_node", "0 or more")
-        self._require(self.tasks_per_node is None or self.tasks_per_node >= 1, "tasks_per_node", "at least 1, or null")
-        self._require(self.max_requeues >= 0, "max_requeues", "0 or more")
-        self._require(self.signal_lead_s < 60 * self.time_minutes, "signal_lead_s", "less than time_minutes")
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        require(self.gpus_per_node >= 0, "gpus_per_node", self.gpus_per_node, "0 or more")
+        require(
+            self.tasks_per_node is None or self.tasks_per_node >= 1,
+            "tasks_per_node",
+            self.tasks_per_node,
+            "at least 1, or null",
+        )
+        require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
+        require(
+            self.signal_lead_s < 60 * self.time_minutes, "signal_lead_s", self.signal_lead_s, "less than time_minutes"
+        )
         if self.mem is not None and self.mem_per_gpu is not None:
             raise ValueError(f"mem is {self.mem} and mem_per_gpu is {self.mem_per_gpu}; SLURM accepts only one of them")
         if self.mem_per_gpu is not None and not self.gpus_per_node:
@@ -113,10 +120,6 @@ class Profile:
         if not self.gpus_per_node:
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
-
-    def _require(self, condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"{key} is {getattr(self, key)!r}; it must be {allowed}")
 
 
 SECTIONS = ("train", "gpu", "cpu")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from simdist.config.old_names import with_old_values
+from simdist.core.errors import require
 from simdist.core.secrets import is_secret
 
 PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -22,11 +23,6 @@ SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
 RUN_DIR = ("--run-dir", "--run")  # `--run` for old commands; torchrun takes it for its own --run-path
 PLACE = {"place": True}  # in a run's name, but a run may resume with another: the data's fingerprint is checked
-
-
-def _require(condition: bool, key: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -57,14 +53,14 @@ class DataConfig:
     """Maximum number of corrupt samples to skip before the run fails. 0 fails at the first."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
-        _require(bool(self.test_split), "data.test_split", self.test_split, "the name of a split")
-        _require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
-        _require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
-        _require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
-        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
-        _require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (no retries) or more")
-        _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
+        require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
+        require(bool(self.test_split), "data.test_split", self.test_split, "the name of a split")
+        require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
+        require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
+        require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (no retries) or more")
+        require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -81,11 +77,11 @@ class LayerConfig:
     """Type of layer."""
 
     def __post_init__(self) -> None:
-        _require(self.kernel > 0, "layer.kernel", self.kernel, "at least 1")
-        _require(self.stride > 0, "layer.stride", self.stride, "at least 1")
-        _require(self.padding >= 0, "layer.padding", self.padding, "0 or more")
+        require(self.kernel > 0, "layer.kernel", self.kernel, "at least 1")
+        require(self.stride > 0, "layer.stride", self.stride, "at least 1")
+        require(self.padding >= 0, "layer.padding", self.padding, "0 or more")
         if self.kind == "maxpool":
-            _require(2 * self.padding <= self.kernel, "layer.padding", self.padding, "at most half a maxpool's kernel")
+            require(2 * self.padding <= self.kernel, "layer.padding", self.padding, "at most half a maxpool's kernel")
 
     def output_frames(self, frames: int) -> int:
         """Number of output frames for `frames` input frames. 0 or less if the input is too short."""
@@ -104,9 +100,9 @@ class ModuleConfig:
     """Number of future frames that this module predicts. null uses loss.prediction_steps."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.layers) or self.gru, "module", "empty", "given layers, a GRU, or both")
+        require(bool(self.layers) or self.gru, "module", "empty", "given layers, a GRU, or both")
         if self.prediction_steps is not None:
-            _require(self.prediction_steps > 0, "module.prediction_steps", self.prediction_steps, "at least 1")
+            require(self.prediction_steps > 0, "module.prediction_steps", self.prediction_steps, "at least 1")
 
 
 SIM_MODULES = (
@@ -137,11 +133,11 @@ class ModelConfig:
     """The greedy modules, starting at the audio."""
 
     def __post_init__(self) -> None:
-        _require(self.width > 0, "model.width", self.width, "at least 1")
-        _require(self.context_width > 0, "model.context_width", self.context_width, "at least 1")
-        _require(self.head_kernel % 2 == 1, "model.head_kernel", self.head_kernel, "odd")
-        _require(len(self.modules) > 0, "model.modules", list(self.modules), "at least one module")
-        _require(bool(self.modules[0].layers), "model.modules[0]", "a GRU alone", "given layers: it reads raw audio")
+        require(self.width > 0, "model.width", self.width, "at least 1")
+        require(self.context_width > 0, "model.context_width", self.context_width, "at least 1")
+        require(self.head_kernel % 2 == 1, "model.head_kernel", self.head_kernel, "odd")
+        require(len(self.modules) > 0, "model.modules", list(self.modules), "at least one module")
+        require(bool(self.modules[0].layers), "model.modules[0]", "a GRU alone", "given layers: it reads raw audio")
 
     def num_frames(self, num_samples: int) -> list[int]:
         """Frames of each module's latent for a clip of `num_samples`. Raises ValueError if the clip is too short."""
@@ -177,11 +173,11 @@ class LossConfig:
     """Reduction of the KL over time: `sum`, as in the reference implementation, or `mean`, independent of the crop."""
 
     def __post_init__(self) -> None:
-        _require(self.prediction_steps > 0, "loss.prediction_steps", self.prediction_steps, "at least 1")
-        _require(self.num_negatives > 0, "loss.num_negatives", self.num_negatives, "at least 1")
-        _require(self.window >= 0, "loss.window", self.window, "0 (off) or a number of frames")
-        _require(self.beta >= 0, "loss.beta", self.beta, "0 or more")
-        _require(self.beta_warmup_epochs >= 0, "loss.beta_warmup_epochs", self.beta_warmup_epochs, "0 or more")
+        require(self.prediction_steps > 0, "loss.prediction_steps", self.prediction_steps, "at least 1")
+        require(self.num_negatives > 0, "loss.num_negatives", self.num_negatives, "at least 1")
+        require(self.window >= 0, "loss.window", self.window, "0 (off) or a number of frames")
+        require(self.beta >= 0, "loss.beta", self.beta, "0 or more")
+        require(self.beta_warmup_epochs >= 0, "loss.beta_warmup_epochs", self.beta_warmup_epochs, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -202,12 +198,12 @@ class OptimConfig:
     """Maximum gradient norm per module. null disables clipping."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "positive")
-        _require(0 < self.lr_decay <= 1, "optim.lr_decay", self.lr_decay, "in (0, 1]")
-        _require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        require(self.lr > 0, "optim.lr", self.lr, "positive")
+        require(0 < self.lr_decay <= 1, "optim.lr_decay", self.lr_decay, "in (0, 1]")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         clip = self.clip_grad_norm
-        _require(clip is None or clip > 0, "optim.clip_grad_norm", clip, "positive or null")
+        require(clip is None or clip > 0, "optim.clip_grad_norm", clip, "positive or null")
 
 
 @dataclass(frozen=True)
@@ -254,21 +250,21 @@ class TrainConfig:
     """Maximum number of rollbacks per module before the run fails."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs > 0, "train.epochs", self.epochs, "positive")
-        _require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "positive or null")
-        _require(self.validate_every >= 0, "train.validate_every", self.validate_every, "0 or more epochs")
+        require(self.epochs > 0, "train.epochs", self.epochs, "positive")
+        require(self.max_steps is None or self.max_steps > 0, "train.max_steps", self.max_steps, "positive or null")
+        require(self.validate_every >= 0, "train.validate_every", self.validate_every, "0 or more epochs")
         limit = self.validate_batches
-        _require(limit is None or limit > 0, "train.validate_batches", limit, "positive or null")
+        require(limit is None or limit > 0, "train.validate_batches", limit, "positive or null")
         if self.cache_latents and self.schedule != "stagewise":
             raise ValueError(
                 "train.cache_latents=True requires train.schedule=stagewise, because joint latents change in every step"
             )
         for key in ("checkpoint_every", "keep_last", "log_every", "accumulate", "max_nonfinite_steps"):
-            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
+            require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
         for key in ("keep_every", "max_requeues", "hang_timeout", "max_rollbacks"):
-            _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
+            require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
         for name in self.preempt_signals:
-            _require(name in PREEMPT_SIGNALS, "train.preempt_signals", name, f"among {', '.join(PREEMPT_SIGNALS)}")
+            require(name in PREEMPT_SIGNALS, "train.preempt_signals", name, f"among {', '.join(PREEMPT_SIGNALS)}")
 
 
 @dataclass(frozen=True)
@@ -305,8 +301,8 @@ class Config:
     """Experiment tracking."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name) and "/" not in self.name, "name", self.name, "a file name")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(bool(self.name) and "/" not in self.name, "name", self.name, "a file name")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
         for key, value in (("name", self.name), ("project", self.wandb.project), ("entity", self.wandb.entity)):
             if value and is_secret(value):
                 raise ValueError(f"{key} looks like an API key. Export it as WANDB_API_KEY instead")

@@ -27,3 +27,14 @@ class FailedError(InputError):
 
 def shortened(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that names a key, its value and what is allowed, unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
+
+
+def require_option(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Like `require`, for a field that is an option on the command line."""
+    require(condition, f"--{name.replace('_', '-')}", value, allowed)

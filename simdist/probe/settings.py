@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from simdist.config.schema import RUN_DIR, TUNING
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, require_option
 from simdist.runs.checkpoints import checkpoint_folders, choose_checkpoint
 
 FRAME_LABEL = "phone"  # one class per 10 ms; every other label has one class per utterance
@@ -94,19 +94,14 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         for name in ("crops", "hidden", "max_iterations", "repetitions", "bootstrap"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+            require_option(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
         for name in ("crop", "epochs", "batch_size", "lr"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "positive")
-        _require(self.l2 > 0, "l2", self.l2, "positive (without a penalty separable classes have no optimum)")
+            require_option(value is None or value > 0, name, value, "positive")
+        require_option(self.l2 > 0, "l2", self.l2, "positive (without a penalty separable classes have no optimum)")
         for name in ("tolerance", "cache_gb"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"--{name.replace('_', '-')} is {value!r}; it must be {allowed}")
+            require_option(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require_option(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 def for_label(settings: ProbeSettings, label: str) -> ProbeSettings:

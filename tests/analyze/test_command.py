@@ -82,3 +82,8 @@ def test_a_figure_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 def test_every_class_looks_different() -> None:
     looks = {(style.class_colour(n), style.marker(n)) for n in range(style.MAX_CLASSES)}
     assert len(looks) == style.MAX_CLASSES
+
+
+def test_several_ranks_are_refused(fails: Callable[..., str], sim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one process. Start it with `python -m simdist.analyze`" in fails("weights", f"--run-dir={sim}")
