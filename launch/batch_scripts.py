@@ -1,4 +1,4 @@
-"""What sbatch is told of an array of jobs: resources, what it waits for, which code it runs, and how it ends."""
+"""Batch scripts of job arrays: resources, dependencies, the code they run, and how they end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .scheduler import JobArray
 
 @dataclass(frozen=True)
 class BatchContext:
-    """What the batch scripts of one sweep have in common."""
+    """Settings that the batch scripts of a sweep share."""
 
     name: str
     """The sweep's name."""
@@ -44,7 +44,7 @@ class BatchContext:
 
 
 def task_of(job: Job, profile: Profile) -> Task:
-    """The job as submitit pickles it; a training's limit of requeues is the profile's."""
+    """The job as submitit pickles it, with the profile's limit of requeues."""
     limit = profile.max_requeues if profile.requeue else 0
     words = job.command
     if job.kind == "train":
@@ -54,7 +54,7 @@ def task_of(job: Job, profile: Profile) -> Task:
 
 
 def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> dict[str, Any]:
-    """Everything that submitit writes into the batch script of an array.
+    """Parameters of submitit for the batch script of an array.
 
     The set-up lines and the job are a shell of their own: what they export, or `set -e`, does not reach the end of the
     script, which may submit other jobs.
@@ -84,7 +84,7 @@ def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> 
 
 
 def dependency(array: JobArray) -> str:
-    """SLURM's text for what an array waits for, as `afterok:17,aftercorr:18:19`; empty for nothing."""
+    """SLURM's dependencies of an array, such as `afterok:17,aftercorr:18:19`; empty if there are none."""
     parts = (
         ("afterok", array.after_success),
         ("aftercorr", array.after_same_index),
@@ -94,7 +94,7 @@ def dependency(array: JobArray) -> str:
 
 
 def end_lines(context: BatchContext, profile: Profile) -> list[str]:
-    """Shell that ends the batch script: `launch.endings` looks at what failed, and at jobs that wait for room."""
+    """End of the batch script: `launch.endings` handles failures, and jobs held back by a queue limit."""
     folder = context.folder.absolute()
     limit = profile.max_requeues if profile.requeue else 0
     python = profile.python or shlex.quote(sys.executable)
@@ -110,7 +110,7 @@ def end_lines(context: BatchContext, profile: Profile) -> list[str]:
 
 
 def batch_executor(context: BatchContext, array: JobArray, tag: str, code: Path | None = None) -> BatchExecutor:
-    """A new executor for each array: submitit lets one submit only five times per second.
+    """Create an executor per array, because one executor submits only five times per second.
 
     Args:
         context: of the sweep.
@@ -142,11 +142,11 @@ class BatchExecutor(SlurmExecutor):
         return 1
 
     def script(self) -> str:
-        """The text that sbatch gets."""
+        """The text for sbatch."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
     def submit_jobs(self, tasks: Sequence[Task]) -> list[str]:
-        """One `sbatch`; SLURM's number of each job."""
+        """Run `sbatch` once; returns the number of each job."""
         folder = JobPaths.get_first_id_independent_folder(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         pickles = [folder / f"{uuid.uuid4().hex}.pkl" for _ in tasks]
@@ -179,7 +179,7 @@ class BatchExecutor(SlurmExecutor):
 
 
 def spelled_indices(indices: Sequence[int]) -> str:
-    """Indices as sbatch takes them: 0, 1, 2, 5 is `0-2,5`."""
+    """Indices in sbatch's syntax: 0, 1, 2, 5 is `0-2,5`."""
     parts: list[list[int]] = []
     for index in sorted(indices):
         if parts and index == parts[-1][1] + 1:

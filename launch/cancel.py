@@ -111,7 +111,7 @@ def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
 
 
 def write_owner(folder: Path) -> None:
-    """Note that this process runs the sweep on this machine."""
+    """Record that this process runs the sweep on this machine."""
     (folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
 

@@ -77,7 +77,7 @@ def cluster_options(parsed: Namespace, cluster: str) -> dict[str, Any]:
 
 
 def read_time(text: str) -> int:
-    """A time limit as SLURM takes it, in whole minutes.
+    """A time limit in SLURM syntax, in whole minutes.
 
     Raises:
         InputError: it is none.
@@ -95,7 +95,7 @@ def read_time(text: str) -> int:
 
 
 def choose_cluster(parsed: Namespace, cluster: str) -> Choice | None:
-    """What the sweep's jobs are submitted with; None on this machine.
+    """The profile of the jobs; None on this machine.
 
     Raises:
         InputError: an option cannot be, or there is no such profile or partition.
@@ -105,5 +105,5 @@ def choose_cluster(parsed: Namespace, cluster: str) -> Choice | None:
 
 
 def write_choice(plan: Plan, choice: Choice) -> None:
-    """Write the profile to the sweep's folder, where its jobs find it when they submit others."""
+    """Write the profile to the sweep's folder, for jobs that submit other jobs."""
     write_text(plan.folder / CLUSTER_FILE, choice.text())

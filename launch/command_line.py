@@ -1,4 +1,4 @@
-"""What the words of `launch/sweep.py` must not be, beyond what its parser refuses."""
+"""Checks of the command line of `launch/sweep.py` beyond those of its parser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides, which may stand anywhere among the options, and the other words."""
+    """Split the overrides, which may be anywhere among the options, from the other words."""
     values = {place + 1 for place, word in enumerate(words) if word in OPTIONS}  # `--setup CUDA_HOME=/opt/cuda`
     places = [place for place, word in enumerate(words) if OVERRIDE.match(word) and place not in values]
     return [words[place] for place in places], [word for place, word in enumerate(words) if place not in places]
@@ -33,7 +33,7 @@ def refuse_dashes(words: Sequence[str]) -> None:
 
 
 def refuse(parsed: Namespace) -> None:
-    """Raise `InputError` for words that would silently do nothing."""
+    """Raise `InputError` for words that would have no effect."""
     if parsed.overrides:
         raise InputError(
             f"{parsed.overrides[0]!r} is a second SWEEP after {parsed.SWEEP!r}. "
@@ -46,7 +46,7 @@ def refuse(parsed: Namespace) -> None:
 
 
 def refuse_options_of_others(parsed: Namespace, cluster: str) -> None:
-    """Raise `InputError` for options that do nothing on this cluster."""
+    """Raise `InputError` for options that have no effect on this cluster."""
     if parsed.jobs is not None and cluster not in ON_THIS_MACHINE:
         raise InputError(
             f"--jobs is for --cluster local, but --cluster is {cluster}. Use array_throttle in a profile instead"

@@ -1,4 +1,4 @@
-"""A sweep in this very process, one job after the other: for a debugger, and for the shortest way to an error."""
+"""Run a sweep in this process, one job after the other, for a debugger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .plan import Plan
 
 
 def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
-    """Do what is missing in this process; the first preemption or Ctrl-C ends it."""
+    """Run the missing jobs in this process until the first preemption or Ctrl-C."""
     outcome = Outcome(done=done_jobs(plan))
     for job in plan.jobs.values():
         blocked = {*outcome.failed, *blocked_by(plan, outcome.failed)}
@@ -34,7 +34,7 @@ def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
 
 
 def _forget_processes() -> None:
-    """Accelerate keeps one state a process, and its precision; the next job may want another."""
+    """Reset Accelerate, which keeps one state and precision per process."""
     state = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""What `python launch/sweep.py` does when it is told nothing: which sweep, and on which cluster."""
+"""Defaults of `python launch/sweep.py`: which sweep, and on which cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_CONFIGURATION = ("configuration source", "No such file or directory")
 
 @dataclass(frozen=True)
 class DefaultSweep:
-    """The sweep that runs where none is named."""
+    """The default sweep."""
 
     file: Path
     overrides: tuple[str, ...]
@@ -61,7 +61,7 @@ def _has_phones(root: Path) -> bool:
 
 
 def default_cluster(ask: Callable[[Sequence[str]], str] | None = None) -> tuple[str, str]:
-    """The cluster that is used where none is named, `slurm` or `local`, and why.
+    """The default cluster, `slurm` or `local`, and the reason.
 
     Args:
         ask: runs a command of SLURM's and returns what it prints.

@@ -1,4 +1,4 @@
-"""What a sweep would do: its graph, its batch scripts, and its GPU-hours. Writes nothing."""
+"""Print what a sweep would do: its graph, batch scripts and GPU-hours. Writes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USUAL = Limits()
 def show(
     plan: Plan, configs: Mapping[str, Config], cluster: str, console: Console, choice: Choice | None = None
 ) -> None:
-    """Print everything that can be known before anything is done.
+    """Print the plan without running it.
 
     Args:
         plan: the graph.
@@ -59,7 +59,7 @@ def show(
 
 
 def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
-    """Packing, then the first runs in full; the others look alike."""
+    """Packing and the first runs; the others have the same stages."""
     tree = Tree(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs")
     for job in plan.jobs.values():
         if job.kind == "pack":

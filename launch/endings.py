@@ -1,4 +1,4 @@
-"""How a job on SLURM ended, written down by the job itself, and what follows: a requeue, or room for another job.
+"""Record how a job on SLURM ended, and act on it: requeue it, or submit jobs that were held back.
 
 `python -m launch.endings CODE MAX_REQUEUES SWEEP_FOLDER` ends every batch script whose command failed, and each one
 while jobs of its sweep are held back by a limit of the queue.
@@ -39,7 +39,7 @@ LOCK_SECONDS = 30.0  # for which a job waits to submit others; somebody who hold
 
 @dataclass(frozen=True)
 class Ending:
-    """The file in which a job says how it ended."""
+    """The file in which a job records how it ended."""
 
     file: Path
 
@@ -54,11 +54,11 @@ class Ending:
         return cls.of(folder, job_id(os.environ) or "none")
 
     def begin(self, work: Path) -> None:
-        """The job starts, and writes to the folder `work`; how it ended the last time counts no more."""
+        """Record the start of a job that writes to the folder `work`."""
         write_json(self.file, {"code": None, "work": str(work), "progress": progress_of(work), "time": time.time()})
 
     def end(self, code: int) -> None:
-        """The job ends."""
+        """Record the end of the job."""
         write_json(self.file, {**self.read(), "code": code, "time": time.time()})
 
     def read(self) -> dict:
@@ -81,18 +81,18 @@ class Ending:
 
 
 def progress_of(work: Path) -> list[str]:
-    """Names of results in a job's folder, the newest of each kind: enough to see that there are new ones."""
+    """The newest result of each kind in a job's folder, to detect progress."""
     found = [sorted(str(path.relative_to(work)) for path in work.glob(pattern)) for pattern in PROGRESS]
     return [f"{names[-1]} ({len(names)})" for names in found if names]
 
 
 def restarts() -> int:
-    """How often SLURM has run this job again."""
+    """How often SLURM has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def conclude(ending: Ending, code: int, limit: int) -> bool:
-    """Requeue a job that ended with `code`, if that is right; whether it was requeued.
+    """Requeue a job that ended with `code` if the rules allow it; returns whether it was requeued.
 
     Args:
         ending: of the job.
@@ -111,7 +111,7 @@ def conclude(ending: Ending, code: int, limit: int) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The end of a batch script; returns 0, for the script exits with the command's own code."""
+    """End a batch script; returns 0, because the script exits with the command's own code."""
     code, limit, sweep = int(argv[0]), int(argv[1]), Path(argv[2])
     ending = Ending.of_this_job(Path(os.environ["SIMDIST_JOB_FOLDER"]))
     if code != EXIT_OK:

@@ -1,4 +1,4 @@
-"""How long jobs will take, by what earlier jobs of the same kind took on the same partition; unknown where none did."""
+"""Estimate the time of jobs from earlier jobs of the same kind on the same partition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALIKE = {  # what determines a step's time, besides the number of processes and 
 
 @dataclass(frozen=True)
 class Machine:
-    """What jobs run on, as far as their time goes."""
+    """The machines of a job, as far as they determine its time."""
 
     partition: str | None
     """None outside SLURM."""
@@ -53,7 +53,7 @@ def _num_samples(manifest: Path) -> int | None:
 
 
 def kind_of_training(config: Mapping[str, Any]) -> str:
-    """Runs with the same text take as long for a step, on the same machines."""
+    """A key: runs with the same key take the same time per step on the same machines."""
     parts = {section: {key: config[section].get(key) for key in keys} for section, keys in ALIKE.items()}
     return json.dumps({**parts, "model": config["model"]}, sort_keys=True)
 
@@ -69,7 +69,7 @@ def kind_of_job(command: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """What earlier runs took."""
+    """Times of earlier runs."""
 
     steps_per_s: dict[tuple[str, Machine], float]
     """Of trainings; the median over runs."""
@@ -82,13 +82,13 @@ class MeasuredTimes:
         return None if rate is None or steps is None else steps / rate / 3600
 
     def job_hours(self, job: Job, machine: Machine) -> float | None:
-        """Hours of a job that is no training."""
+        """Hours of a job other than training."""
         seconds = self.seconds.get((kind_of_job(job.command), machine.partition))
         return None if seconds is None else seconds / 3600
 
 
 def measure(runs: Path) -> MeasuredTimes:
-    """Read what all runs in a folder took."""
+    """Measure the times of all runs in a folder."""
     rates: dict[tuple[str, Machine], list[float]] = {}
     seconds: dict[tuple[str, str | None], list[float]] = {}
     for config in sorted(runs.glob(f"*/{CONFIG}")):
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What the open jobs of a stage will take together."""
+    """Estimated cost of the open jobs of a stage."""
 
     jobs: int
     hours: float | None

@@ -1,4 +1,4 @@
-"""What of a plan is done, what is missing, and what can never run. Pure functions over files and states."""
+"""Which jobs of a plan are done, missing or blocked: pure functions of files and states."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .plan import Job, Plan
 
 
 def exists(path: Path) -> bool:
-    """Whether a file is there, asked of the file system."""
+    """Whether a file exists."""
     return path.exists()
 
 
 def done_jobs(plan: Plan, is_there: Callable[[Path], bool] = exists) -> set[str]:
-    """Jobs that nothing is left to do for.
+    """Jobs that are done.
 
     A packing whose every run is trained is not asked for again, although the corpus may be gone. A report is done only
     if it is younger than what it reports on.
@@ -53,7 +53,7 @@ def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
 
 
 def ready(plan: Plan, name: str, done: Collection[str], blocked: Collection[str]) -> bool:
-    """Whether a job's parents are done; for a report, whether nothing more will come of them."""
+    """Whether a job's parents are done; for a report, whether they are done or blocked."""
     job = plan.jobs[name]
     if job.runs_after_failure:
         return all(parent in done or parent in blocked for parent in job.parents)
@@ -61,7 +61,7 @@ def ready(plan: Plan, name: str, done: Collection[str], blocked: Collection[str]
 
 
 def blocked_by(plan: Plan, failed: Collection[str]) -> dict[str, str]:
-    """Jobs that will never run, each with the failed job at the root of it."""
+    """Jobs that can never run, each with the failed job that blocks it."""
     found: dict[str, str] = {}
     for job in plan.jobs.values():  # parents stand before their children
         if job.runs_after_failure or job.name in failed:

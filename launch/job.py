@@ -1,4 +1,4 @@
-"""What runs inside a job: one simdist command, and a marker once it has succeeded.
+"""Run one simdist command inside a job, and write a marker when it succeeds.
 
 `python -m launch.job MARKER LOCK COMMAND ARGUMENT…` on this machine (`-` for no marker or no lock), `Task` on SLURM.
 
@@ -109,7 +109,7 @@ def _is_first_rank() -> bool:
 
 @contextmanager
 def _requeued_when_dying(limit: int) -> Iterator[None]:
-    """Ask for a requeue as soon as SIGTERM comes of a preemption that leaves no time, even in the middle of a step.
+    """Request a requeue as soon as SIGTERM arrives, if the preemption has no grace time.
 
     Python's handlers run between two steps of the interpreter, which may be long in coming; the number of a signal goes
     into this pipe at once, and a thread of its own reads it.
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """A sweep that is killed takes its jobs with it: they get SIGTERM, save, and the next sweep continues them."""
+    """Let the jobs of a killed sweep get SIGTERM, so that they save and the next sweep continues them."""
     parent = os.environ.get(PARENT)
     if parent is None or not sys.platform.startswith("linux"):
         return

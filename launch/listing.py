@@ -1,4 +1,4 @@
-"""A plan on disk: `sweeps/NAME/plan.json`, from which `status`, `logs` and `cancel` know what was asked for."""
+"""A plan on disk, `sweeps/NAME/plan.json`, which `status`, `logs` and `cancel` read."""
 
 from __future__ import annotations
 

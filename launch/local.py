@@ -65,7 +65,7 @@ class _Entry:
 
 
 class LocalScheduler:
-    """Runs jobs as processes of this machine; nothing happens but in `advance`, which is called again and again.
+    """Runs jobs as processes of this machine, inside repeated calls of `advance`.
 
     Args:
         folder: the sweep's folder, for logs, locks and records.
@@ -91,11 +91,11 @@ class LocalScheduler:
         return ids
 
     def look(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
-        """Where these jobs stand."""
+        """The status of these jobs."""
         return {id: self._entries[id].status if id in self._entries else JobStatus("gone") for id in ids}
 
     def cancel(self, ids: Sequence[JobId], number: signal.Signals = signal.SIGTERM) -> None:
-        """Send a signal to those that run, and wait until they have saved; take the others out of the queue."""
+        """Signal running jobs and wait until they have saved; remove the others from the queue."""
         entries = [self._entries[id] for id in ids if id in self._entries]
         for entry in entries:
             if entry.process is not None:
@@ -114,7 +114,7 @@ class LocalScheduler:
         return Limits()
 
     def num_submitted(self) -> int:
-        """Jobs that wait or run."""
+        """Number of queued and running jobs."""
         return sum(entry.status.is_alive for entry in self._entries.values())
 
     def tagged(self, tags: Collection[str]) -> list[JobId]:
@@ -122,7 +122,7 @@ class LocalScheduler:
         return []
 
     def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
-        """A job that ends with 75 is started again without being asked for."""
+        """Nothing to do: a job that ends with 75 is restarted anyway."""
         return requeues < limit, ""
 
     def hosts(self) -> list[str]:
@@ -130,7 +130,7 @@ class LocalScheduler:
         return [socket.gethostname()]
 
     def advance(self) -> bool:
-        """Note what has ended, and start what may begin; whether anything is left to wait for."""
+        """Handle ended processes and start ready jobs; returns whether any job is left."""
         for entry in self._entries.values():
             code = entry.process.poll() if entry.process else None
             if code is not None:
@@ -184,7 +184,7 @@ class LocalScheduler:
         return environment | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
 
     def _end(self, entry: _Entry, code: int) -> int:
-        """A process has ended: its GPU is free, and its exit code is written down."""
+        """Free the GPU of an ended process and record its exit code."""
         entry.process = None
         if entry.device is not None:
             self._devices.append(entry.device)
@@ -194,7 +194,7 @@ class LocalScheduler:
         return code
 
     def _conclude(self, entry: _Entry, code: int) -> None:
-        """What an exit code means: done, run again, or failed."""
+        """Act on an exit code: done, restart, or failed."""
         job, seconds = entry.job, time.monotonic() - entry.since
         missing = [str(path) for path in job.done if not path.exists()]
         if code == EXIT_OK and not missing:
@@ -213,7 +213,7 @@ class LocalScheduler:
 def run_locally(
     plan: Plan, jobs: int, log: Callable[[str], None], stop: SignalHandler, devices: Sequence[str] = ()
 ) -> Outcome:
-    """Do what is missing of a sweep on this machine, until all is done, nothing more can be, or a signal comes.
+    """Run the missing jobs of a sweep on this machine, until none can run or a signal arrives.
 
     Args:
         plan: the graph.

@@ -1,4 +1,4 @@
-"""What the launcher calls itself: its commands as the user types them, the module of its jobs, and where its code is.
+"""Names of the launcher: its commands as the user types them, the module of its jobs, its code folder.
 
 The same files are the package `launch` of a clone and `simdist.launch` of an installed wheel.
 """

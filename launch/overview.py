@@ -1,4 +1,4 @@
-"""A row for every run of a sweep: in which stage it is, how far, and what stands in its way."""
+"""One row per run of a sweep: its stage, progress, and what blocks it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORST_FIRST: tuple[Status, ...] = ("failed", "running", "queued", "stopped", "ca
 
 @dataclass(frozen=True)
 class Row:
-    """A run."""
+    """One run."""
 
     run: str
     varied: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Overview:
-    """A sweep, or the runs that belong to none."""
+    """A sweep, or the runs outside of sweeps."""
 
     name: str
     rows: list[Row]
@@ -46,15 +46,15 @@ class Overview:
     """Of every job."""
     records: dict[str, Record]
     num_held: int = 0
-    """Jobs that the queue had no room for."""
+    """Jobs held back by a queue limit."""
 
     def count(self, status: Status) -> int:
-        """Jobs in a state."""
+        """Number of jobs with a status."""
         return sum(state.status == status for state in self.states.values())
 
 
 def overview(plan: Plan, scheduler: Scheduler | None = None, now: float | None = None) -> Overview:
-    """Where a sweep stands: run folders first, then the scheduler.
+    """The state of a sweep, from run folders first, then the scheduler.
 
     Args:
         plan: the graph.
@@ -86,7 +86,7 @@ def _row(
 
 
 def loose_runs(runs: Path, known: set[Path], now: float | None = None) -> Overview:
-    """Runs of a folder that no sweep asked for, as a training by hand makes them."""
+    """Runs of a folder that belong to no sweep."""
     moment = time.time() if now is None else now
     rows, states = [], {}
     for path in sorted(runs.glob(f"*/{CONFIG}")):

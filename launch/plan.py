@@ -34,7 +34,7 @@ SWITCHES = {  # options without a value
 
 @dataclass(frozen=True)
 class Job:
-    """One command, done once."""
+    """One command to run."""
 
     name: str
     """`train/RUN`, `probe/RUN/speaker-module3`: unique in a sweep, and a path below its folder of logs."""
@@ -56,24 +56,24 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Sixteen hex digits: the same work always has the same."""
+        """Sixteen hex digits that identify the work."""
         text = json.dumps([hashed_words(self.command), [str(path) for path in self.done]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def marker(self) -> Path | None:
-        """The file that `launch.job` leaves once the command has succeeded; None where the command leaves its own."""
+        """The file that `launch.job` writes when the command succeeds; None if the command writes its own."""
         return None if self.kind in ("pack", "train") else self.done[0]
 
     @property
     def runs_after_failure(self) -> bool:
-        """Whether it runs although parents failed: a report is about what there is."""
+        """Whether the job runs even if parents failed, as a report does."""
         return self.kind == "report"
 
 
 @dataclass(frozen=True)
 class Length:
-    """What decides how many steps a run takes, once the corpus is packed."""
+    """What determines the number of steps of a run, once the corpus is packed."""
 
     data: Path
     """Folder of the training split."""
@@ -96,7 +96,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's runs and jobs; parents stand before their children."""
+    """A sweep's runs and jobs, parents before their children."""
 
     name: str
     folder: Path
@@ -109,7 +109,7 @@ class Plan:
     """Keys that tell the runs apart."""
 
     def children(self) -> dict[str, list[str]]:
-        """For each job the jobs that wait for it."""
+        """The children of each job."""
         found: dict[str, list[str]] = {name: [] for name in self.jobs}
         for job in self.jobs.values():
             for parent in job.parents:
@@ -122,7 +122,7 @@ class Plan:
 
 
 def hashed_words(command: Sequence[str]) -> list[str]:
-    """A command as jobs and their markers are hashed: in the words of the first sweeps, so that what they did counts.
+    """A command as it is hashed for jobs and markers: with the words of the first sweeps, so that their results count.
 
     `--run-dir` was `--run` then, which torchrun refuses.
     """
@@ -217,7 +217,7 @@ def _on_run(stage: Stage, variant: Variant, folder: Path, parents: tuple[str, ..
 
 
 def _parts(stage: Stage, variant: Variant) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What is done in jobs of their own: a name and the arguments that say it."""
+    """The parts of a stage that are separate jobs: name and arguments of each."""
     modules = _modules(stage, variant)
     if stage.kind == "analyze":
         yield from ((which, (which,)) for which in stage.which)
@@ -261,7 +261,7 @@ def _report(stage: Stage, folder: Path, runs: list[Path], parents: Iterable[str]
 
 
 def _words(stage: Stage) -> tuple[str, ...]:
-    """Options as a command line has them: `{l2: 0.1, force: true}` are `--l2 0.1 --force`."""
+    """Options as command-line words: `{l2: 0.1, force: true}` is `--l2 0.1 --force`."""
     words: list[str] = []
     for name, value in stage.options.items():
         option = "--" + (name if stage.kind in ("train", "decode") else name.replace("_", "-"))

@@ -1,4 +1,4 @@
-"""A cluster profile as submitit takes it; the profile itself is `simdist.cluster.profile`."""
+"""A cluster profile as parameters of submitit; `simdist.cluster.profile` has the profile itself."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sbatch_parameters(profile: Profile, overrides: Mapping[str, Any] | None = No
 
 
 def _additional(profile: Profile) -> dict[str, Any]:
-    """What submitit has no keyword for; a value of false leaves the option out."""
+    """Options without a keyword in submitit; false omits an option."""
     options: dict[str, Any] = {
         key.replace("_", "-"): value for key, value in profile.extra.items() if value is not False
     }
@@ -81,5 +81,5 @@ def job_profile(job: Job, profile: Profile) -> Profile:
 
 
 def parameters_of_all(plan: Plan, profile: Profile) -> dict[str, Profile]:
-    """The profile of every stage, so that a mistake is found before anything is submitted."""
+    """The profile of every stage, so that errors are found before submission."""
     return {job.stage: job_profile(job, profile) for job in plan.jobs.values()}

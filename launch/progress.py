@@ -15,7 +15,7 @@ from .plan import Length
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run's folder says."""
+    """Progress read from a run folder."""
 
     step: int
     total: int | None
@@ -34,7 +34,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last step, at the rate of the last one; None if that is not known."""
+        """Seconds until the last step at the latest rate; None if unknown."""
         if self.total is None or not self.steps_per_s:
             return None
         return max(0, self.total - self.step) / self.steps_per_s

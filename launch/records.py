@@ -1,4 +1,4 @@
-"""What was started where: `sweeps/NAME/jobs.jsonl`, a line for each start and each end of a job, and its log.
+"""Records of `sweeps/NAME/jobs.jsonl`: one line per start and end of a job, with its log.
 
 Only this file ties a job's name to a number in SLURM's queue; the truth about a run stays in the run's folder. A group
 of jobs is announced before `sbatch` and numbered after it, so that a submission that was killed in between is found
@@ -66,7 +66,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Held:
-    """Jobs that the queue had no room for."""
+    """Jobs held back by a queue limit."""
 
     cluster: str = ""
     """What `--cluster` was."""
@@ -96,7 +96,7 @@ class Records:
         self._path = folder / FILE
 
     def started(self, record: Record) -> None:
-        """A local job has begun, or a job has its number in the queue."""
+        """Record that a local job started, or that a job got its number in the queue."""
         self._append(
             "started",
             job=record.job,
@@ -110,16 +110,16 @@ class Records:
         )
 
     def ended(self, job: str, code: int) -> None:
-        """A local job has ended."""
+        """Record that a local job ended."""
         self._append("ended", job=job, code=code)
 
     def cancelled(self, jobs: Iterable[str]) -> None:
-        """These jobs were taken out of the queue by a person."""
+        """Record that a user cancelled these jobs."""
         for job in jobs:
             self._append("cancelled", job=job)
 
     def cancelled_jobs(self) -> set[str]:
-        """Jobs that a person cancelled and nobody has started since, those that were never submitted included."""
+        """Jobs that a user cancelled and that were not started since, submitted or not."""
         found: set[str] = set()
         for line in read_json_lines(self._path):
             if line["event"] == "cancelled":
@@ -129,15 +129,15 @@ class Records:
         return found
 
     def announce(self, group: str, jobs: Iterable[str]) -> None:
-        """These jobs are about to be submitted together, under this comment."""
+        """Record that these jobs are about to be submitted together, with this comment."""
         self._append("announced", group=group, jobs=list(jobs))
 
     def numbered(self, group: str) -> None:
-        """All jobs of the group have their numbers."""
+        """Record that all jobs of the group have numbers."""
         self._append("numbered", group=group)
 
     def lost_groups(self) -> set[str]:
-        """Groups whose submission was cut off before their numbers were written down."""
+        """Groups whose submission was interrupted before their numbers were recorded."""
         lines = read_json_lines(self._path)
         announced = {line["group"] for line in lines if line["event"] == "announced"}
         return announced - {line["group"] for line in lines if line["event"] == "numbered"}

@@ -1,4 +1,4 @@
-"""What a sweep needs beyond the base installation, checked before anything is started."""
+"""Check what a sweep needs beyond the base installation, before anything starts."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels that belong together, one a module."""
+    """Panels that belong together, one per module."""
 
     name: str
     """A word; unique on the page."""

@@ -31,7 +31,7 @@ KIND, STAGE = re.compile(r'"kind": ?"(\w+)"'), re.compile(r'"module": ?(\d+)')
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of a run."""
+    """A run: configuration, step, state."""
 
     folder: Path
     config: dict[str, Any]
@@ -51,7 +51,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RunContent:
-    """All that is reported of a run."""
+    """A run with all its results."""
 
     record: RunRecord
     measurements: list[Measurement]
@@ -84,7 +84,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """What each run is called: its folder, with folders above where that tells it from others."""
+    """Names of the runs: their folders, with parent folders where needed to tell them apart."""
     parts = {folder: folder.resolve().parts[1:] for folder in folders}
     alike: dict[str, list[tuple[str, ...]]] = {}
     for own in parts.values():
@@ -99,7 +99,7 @@ def unique_names(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def read_run(folder: Path, name: str | None = None) -> RunContent | UnreadableFile:
-    """A run and all its measurements; why not, where its configuration cannot be read.
+    """Read a run and its measurements, or why its configuration cannot be read.
 
     Args:
         folder: the run's.
@@ -178,7 +178,7 @@ def _last_values(lines: list[dict[str, Any]], kind: str) -> dict[int, dict[str, 
 
 
 def _idle(lines: list[dict[str, Any]], config: dict[str, Any]) -> list[int]:
-    """Modules that have learnt nothing, by the last line that holds them."""
+    """Collapsed modules, by the last record of each."""
     num_negatives = config.get("loss.num_negatives")
     if not lines or lines[-1]["step"] < MIN_STEPS or not isinstance(num_negatives, int):
         return []

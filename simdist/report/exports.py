@@ -72,7 +72,7 @@ def _table(section: Section) -> str:
 
 
 def measurements_csv(runs: Sequence[RunRecord], measurements: Sequence[Measurement], keys: Sequence[str]) -> str:
-    """A row for every number of every run."""
+    """One row per measurement."""
     configs = {run.name: run for run in runs}
     columns = ["run", *keys, "seed", "family", "label", "features", "what", "module", "metric", "value"]
     rows = []
@@ -85,7 +85,7 @@ def measurements_csv(runs: Sequence[RunRecord], measurements: Sequence[Measureme
 
 
 def summary_csv(cells: Mapping[Cell, Statistic], keys: Sequence[str]) -> str:
-    """A row for every mean."""
+    """One row per mean."""
     columns = [*keys, "family", "label", "features", "what", "module", "metric", "seeds", "mean", "standard_deviation"]
     rows = []
     for cell, value in cells.items():

@@ -1,4 +1,4 @@
-"""Reading what others wrote: a file that is torn, foreign or gone is a problem with a name, never a crash."""
+"""Read files of other processes and versions: a torn, foreign or missing file is reported, never an error."""
 
 from __future__ import annotations
 

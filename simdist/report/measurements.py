@@ -1,4 +1,4 @@
-"""What probes, decoders and analyses of a run measured: numbers, and folders with figures and audio.
+"""Results of a run's probes, decoders and analyses: numbers, and folders with figures and audio.
 
 A `Measurement` is the form in which everything is collected, averaged over seeds and written as CSV.
 """
@@ -52,7 +52,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Probed:
-    """What all probes of a run reached."""
+    """Results of all probes of a run."""
 
     measurements: list[Measurement] = field(default_factory=list)
     """Of several checkpoints the last."""

@@ -132,7 +132,7 @@ class AudioSet:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Test clips of one module: the original and what each decoder makes of it."""
+    """Test clips of one module: the original and the output of each decoder."""
 
     run: str
     module: int
@@ -143,7 +143,7 @@ class Reconstructions:
 
 
 def audio_sets(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> list[AudioSet]:
-    """Everything with a slider, of these runs."""
+    """Audio of these runs' analyses."""
     made = []
     for run in runs:
         for finding in sorted(run.findings, key=lambda finding: finding.module):

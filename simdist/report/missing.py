@@ -1,4 +1,4 @@
-"""What runs lack, and the exact commands that add it.
+"""Missing results of runs, and the exact commands that add them.
 
 Expected of every run: an end, probes, few labels, a decoder of every module with layers, and the analyses. Where other
 runs on the same corpus have a probe with certain settings, the same is expected here; where none has any, the plain

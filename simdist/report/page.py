@@ -1,4 +1,4 @@
-"""One HTML page with everything: tables, charts, figures and sounds of runs, readable without a network.
+"""One HTML page with tables, charts, figures and audio of runs, readable without a network.
 
 Every text that comes from a run passes through jinja's escaping and through `redacted`.
 """
@@ -68,7 +68,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes onto the page."""
+    """The content of the page."""
 
     title: str
     runs: Sequence[RunContent]
@@ -169,7 +169,7 @@ def _charts(contents: Contents) -> dict[str, list[Chart]]:
 
 
 def _drawn(charts: Mapping[str, Sequence[Chart]], track: Track[Any]) -> dict[str, list[dict[str, Any]]]:
-    """Each panel twice: as SVG for everybody, and for bokeh."""
+    """Draw each panel twice: as SVG, and for bokeh."""
     every = [(c.name, place, panel) for own in charts.values() for c in own for place, panel in enumerate(c.panels)]
     drawn: dict[str, list[dict[str, Any]]] = {}
     for name, place, panel in track(every, "drawing charts", len(every)):
@@ -188,7 +188,7 @@ def _drawn(charts: Mapping[str, Sequence[Chart]], track: Track[Any]) -> dict[str
 
 
 def _tables(contents: Contents) -> dict[str, list[Section]]:
-    """Tables by name, none of a kind that no run has; some in parts, one a label."""
+    """Tables by name, without empty ones; some are split, one per label."""
     found: defaultdict[str, list[Section]] = defaultdict(list)
     for section in [*configuration_sections(contents.runs, contents.selection), *contents.sections]:
         parts = split_by(section, "label") if section.name in BY_LABEL else [section]
@@ -223,7 +223,7 @@ def _about(contents: Contents) -> str:
 
 
 def _corpora(runs: Sequence[RunContent]) -> str:
-    """What the runs were trained on, in a sentence."""
+    """A sentence about the training data."""
     counts: Counter[str] = Counter()
     for run in runs:
         root, split = (run.record.config.get(f"data.{key}") for key in ("root", "train_split"))

@@ -1,4 +1,4 @@
-"""Which encoders are in colour, and which runs have sounds and figures: a page of hundreds must stay usable."""
+"""Choose the encoders with a colour, and the runs with audio and figures, so that a page of hundreds stays usable."""
 
 from __future__ import annotations
 

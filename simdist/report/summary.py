@@ -89,7 +89,7 @@ def group_keys(runs: Sequence[RunRecord]) -> list[str]:
 def summarize(
     runs: Sequence[RunRecord], measurements: Sequence[Measurement], keys: Sequence[str]
 ) -> dict[Cell, Statistic]:
-    """Values of runs that differ in nothing but the seed, together."""
+    """Group the values of runs that differ only in the seed."""
     groups = {run.name: group_of(run, keys) for run in runs}
     found: dict[Cell, list[Measurement]] = {}
     for item in measurements:
