@@ -1,4 +1,4 @@
-"""What a sweep asks of the system that runs its jobs: submit, look, cancel, limits; inside a job, requeue and hosts.
+"""The interface of a scheduler: submit, look, cancel, limits; inside a job, requeue and hosts.
 
 SLURM (`launch.slurm`) implements all of it, this machine (`launch.local`) is the second. Another system, such as PBS,
 LSF or Flux, is one more file and a line in `launch.submit.connect`. Two things that a training asks by itself, without
@@ -32,19 +32,19 @@ class JobId(NamedTuple):
 
     @property
     def array(self) -> JobId:
-        """The array that a task belongs to; a job that is no task is its own."""
+        """The array of a task; a job that is not a task is its own array."""
         return JobId(self.number.partition("_")[0], self.cluster)
 
     @property
     def task(self) -> int | None:
-        """A task's index in its array; None for a job that is no task."""
+        """A task's index in its array; None for a job that is not a task."""
         _, underscore, index = self.number.partition("_")
         return int(index) if underscore and index.isdigit() else None
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Where a job stands."""
+    """Status of a job."""
 
     phase: Phase
     reason: str = ""
@@ -55,7 +55,7 @@ class JobStatus:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the system still has it."""
+        """Whether the job is queued or running."""
         return self.phase in ALIVE
 
 
@@ -110,14 +110,14 @@ class NoAnswerError(SchedulerError):
 
 
 class LimitReachedError(SchedulerError):
-    """No more jobs may be submitted now; some may when others have ended."""
+    """The limit of submitted jobs is reached for now."""
 
 
 class Scheduler(Protocol):
     """A system that runs jobs."""
 
     def submit(self, array: JobArray, tag: str) -> list[JobId]:
-        """Put the jobs of an array into the queue.
+        """Submit the jobs of an array.
 
         Args:
             array: the jobs, and what they wait for.
@@ -130,7 +130,7 @@ class Scheduler(Protocol):
         ...
 
     def look(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
-        """Where each of these jobs stands, with as few questions as possible.
+        """The status of these jobs, with as few queries as possible.
 
         Raises:
             NoAnswerError: the system does not answer.
@@ -138,15 +138,15 @@ class Scheduler(Protocol):
         ...
 
     def cancel(self, ids: Sequence[JobId]) -> None:
-        """End these jobs or take them out of the queue; those that have ended are no error."""
+        """Cancel these jobs; jobs that have ended are ignored."""
         ...
 
     def limits(self) -> Limits:
-        """How much this user may submit."""
+        """The limits of this user."""
         ...
 
     def num_submitted(self) -> int:
-        """Tasks of this user that are in the queue, those of other sweeps included."""
+        """Number of tasks of this user in the queue, including other sweeps."""
         ...
 
     def tagged(self, tags: Collection[str]) -> list[JobId]:
@@ -154,7 +154,7 @@ class Scheduler(Protocol):
         ...
 
     def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
-        """Inside a job: ask for it to be run again; whether that was granted, and a sentence."""
+        """Inside a job: request a requeue; returns whether it was granted, and a sentence."""
         ...
 
     def hosts(self) -> list[str]:

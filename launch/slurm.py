@@ -112,7 +112,7 @@ class SlurmScheduler:
                     raise SchedulerError(f"scancel failed ({said(error)}); try `scancel {numbers[0]}`") from error
 
     def limits(self) -> Limits:
-        """What was found out about the cluster (`simdist.cluster`)."""
+        """The limits found in the cluster (`simdist.cluster`)."""
         return self.given_limits
 
     def num_submitted(self) -> int:
@@ -120,7 +120,7 @@ class SlurmScheduler:
         return sum(status.is_alive for status in self._queue(self._target).values())
 
     def tagged(self, tags: Collection[str]) -> list[JobId]:
-        """By the comment, in which the tag is a word of its own."""
+        """Found by their comment, which contains the tag as a separate word."""
         words = set(tags)
         rows = self._rows(self._target)
         return [
@@ -128,7 +128,7 @@ class SlurmScheduler:
         ]
 
     def requeue(self, requeues: int, limit: int) -> tuple[bool, str]:
-        """`simdist.core.requeue`, which a training asks by itself, too."""
+        """Uses `simdist.core.requeue`, as training does."""
         return requeue(os.environ, requeues, limit)
 
     def hosts(self) -> list[str]:
@@ -150,14 +150,14 @@ class SlurmScheduler:
         return self._config
 
     def _try(self, *words: str) -> str:
-        """What a command prints; nothing where it fails, for clusters without accounting."""
+        """Output of a command; empty if it fails, for clusters without accounting."""
         try:
             return self.run(list(words))
         except (OSError, subprocess.SubprocessError):
             return ""
 
     def _by_cluster(self, ids: Iterable[JobId]) -> dict[str, list[JobId]]:
-        """Jobs by the name that `-M` must be given; empty for the cluster that is asked anyway."""
+        """Jobs by cluster, as `-M` takes it; empty for the default cluster."""
         found: dict[str, list[JobId]] = {}
         for id in ids:
             name = "" if not id.cluster or id.cluster == self.cluster_name() else id.cluster
@@ -189,7 +189,7 @@ class SlurmScheduler:
         return self.clock() >= self._unknown[id].again
 
     def _ask_accounting(self, ids: list[JobId]) -> dict[JobId, JobStatus]:
-        """Those that are alive; keeps what is final, and asks again later for what is not there."""
+        """Jobs that are alive; caches final states, and queries missing ones again later."""
         alive: dict[JobId, JobStatus] = {}
         for cluster, part in self._by_cluster(ids).items():
             numbers = list(dict.fromkeys(id.array.number for id in part))[:JOBS_PER_CALL]  # the rest at the next look
@@ -210,7 +210,7 @@ class SlurmScheduler:
 
 
 def call(words: Sequence[str]) -> str:
-    """Run a command of SLURM's; what it printed. Variables of the user's that filter answers do not count."""
+    """Run a SLURM command and return its output, without the user's variables that filter it."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(FILTERS)}
     return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=True, env=clean).stdout
 
@@ -221,7 +221,7 @@ def has_slurm() -> bool:
 
 
 def said(error: Exception) -> str:
-    """What a command that failed said, in one line."""
+    """The message of a failed command, in one line."""
     text = getattr(error, "stderr", None) or str(error)
     return re.sub(r"\s*\n\s*", " ", str(text)).strip()
 
@@ -252,7 +252,7 @@ def _accounted(state: str, code: str, nodes: str) -> JobStatus:
 
 
 def _ended_as(state: str) -> JobStatus:
-    """SLURM's word for how a job ended."""
+    """The status of an ended job in SLURM's terms."""
     words = state.lower().replace("_", " ")
     phases: dict[str, Phase] = {"COMPLETED": "completed", "CANCELLED": "cancelled"}
     if state in INTERRUPTED:

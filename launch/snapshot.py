@@ -1,4 +1,4 @@
-"""The code as it is at submission, so that a job that waits for days runs what was submitted.
+"""Copy the code at submission, so that a job runs what was submitted even if it waits for days.
 
 A copy of all files that git tracks, and of those it neither tracks nor ignores, in `sweeps/NAME/code/HASH`; equal code
 shares one copy. Without git, the packages alone; of an installed wheel, the package `simdist`, whatever else is in
@@ -83,7 +83,7 @@ def _is_installed(root: Path) -> bool:
 
 
 def _is_code(path: Path, sweeps: Path) -> bool:
-    """A file or link that is there; a tracked one may have been removed."""
+    """Whether a file or link exists; a tracked one may have been removed."""
     return os.path.lexists(path) and (path.is_symlink() or path.is_file()) and not path.is_relative_to(sweeps)
 
 
@@ -111,7 +111,7 @@ def _hash(root: Path, files: list[Path]) -> str:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What git prints in `root`; None without git or a repository."""
+    """Output of git in `root`; None without git or a repository."""
     try:
         result = subprocess.run(
             ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=60, check=True

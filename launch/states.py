@@ -1,4 +1,4 @@
-"""Where every job of a sweep stands: from the run folders first, then the queue, then the accounting.
+"""The state of every job of a sweep, from run folders, then the queue, then the accounting.
 
 A run's folder is the truth about what is done. The queue says what is on its way. The accounting is asked last, about
 jobs that are neither, for it is slow, lags behind, and calls a job PREEMPTED long after it has gone on.
@@ -31,7 +31,7 @@ ALIVE = ("running", "queued")
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job stands."""
+    """Status of a job."""
 
     status: Status
     reason: str = ""
@@ -102,7 +102,7 @@ def is_alive(record: Record) -> bool:
 
 
 def process_runs(pid: int, word: str) -> bool:
-    """Whether a process lives and has `word` in its command; numbers of processes are used again."""
+    """Whether a process lives and has `word` in its command, because process numbers are reused."""
     try:
         return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -130,7 +130,7 @@ def _on_cluster(record: Record, status: JobStatus) -> JobState:
 
 
 def _ended(status: JobStatus) -> JobState:
-    """A job that ended by itself, or that the scheduler does not know any more."""
+    """The state of a job that ended, or that the scheduler no longer knows."""
     if status.code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
         return JobState("stopped", "preempted, and not requeued", status.nodes)
     if status.phase == "failed" and status.reason != "failed":  # out of memory
@@ -145,7 +145,7 @@ def _ended(status: JobStatus) -> JobState:
 
 
 def _with_blocked(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState]:
-    """Jobs below a failed one will never run, whatever SLURM calls them."""
+    """Mark jobs below a failed one as blocked, whatever SLURM calls them."""
     failed = {
         name
         for name, state in states.items()
@@ -158,7 +158,7 @@ def _with_blocked(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState
 
 
 def _with_reports(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState]:
-    """A report that is younger than all that is done, while the rest of its parents cannot be, has nothing to add."""
+    """Mark a report as done if it is newer than its finished parents and the others are blocked."""
     for job in plan.jobs.values():
         if not job.runs_after_failure or states[job.name].status in ("done", *ALIVE):
             continue

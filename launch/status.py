@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def look(name: str | None, runs: Path, sweeps: Path, scheduler: Scheduler | None = None) -> list[Overview]:
-    """One sweep, or all of them and the runs that belong to none.
+    """One sweep, or all sweeps and the runs outside of them.
 
     Args:
         name: of the sweep; None is all.
@@ -138,7 +138,7 @@ def _live(found: Sequence[Overview], note: str = "") -> Group:
 
 
 def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
-    """A table, what failed with the end of its log, what will never run, and the counts."""
+    """A table, failed jobs with the end of their logs, blocked jobs, and counts."""
     rows = found.rows
     if len(rows) > num_rows:
         rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.status))[:num_rows]
@@ -220,7 +220,7 @@ def _plain(value: Any) -> str:
 
 
 def as_json(found: Overview) -> dict[str, Any]:
-    """Everything that is known, for programs."""
+    """All information, for programs."""
     runs = [dataclasses.asdict(row) | {"seconds_left": row.progress.seconds_left} for row in found.rows]
     jobs = {name: dataclasses.asdict(state) for name, state in found.states.items()}
     for name, record in found.records.items():

@@ -1,4 +1,4 @@
-"""Which jobs to submit, which to take back, and in which arrays. Pure functions over states."""
+"""Which jobs to submit, to cancel, and in which arrays: pure functions of states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USUAL_ARRAY_SIZE = 1000  # where the cluster does not say its MaxArraySize, whic
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be done to make a sweep complete."""
+    """The jobs that complete a sweep."""
 
     submit: tuple[str, ...]
     """Jobs without a place in the queue."""
@@ -71,12 +71,12 @@ def what_is_missing(
 
 
 def _has_begun(status: str, job: Job) -> bool:
-    """Whether a job runs because its parents were done; a report begins when they are gone."""
+    """Whether a running job implies that its parents are done; a report does not."""
     return status == "running" and not job.runs_after_failure
 
 
 def _has_moved(parent: str, child: str, records: Mapping[str, Record]) -> bool:
-    """Whether the child waits for another number than its parent has now."""
+    """Whether the child depends on an outdated number of its parent."""
     if child not in records or parent not in records or records[child].cluster == "local":
         return False
     return records[child].parents.get(parent, records[parent].id) != records[parent].id
@@ -132,7 +132,7 @@ def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, thrott
 
 
 def _matched(job: Job, waits: tuple[JobId, ...]) -> tuple[tuple[JobId, ...], int] | None:
-    """The arrays that a job waits for, and the index that is the same in all of them; None if there is no such."""
+    """The arrays that a job depends on, and their common index; None if there is none."""
     indices = {id.task for id in waits}
     index = next(iter(indices)) if len(indices) == 1 else None
     if index is None or job.runs_after_failure:
@@ -151,7 +151,7 @@ def _array(entries: Sequence[tuple[Job, int]], matched: bool, waits: tuple[JobId
 
 
 def shares(made: Sequence[Sequence[Job]], throttle: int) -> list[int]:
-    """For each part its share of its stage's throttle."""
+    """Each part's share of its stage's throttle."""
     of_stage = Counter(part[0].stage for part in made)
     left = {stage: throttles(throttle, number) for stage, number in of_stage.items()}
     return [left[part[0].stage].pop(0) for part in made]

@@ -1,4 +1,4 @@
-"""A sweep on a cluster: what is missing goes into the queue, as arrays, after its parents, from a snapshot of the code.
+"""Submit the missing jobs of a sweep as arrays, after their parents, from a snapshot of the code.
 
 What is submitted is what has no place in the queue and is not done; so the same command again repairs whatever broke.
 A job that was preempted asks for its requeue itself (`launch.endings`). Where compute nodes have no scontrol, a
@@ -53,7 +53,7 @@ def submit_sweep(
     choice: Choice | None = None,
     every: float = LOOK_SECONDS,
 ) -> int:
-    """Submit what is missing of a sweep; returns the exit code.
+    """Submit the missing jobs of a sweep; returns the exit code.
 
     Args:
         plan: the graph.
@@ -79,7 +79,7 @@ def submit_sweep(
 
 
 def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -> Submitter:
-    """What submits a sweep to the scheduler of a cluster.
+    """The submitter of a sweep for the scheduler of a cluster.
 
     Args:
         plan: the graph.
@@ -100,7 +100,7 @@ def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -
 
 
 def feed(folder: Path, lock_seconds: float) -> None:
-    """From inside a job that ends: submit jobs of its sweep that were held back by a limit of the queue.
+    """From inside an ending job: submit jobs of its sweep that a queue limit held back.
 
     Args:
         folder: the sweep's folder.
@@ -140,7 +140,7 @@ class Submitter:
         return self.scheduler.limits()
 
     def wait(self, every: float) -> Mapping[str, JobState]:
-        """Submit, and look until nothing is on its way or held back; returns the last states.
+        """Submit, and poll until no job is queued, running or held back; returns the last states.
 
         A scheduler that does not answer is asked again, less and less often; one that refuses at once, or twice in a
         row later, ends it.
@@ -164,7 +164,7 @@ class Submitter:
         return states
 
     def submit(self, retry: bool) -> dict[str, JobState]:
-        """Submit what is missing; returns where every job stood, those submitted now as queued.
+        """Submit the missing jobs; returns the state of every job, submitted ones as queued.
 
         Args:
             retry: those that failed or were cancelled, too.
@@ -188,13 +188,13 @@ class Submitter:
         return states
 
     def _cancelled(self, states: Mapping[str, JobState], records: Mapping[str, Record]) -> set[str]:
-        """Jobs that a person cancelled, by our command or by SLURM's, which only remembers it for a while."""
+        """Jobs that the user cancelled, with our command or SLURM's, which remembers it only for a while."""
         by_hand = [name for name, s in states.items() if s.reason == "cancelled" and not records[name].cancelled]
         self.records.cancelled(by_hand)
         return self.records.cancelled_jobs()
 
     def _submit_all(self, names: Iterable[str], states: dict[str, JobState], ids: dict[str, JobId]) -> list[Job]:
-        """Submit jobs, parents first; returns those that the queue has no room for, and those that wait for them."""
+        """Submit jobs, parents first; returns those held back by the queue limit, and their children."""
         held: dict[str, Job] = {}
         missing = parts(self.plan, names)
         room = self._room() if missing else None
@@ -210,7 +210,7 @@ class Submitter:
     def _submit_what_fits(
         self, array: JobArray, ids: Mapping[str, JobId], room: int | None
     ) -> tuple[dict[str, JobId], int | None]:
-        """The id of each job that the queue took, and how many more it takes; None is any number."""
+        """The id of each submitted job, and how many more may be submitted; None means any number."""
         array = array if room is None else array.first(max(0, room))
         refused = False
         while array.jobs:
@@ -225,7 +225,7 @@ class Submitter:
         return {}, 0 if refused else room
 
     def _submit_array(self, array: JobArray, ids: Mapping[str, JobId]) -> dict[str, JobId]:
-        """One submission, written down before and after."""
+        """One submission, recorded before and after."""
         tag = uuid.uuid4().hex[:8]
         folder = self.plan.folder / "slurm" / tag
         self.records.announce(tag, [job.name for job in array.jobs])
@@ -261,7 +261,7 @@ class Submitter:
         return self.plan.folder / HELD
 
     def _hold(self, held: list[Job]) -> None:
-        """Leave word for the jobs that end, which then submit what fits."""
+        """Record jobs that are held back, for ending jobs to submit."""
         if not held:
             self._held_file.unlink(missing_ok=True)
             return
@@ -273,7 +273,7 @@ class Submitter:
         )
 
     def _without_endless(self, states: dict[str, JobState], records: Mapping[str, Record]) -> dict[str, JobState]:
-        """Jobs that end in the same way again and again, or had all their successors, have failed."""
+        """Mark jobs that repeatedly end in the same way, or have used all successors, as failed."""
         limit = self.profile.max_requeues + 1 if self.profile.requeue else 1
         found = dict(states)
         for name, state in states.items():
@@ -301,7 +301,7 @@ class Submitter:
             )
 
     def _take_back_lost(self) -> None:
-        """Cancel jobs whose submission was killed before their numbers were written down."""
+        """Cancel jobs whose submission was killed before their numbers were recorded."""
         lost = self.records.lost_groups()
         if lost:
             self.scheduler.cancel(self.scheduler.tagged(lost))
@@ -309,7 +309,7 @@ class Submitter:
             self.records.numbered(tag)
 
     def prune(self) -> None:
-        """Cancel jobs that are no longer asked for; what they have done stays."""
+        """Cancel jobs that the sweep no longer contains; their results stay."""
         latest = self.records.latest().items()
         others = [r.job_id for name, r in latest if name not in self.plan.jobs and r.cluster != "local"]
         alive = [id for id, status in self.scheduler.look(others).items() if status.is_alive]
@@ -318,12 +318,12 @@ class Submitter:
 
 
 def _is_submitted(states: Mapping[str, JobState], name: str, record: Record) -> bool:
-    """Whether a job is on its way on the cluster, so that others can wait for it."""
+    """Whether a job is queued or running on the cluster, so that others can depend on it."""
     return name in states and states[name].status in ALIVE and record.cluster != "local"
 
 
 def explain(plan: Plan, states: Mapping[str, JobState], records: Mapping[str, Record], console: Console) -> None:
-    """Every job that failed with its log's last lines, and every job that therefore never runs."""
+    """Print failed jobs with the last lines of their logs, and the jobs that they block."""
     for name, state in states.items():
         if state.status == "failed":
             console.print(f"{name} failed: {state.reason}", style="bold red", markup=False)

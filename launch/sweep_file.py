@@ -1,4 +1,4 @@
-"""A sweep as its YAML file says it: base presets, what varies, and the stages that each run goes through.
+"""A sweep as its YAML file describes it: base presets, varied keys, and the stages of each run.
 
 Every key is checked before anything is planned; a wrong one is named with the valid ones. Values of configuration keys
 are checked later, by the experiment's own parser (`launch.variants`).
@@ -38,7 +38,7 @@ CONFIG_KEYS = frozenset(item.name for item in dataclasses.fields(Config)) - {"na
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of work, done once for each run (pack: for each corpus; report: once)."""
+    """One kind of work, once per run (pack: once per corpus; report: once)."""
 
     name: str
     kind: Kind
@@ -66,7 +66,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Random:
-    """Random search: every draw is decided by (seed, number of the draw, key)."""
+    """Random search: every draw depends only on (seed, number of the draw, key)."""
 
     samples: int
     """Number of draws."""
@@ -82,7 +82,7 @@ class Random:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep as it was asked for."""
+    """A sweep as requested."""
 
     name: str
     """Names the sweep's folder."""

@@ -1,4 +1,4 @@
-"""The runs of a sweep: every combination of its variants, grids, draws and seeds as a configuration of its own."""
+"""The runs of a sweep: one configuration per combination of variants, grids, draws and seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DRAWS = ("uniform", "log_uniform", "integer", "choice")
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: its configuration, and in which keys it differs from its siblings."""
+    """One run: its configuration, and the keys in which it differs from the others."""
 
     config: Config
     varied: dict[str, Any]
@@ -40,7 +40,7 @@ class Variant:
 
 
 def expand(sweep: SweepFile) -> list[Variant]:
-    """Every run, each once; combinations that are equal in all that decides numbers are one run.
+    """Every run once; combinations with the same identity are one run.
 
     Raises:
         InputError: a key or value that the configuration does not have, or that is impossible with the others.
@@ -159,7 +159,7 @@ class _Value:
 
 
 def _value(key: str, given: _Value) -> Any:
-    """A configuration key's value with the right type; the parser takes 10 ms, so it is asked when it must."""
+    """A configuration key's value with the right type; the parser (10 ms) is used only if necessary."""
     choices = _choices().get(key, ())
     if given.value is False and "no" in choices:  # YAML's reading of a bare `no`
         return "no"
@@ -173,7 +173,7 @@ def _value(key: str, given: _Value) -> Any:
 
 @functools.cache
 def _plain_types() -> dict[str, type]:
-    """Keys that are a number, a truth value or a text, and nothing else."""
+    """Keys of type number, bool or text."""
     found = {key: kind for key, kind in typing.get_type_hints(Config).items() if kind in PLAIN_TYPES}
     for section, kind in typing.get_type_hints(Config).items():
         if dataclasses.is_dataclass(kind):

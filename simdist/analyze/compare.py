@@ -1,4 +1,4 @@
-"""Two runs side by side: density of probe weights, contribution curves, total correlation, overlaid module by module.
+"""Compare two runs module by module: density of probe weights, contribution curves, total correlation.
 
 Both runs are analysed first where they were not, with the same settings. What one of them cannot give is left out of
 the figures and named in the result.
@@ -38,7 +38,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def compare(command: AnalyzeCommand, first: Path, second: Path, settings: CompareSettings) -> Path:
-    """Analyse two runs and overlay their figures; returns the folder, which lies in the first one's.
+    """Analyze two runs and overlay their plots; returns the folder, which is in the first run's.
 
     Raises:
         InputError: a folder is no run, both are one, or nothing can be compared.
@@ -82,7 +82,7 @@ def _modules(encoders: list[EncoderUnderTest], settings: CompareSettings) -> lis
 
 
 def _analyses(settings: CompareSettings, module: int, runs: tuple[Path, Path]) -> dict[str, AnalysisSettings]:
-    """What is overlaid, and how each is asked for; `run` is filled in later."""
+    """The settings of each analysis to overlay; `run` is filled in later."""
     same: dict[str, Any] = {
         "module": str(module),
         "data_root": settings.data_root,
@@ -108,7 +108,7 @@ def _shared_loss(runs: tuple[Path, Path], module: int) -> str:
 def _results(
     command: AnalyzeCommand, which: str, asked: AnalysisSettings, runs: tuple[Path, Path], missing: list[str]
 ) -> list[Path] | None:
-    """One analysis of one module of both runs; None, and the reason in `missing`, if it cannot be done."""
+    """Run one analysis of one module of both runs; None, and the reason in `missing`, if impossible."""
     both = [dataclasses.replace(asked, run=run) for run in runs]
     try:
         for one in both:  # first, so that nothing is computed in vain

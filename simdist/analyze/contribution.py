@@ -151,7 +151,7 @@ class Contribution(DecodedAnalysis):
         return scorer.noise(Scorer.of(decoder, latents, [], self._settings.batch, torch.float32).decoded)
 
     def _rows(self, scorer: Scorer, writer: ResultWriter) -> npt.NDArray[np.float64]:
-        """(N, N, S) scores; continues where a stopped analysis was.
+        """(N, N, S) scores; continues an interrupted analysis.
 
         Raises:
             StoppedError: a signal came; what was done is saved.
@@ -185,7 +185,7 @@ def draw_curves(axes: Axes, runs: dict[str, list[dict[str, float]]]) -> None:
 
 
 def _load(path: Path, shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.float64], int]:
-    """What a stopped analysis has done; nothing if the file is damaged."""
+    """The partial result of an interrupted analysis; empty if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             if stored["scores"].shape == shape:

@@ -1,4 +1,4 @@
-"""How far each dimension belongs to one factor of the speech: MIG, SAP and DCI.
+"""Disentanglement scores: MIG, SAP and DCI.
 
 - MIG (Chen et al. 2018, eq. 6): for each factor the gap between its two largest mutual informations with a dimension,
   over its entropy; dimensions in equal-width bins.

@@ -80,7 +80,7 @@ def _held_back() -> Iterator[None]:
 
 
 def _never() -> None:
-    """Workers are not asked to stop: they are killed."""
+    """Kill the workers."""
 
 
 def _start() -> None:

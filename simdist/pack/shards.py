@@ -75,11 +75,11 @@ class Shard:
 
 
 class PackingError(Exception):
-    """Packing cannot go on, and the input is not to blame: the disk is full, or a process died."""
+    """Packing failed for a reason other than its input: a full disk, or a dead process."""
 
 
 class DiskError(PackingError):
-    """The file system refuses what is to be written: full, quota, size limit, or damaged."""
+    """The file system rejects a write: full, quota, size limit, or damaged."""
 
 
 def sidecar_path(folder: Path, name: str) -> Path:
@@ -177,7 +177,7 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _phones(line: PhoneLine, num_samples: int) -> npt.NDArray[np.uint8]:
-    """An utterance's classes, one a 10 ms frame, made exactly as many as the audio has frames.
+    """An utterance's classes, one per 10 ms frame, exactly as many as the audio has frames.
 
     Raises:
         AudioError: they are not classes, or differ from the audio by more than a few frames.

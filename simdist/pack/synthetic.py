@@ -1,4 +1,4 @@
-"""A corpus of synthetic speech in LibriSpeech's layout, with speakers and exact phone labels, made in seconds.
+"""Synthesize a corpus in LibriSpeech's layout, with speakers and exact phone labels, in seconds.
 
 It is what the demo and the continuous integration train on: no download, and every label is right. Each speaker is an
 accent, a voice variant, a pitch and a rate of espeak-ng. The corpus depends on (speakers, minutes, seed) alone: a
@@ -53,7 +53,7 @@ _PARTS = ".phones"
 
 @dataclass(frozen=True)
 class Parameters:
-    """What decides the corpus, to the last bit."""
+    """The parameters that determine the corpus, bit for bit."""
 
     speakers: int = 8
     minutes: float = 4.0
@@ -75,7 +75,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Speaker:
-    """How one speaker sounds."""
+    """The voice of one speaker."""
 
     name: str
     voice: str

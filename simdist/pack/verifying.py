@@ -32,7 +32,7 @@ class _ShardCheck:
 
 
 def verify(root: Path, names: list[str], workers: int, console: Console, stop: SignalHandler) -> list[CorpusProblem]:
-    """What is wrong with the complete splits `names` below `root`; nothing, if all is well."""
+    """Problems of the complete splits `names` below `root`."""
     jobs = [job for name in names for job in _jobs(open_split(root, name))]
     problems: list[CorpusProblem] = []
     with progress(console, "verifying", sum(len(job.rows) for job in jobs)) as advance:

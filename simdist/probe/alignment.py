@@ -1,4 +1,4 @@
-"""Which frames of a module answer for which 10 ms phone label.
+"""Alignment of a module's frames to 10 ms phone labels.
 
 Label i of CPC's phone files describes the window of 400 samples that begins at sample 160 i, so its centre is at
 160 i + 200. Frame j of a module is centred at `offset + stride * j`, both sums over its layers' kernels, strides and
@@ -63,7 +63,7 @@ def resolve_alignment(wanted: str, grid: FrameGrid) -> str:
 
 
 def align(frames: Tensor, num_labels: int, grid: FrameGrid, how: str) -> Tensor:
-    """One vector a label.
+    """One vector per label.
 
     Args:
         frames: (L, C) of one utterance.

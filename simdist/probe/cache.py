@@ -4,7 +4,7 @@
     CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio
     CACHE/locks/                      locks of shards, and of readers
 
-KEY is a hash of the source (weights and architecture), the split's fingerprint and the view, so a changed checkpoint or
+KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so another checkpoint or
 corpus never meets old features. A shard appears by rename; whoever finds one missing may lock and encode it, so ranks
 and jobs share the work, and a killed one loses a shard at most. Entries that nobody reads make room, the one that was
 used longest ago first.
@@ -44,7 +44,7 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One view of one split by one source."""
+    """The features of one split, by one extractor and spec."""
 
     extractor: FeatureExtractor
     split: Split
@@ -99,7 +99,7 @@ class FeatureCache:
     def opened(
         self, entries: list[CacheEntry], device: torch.device, report: Callable[[int], None], first: float = 0.0
     ) -> Iterator[list[Features]]:
-        """Entries of one source, encoded where they are missing, kept from eviction inside the block.
+        """Open entries of one extractor, encoding missing ones, and protect them from eviction inside the block.
 
         Args:
             device: encodes.
@@ -170,7 +170,7 @@ class FeatureCache:
         )
 
     def _encode(self, entries: list[CacheEntry], number: int, device: torch.device) -> int:
-        """Encode and write one shard of several views of the same audio; returns the number of utterances."""
+        """Encode and write one shard of several feature specs of the same audio; returns the number of utterances."""
         extractor, split = entries[0].extractor, entries[0].split
         rows = shard_rows(split)[number]
         extractor.network.to(device)
@@ -219,7 +219,7 @@ class FeatureCache:
     # --- the bound ----------------------------------------------------------------------------------------------------
 
     def _reserve(self, entry: CacheEntry) -> None:
-        """Note how much an entry is going to take, and make room for it."""
+        """Reserve the size of an entry, and make room for it."""
         description = self._folder / entry.key / "entry.json"
         guard = SharedLock(self._lock("reserve"))
         while not guard.acquire():

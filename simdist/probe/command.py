@@ -157,7 +157,7 @@ class ProbeCommand:
     # --- what is shown ------------------------------------------------------------------------------------------------
 
     def show(self, tasks: list[ProbeTask]) -> None:
-        """Print the table, draw what compares several probes, and mirror to wandb; on one rank."""
+        """Print the table, draw comparisons, and log to wandb; on one rank."""
         results = [read_result(self._context.folder / task.name) for task in tasks]
         self.console.print((curve_table if self._sizes else as_table)(results))
         for result in results:
@@ -210,7 +210,7 @@ class ProbeCommand:
 
 
 def _entries(tasks: list[ProbeTask]) -> list[CacheEntry]:
-    """What these jobs of one source read, each entry once: training split, test split, for each view."""
+    """The entries that these tasks of one extractor read: training and test split, for each feature spec."""
     found: dict[str, CacheEntry] = {}
     for task in tasks:
         for split in (task.data.pair.train, task.data.pair.test):

@@ -40,7 +40,7 @@ class ExampleBatch:
 
 
 class Examples(Protocol):
-    """What training and testing read."""
+    """The interface of examples for training and testing."""
 
     num_utterances: int
     dimensions: int
@@ -50,7 +50,7 @@ class Examples(Protocol):
         ...
 
     def batch(self, places: list[int], epoch: int) -> ExampleBatch:
-        """The vectors with which these utterances take part in an epoch."""
+        """The vectors of these utterances in an epoch."""
         ...
 
     def everything(self) -> Iterator[ExampleBatch]:
@@ -59,7 +59,7 @@ class Examples(Protocol):
 
 
 class CachedExamples:
-    """Vectors that were encoded before.
+    """Examples with cached vectors.
 
     Args:
         vectors: each row's (n, D).
@@ -110,12 +110,12 @@ class CachedExamples:
 
 
 class LiveExamples:
-    """Vectors that are encoded when asked for.
+    """Examples that are encoded on demand.
 
     Args:
-        source: what encodes; its `network` decides whether in training mode.
+        extractor: encodes; its `network` decides whether in training mode.
         module: whose frames.
-        view: what is kept of an utterance.
+        spec: the features to keep of an utterance.
         split, targets: audio and classes.
         device: where it is encoded.
         trained: let gradients reach the encoder, up to this module.
@@ -187,7 +187,7 @@ class LiveExamples:
 
 
 def match(features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors and classes of one utterance, equally many: surplus vectors are cut in front, surplus classes behind."""
+    """Equally many vectors and classes of one utterance: surplus vectors are cut at the front, classes at the end."""
     if len(classes) == 1:
         return features, classes.expand(len(features))
     features = features[max(0, len(features) - len(classes)) :]
@@ -207,7 +207,7 @@ def labelled(features: list[Tensor], classes: list[Tensor], places: list[int], d
 def few(
     vectors: dict[int, Tensor], targets: Targets, per_frame: bool, per_class: int, seed: int
 ) -> tuple[dict[int, Tensor], Targets]:
-    """A random `per_class` examples of each class, or all that there are of a rarer one.
+    """Draw `per_class` examples of each class at random, or all of a rarer one.
 
     An example is an utterance with all its crops or, for phones, a frame, which then counts as an utterance. The draw
     is nested: with the same seed, fewer examples are among the more.

@@ -1,4 +1,4 @@
-"""What is probed: a trained encoder, the same one untrained, or MFCC. All answer with frames of every module."""
+"""Feature extractors: a trained encoder, an untrained one, or MFCC. All return frames of every module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_MFCC = 13  # with first and second differences 39 dimensions, as is usual in
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """Something that turns audio into frames."""
+    """Computes frames from audio."""
 
     kind: str
     """`trained`, `untrained`, `mfcc` or `supervised`."""
@@ -40,7 +40,7 @@ class FeatureExtractor:
     """Optimizer steps of a trained encoder."""
 
     def where(self, module: int) -> str:
-        """Short name of a module of this source, part of a result's name."""
+        """Short name of a module, part of a result's name."""
         if self.kind == "mfcc":
             return "mfcc"
         if self.kind == "trained":
@@ -83,7 +83,7 @@ def contexts(encoder: GreedyEncoder, audio: Tensor, generator: torch.Generator |
 
 
 class Mfcc(nn.Module):
-    """13 mel-frequency cepstral coefficients with first and second differences, each 10 ms over 25 ms.
+    """13 mel-frequency cepstral coefficients with first and second differences, every 10 ms over 25 ms.
 
     (B, 1, T) -> (B, 1 + (T - 400) // 160, 39): the frames that CPC's phone labels describe.
     """

@@ -1,7 +1,7 @@
-"""What of an utterance is kept for a probe, and how it is made from audio.
+"""Which features of an utterance a probe reads, and how to compute them from audio.
 
-Two kinds of view. `pooled`: one vector a clip, the frames' mean, maximum or all of them flattened; float32. `frames`:
-one vector a phone label; float16, half the disk. Both are made for all modules at once.
+Two kinds. `pooled`: one vector per clip, the frames' mean, maximum or all of them flattened; float32. `frames`:
+one vector per phone label; float16, half the disk. Both are made for all modules at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH_SAMPLES = 2**18  # audio samples that are encoded together: bounds the mem
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is kept of each utterance."""
+    """The features to keep of each utterance."""
 
     kind: Literal["pooled", "frames"]
     pooling: str = "mean"
@@ -51,7 +51,7 @@ class FeatureSpec:
 
 
 def spec_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPair) -> FeatureSpec:
-    """The view that a label's probe needs.
+    """The features that a label's probe needs.
 
     Raises:
         InputError: `flatten`, and clips are not of one length.
@@ -98,7 +98,7 @@ def crop_of(split: Split, row: int, spec: FeatureSpec, number: int) -> tuple[int
 
 
 def num_vectors(split: Split, row: int, spec: FeatureSpec) -> int:
-    """How many vectors a view keeps of an utterance."""
+    """Number of vectors of an utterance."""
     if spec.kind == "pooled":
         return spec.crops
     has_phones = split.index.phones_offset[row] >= 0
@@ -133,10 +133,10 @@ def grid_alignment(spec: FeatureSpec, extractor: FeatureExtractor, module: int) 
 def encode_rows(
     extractor: FeatureExtractor, split: Split, rows: list[int], specs: list[FeatureSpec], device: torch.device
 ) -> Iterator[tuple[int, list[list[Tensor]]]]:
-    """Encode utterances once for several views.
+    """Encode utterances once for several feature specs.
 
     Yields:
-        A row and, for each view, each module's (num_vectors, D) on the CPU; rows may come in another order.
+        A row and, for each spec, each module's (num_vectors, D) on the CPU; rows may come in another order.
     """
     reader = CropReader(split)
     whole = [spec for spec in specs if spec.crop is None]
@@ -144,7 +144,7 @@ def encode_rows(
     for group in _batches(split, rows) if whole else []:
         audio = as_audio([reader.read_all(row) for row in group], device)
         noise = noise_for(whole[0], device, split.manifest.split, str(split.index.key[group[0]]))
-        encoded = extractor.encode(audio, noise)  # one command samples all its views alike, so they share it
+        encoded = extractor.encode(audio, noise)  # one command samples all its features alike, so they share it
         for place, row in enumerate(group):
             frames = [module[place] for module in encoded]
             found[row] |= {spec: _keep(extractor, split, row, spec, frames) for spec in whole}

@@ -21,7 +21,7 @@ POINTS = "points.json"  # accuracies that are known so far, as {"size/repetition
 
 
 def check_sizes(task: ProbeTask) -> None:
-    """Raise an InputError if no class has as many examples as the largest size asks for."""
+    """Raise an InputError if no class has as many examples as the largest size."""
     most = int(task.data.train.counts().max())
     if task.sizes and max(task.sizes) > most:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which labels packed splits carry, and each example's class."""
+"""Labels of packed splits, and the class of each example."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def labels_of(split: Split) -> list[str]:
 
 
 def num_present(split: Split, label: str) -> int:
-    """How many different classes of a label the split shows; 2 for phones, which are not counted here."""
+    """Number of classes of a label in the split; 2 for phones, which are not counted."""
     if label == FRAME_LABEL:
         return 2
     classes = split.index.labels[label]
@@ -66,7 +66,7 @@ class SplitPair:
 
 
 def find_splits(settings: ProbeSettings, config: Config) -> dict[str, SplitPair]:
-    """For each label wanted, where it is trained and tested.
+    """The training and test split of each requested label.
 
     A label that the run's own splits lack is looked for in pairs such as `syllables_train`, `syllables_test`.
 
@@ -99,7 +99,7 @@ def find_splits(settings: ProbeSettings, config: Config) -> dict[str, SplitPair]
 
 
 def _pairs(root: Path, settings: ProbeSettings, config: Config) -> list[SplitPair]:
-    """Pairs of splits in the order in which labels are looked for."""
+    """Pairs of splits in the order in which labels are searched."""
     train, test = settings.train_split, settings.test_split
     if (train is None) != (test is None):
         given = "--train-split" if test is None else "--test-split"
@@ -131,7 +131,7 @@ def read_targets(split: Split, label: str) -> Targets:
 
 
 def read_phones(split: Split, row: int, num_classes: int) -> npt.NDArray[np.int64]:
-    """An utterance's phone classes, one each 10 ms, (num_frames,).
+    """An utterance's phone classes, one per 10 ms, (num_frames,).
 
     Raises:
         InputError: they cannot be read, are no classes, or differ from the audio by more than a few frames.
@@ -157,7 +157,7 @@ def read_phones(split: Split, row: int, num_classes: int) -> npt.NDArray[np.int6
 
 
 def drop_unseen(train: Targets, test: Targets, label: str, policy: str) -> tuple[Targets, list[str]]:
-    """The test's examples whose class training shows, and the names of the classes left out.
+    """The test examples whose class occurs in training, and the names of the classes left out.
 
     Raises:
         InputError: there is such a class and the policy is `fail`.

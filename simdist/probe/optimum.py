@@ -25,7 +25,7 @@ STRIDE = 10  # iterations between two looks at the gradient and the stop flag
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where L-BFGS ended."""
+    """The result of L-BFGS."""
 
     loss: float
     """Mean cross-entropy plus penalty, in nats."""
@@ -104,7 +104,7 @@ def fit_optimum(probe: Probe, examples: Examples, settings: ProbeSettings, progr
 
 
 def _restore(probe: Probe, optimizer: torch.optim.Optimizer, progress: ProbeProgress) -> tuple[Optimum, bool]:
-    """Load what was saved, if anything was; returns where the fit stands, and whether it has ended."""
+    """Load a saved state if there is one; returns the state of the fit, and whether it has ended."""
     saved = progress.load()
     if saved is None or "optimizer" not in saved:  # versions that saved weights alone could not resume exactly
         return Optimum(float("inf"), float("inf"), 0, False), False

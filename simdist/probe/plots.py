@@ -34,7 +34,7 @@ THESIS = {  # Variational Greedy InfoMax (2023), syllables, test accuracy by exa
 
 
 def plot_confusion(confusion: npt.NDArray[np.int64], names: list[str], label: str, title: str, path: Path) -> None:
-    """A heat map of each true class's answers; classes that are neither true nor said are left out.
+    """Heat map of the answers per true class, without classes that never occur.
 
     Args:
         confusion: (K, K) counts, rows are true classes.

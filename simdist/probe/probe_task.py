@@ -1,8 +1,7 @@
-"""One probe: what identifies it, and how it is trained, tested and written to its folder.
+"""One probe: its identity, training, test and result folder.
 
-A job's name ends with the hash of everything that can change its numbers: the weights it reads, both splits'
-fingerprints, the view and the probe. So a result that is there is the result, and the same command does only what is
-missing.
+A task's name ends with the hash of everything that can change its numbers: the weights it reads, both splits'
+fingerprints, the features and the probe. So an existing result is valid, and the same command only adds missing ones.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ USED_BY = {  # settings that only one kind of probe looks at
     "mlp": ("epochs", "lr", "batch_size", "hidden"),
     "lbfgs": ("l2", "tolerance", "max_iterations"),
 }
-IN_VIEW = ("pooling", "latents", "clip", "crop", "crops", "align")  # said by the view
+IN_VIEW = ("pooling", "latents", "clip", "crop", "crops", "align")  # part of the spec
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """What a label's probes are trained and tested on."""
+    """Training and test data of a label's probes."""
 
     label: str
     pair: SplitPair
@@ -113,7 +112,7 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """What a job is done with."""
+    """Folder, device and callbacks that tasks share."""
 
     folder: Path
     """RUN/probes."""
@@ -138,10 +137,10 @@ def run_task(task: ProbeTask, context: ProbeContext, vectors: tuple[Vectors, Vec
         vectors: of the training and test split; None encodes them from audio, batch by batch.
 
     Raises:
-        StoppedError: a signal came; the same job resumes from there.
+        StoppedError: a signal came; the same task resumes.
     """
     begin = time.monotonic()
-    if task.extractor.kind == "supervised":  # its encoder is trained, and the next job begins with it untrained
+    if task.extractor.kind == "supervised":  # its encoder is trained, and the next task starts with it untrained
         task = dataclasses.replace(
             task, extractor=dataclasses.replace(task.extractor, network=copy.deepcopy(task.extractor.network))
         )
@@ -166,7 +165,7 @@ def run_task(task: ProbeTask, context: ProbeContext, vectors: tuple[Vectors, Vec
 def fit(
     task: ProbeTask, train: Examples, context: ProbeContext, progress: ProbeProgress
 ) -> tuple[Probe, dict[str, Any]]:
-    """A probe trained as the job says, and what is to be said of the training."""
+    """Train a probe for a task; returns it and a description of the training."""
     settings = task.settings
     hidden = settings.hidden if settings.probe == "mlp" else None
     probe = Probe(train.dimensions, len(task.data.train.names), hidden, settings.bias, settings.seed).to(context.device)
@@ -183,7 +182,7 @@ def fit(
 def examples_of(
     task: ProbeTask, device: torch.device, vectors: tuple[Vectors, Vectors] | None
 ) -> tuple[Examples, Examples]:
-    """Training and test examples: stored vectors, or encoded from audio when asked for."""
+    """Training and test examples, from cached vectors or encoded from audio."""
     data = task.data
     sides = ((data.pair.train, data.train), (data.pair.test, data.test))
     if vectors is None:
@@ -202,7 +201,7 @@ def examples_of(
 
 
 def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
-    """The part of a result that says what was probed, how, and what guessing gives."""
+    """The description of a probe in its result, with chance and the majority class."""
     data, extractor = task.data, task.extractor
     counts, test_counts = data.train.counts(), data.test.counts()
     likeliest = int(counts.argmax())

@@ -53,7 +53,7 @@ WANDB_ID_LENGTH = 64
 
 
 def write_result(folder: Path, result: dict[str, Any], probe: Probe | None) -> None:
-    """Write a job's folder; without a probe (few labels) only `result.json`."""
+    """Write a task's folder; without a probe (few labels) only `result.json`."""
     if probe is not None:
         with replacing(folder / "probe.safetensors") as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in probe.state_dict().items()}, temporary)
@@ -67,7 +67,7 @@ def write_result(folder: Path, result: dict[str, Any], probe: Probe | None) -> N
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The `result.json` of a finished job."""
+    """The `result.json` of a finished task."""
     return json.loads((folder / RESULT).read_text())
 
 
@@ -89,7 +89,7 @@ def _as_tsv(rows: list[dict[str, Any]]) -> str:
 
 
 def as_table(results: list[dict[str, Any]]) -> Table:
-    """One row a probe, for the terminal."""
+    """One row per probe, for the terminal."""
     table = Table(title="accuracy in %, with 95 % intervals over test utterances")
     for column in ("label", "features", "probe", "accuracy", "balanced", "without silence", "chance", "majority"):
         table.add_column(column, justify="left" if column in ("label", "features", "probe") else "right", no_wrap=True)
@@ -131,7 +131,7 @@ def percent(score: dict[str, Any]) -> str:
 
 
 def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path]) -> str | None:
-    """Log results to wandb where the run's config says so; returns the folder of an offline run.
+    """Log results to wandb if the run's config enables it; returns the folder of an offline run.
 
     A run of its own in the training run's group, with an id that the results decide: training may be going on.
     """

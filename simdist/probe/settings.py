@@ -154,7 +154,7 @@ def checkpoints_of(settings: ProbeSettings, run: Path) -> list[Path]:
 
 
 def modules_of(settings: ProbeSettings, num_modules: int) -> list[int]:
-    """The modules asked for, from 0; see `modules_in`."""
+    """The requested modules, from 0; see `modules_in`."""
     return modules_in("all" if settings.all else settings.module, num_modules)
 
 
@@ -174,7 +174,7 @@ def modules_in(text: str, num_modules: int) -> list[int]:
 
 
 def feature_kinds(settings: ProbeSettings) -> list[str]:
-    """The kinds of features asked for.
+    """The requested kinds of features.
 
     Raises:
         InputError: one that does not exist.

@@ -30,7 +30,7 @@ SAVE_SECONDS = 120.0  # between two saves of a running training: the most that a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a probe said of every test vector, by utterance. U utterances, K classes."""
+    """A probe's answers to all test vectors, by utterance. U utterances, K classes."""
 
     correct: npt.NDArray[np.int64]
     """(U, K) vectors of each true class that were recognised."""
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 class ProbeProgress:
-    """The state of a training that was not finished, on disk; gone when it is.
+    """The state of an unfinished training on disk; removed when it finishes.
 
     Args:
         path: file, None keeps nothing.
@@ -54,7 +54,7 @@ class ProbeProgress:
         self._path, self._stop, self._saved = path, stop, time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved, or None; a file that cannot be read counts for nothing."""
+        """The saved state, or None; an unreadable file is ignored."""
         if self._path is None or not self._path.exists():
             return None
         try:
@@ -63,7 +63,7 @@ class ProbeProgress:
             return None
 
     def after_step(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save now and then, and when asked to stop.
+        """Save periodically, and when a signal has arrived.
 
         Raises:
             StoppedError: a signal came.
@@ -76,7 +76,7 @@ class ProbeProgress:
         self._stop.check()
 
     def done(self) -> None:
-        """Forget it."""
+        """Remove the saved state."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -190,7 +190,7 @@ def evaluate(probe: Probe, examples: Examples, num_classes: int, stop: SignalHan
 
 
 def num_steps(examples: Examples, settings: ProbeSettings) -> int:
-    """Steps that `train_with_adam` takes."""
+    """Number of steps of `train_with_adam`."""
     assert settings.epochs is not None
     assert settings.batch_size is not None
     return settings.epochs * -(-examples.num_utterances // settings.batch_size)
