@@ -4,10 +4,9 @@
     CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio
     CACHE/locks/                      locks of shards, and of readers
 
-KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so another checkpoint or
-corpus never meets old features. A shard appears by rename; whoever finds one missing may lock and encode it, so ranks
-and jobs share the work, and a killed one loses a shard at most. Entries that nobody reads make room, the one that was
-used longest ago first.
+KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so entries never mix
+checkpoints or corpora. A shard appears by rename. Any process may lock and encode a missing one, so ranks and jobs share
+the work, and a killed one loses at most one shard. The least recently used entries that no process reads are removed.
 """
 
 from __future__ import annotations
