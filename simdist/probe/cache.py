@@ -5,8 +5,8 @@
     CACHE/locks/                      locks of shards, and of readers
 
 KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so entries never mix
-checkpoints or corpora. A shard appears by rename. Any process may lock and encode a missing one, so ranks and jobs share
-the work, and a killed one loses at most one shard. The least recently used entries that no process reads are removed.
+checkpoints or corpora. A shard appears by rename. Any process may lock and encode a missing one, so ranks and jobs
+share the work, and a killed one loses at most one shard. The least recently used entries without readers are removed.
 """
 
 from __future__ import annotations
