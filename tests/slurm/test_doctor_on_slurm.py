@@ -27,7 +27,7 @@ def test_a_cluster_and_a_node_that_are_ready(testbed: Slurm, tmp_path: Path) -> 
     measured = {"disk", "signal", "preemption"}  # warnings where the disk is slow at this moment
     others = {finding["level"] for name, finding in found.items() if name not in {*measured, "GPU nodes"}}
     assert others == {"ok"}, found
-    assert "have 2 GPUs; trainings ask for none" in found["GPU nodes"]["message"]
+    assert "have 2 GPUs; training requests none" in found["GPU nodes"]["message"]
     assert set(found) >= {"partition", "job", "preemption", "shared folder", "versions", "commands", "address"}
     assert found["address"]["message"] == "other nodes reach n1 at 127.0.0.1, because its name does not resolve"
     assert list(tmp_path.iterdir()) == []
@@ -71,7 +71,7 @@ def test_no_node_is_free(testbed: Slurm, tmp_path: Path) -> None:
     finally:
         testbed.ask("scancel", blocker)
     assert code == 0, found
-    assert found["node"]["message"] == "no node was free within 3 s; what nodes see was not checked"
+    assert found["node"]["message"] == "no node was free within 3 s, so the nodes were not checked"
 
 
 def test_setup_lines_that_fail_on_the_node(testbed: Slurm, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_is_cancelled_saves_and_stays_away_until_it_is_asked_for_again(swee
     assert [name.split("/")[0].strip() for name in names[1:]] == ["report", "probe", "probe", "train"]
     await_(lambda: not sweep.testbed.ask("squeue", "--noheader"), "an empty queue", sweep.describe)
     (shown,) = json.loads(sweep.command("status", "one", "--json"))
-    assert shown["runs"][0]["word"] == "cancelled"
+    assert shown["runs"][0]["status"] == "cancelled"
     assert "submitting 4" in sweep.submit()
     sweep.await_end()
     assert sweep.weights(sweep.run) == sweep.undisturbed()

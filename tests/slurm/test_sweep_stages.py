@@ -232,15 +232,15 @@ def test_a_killed_rank_without_progress_fails_and_is_not_submitted_by_wait(sweep
     await_(lambda: first.ending.code == 137, "the end of the first", sweep.describe)
     await_(lambda: "report" in done_jobs(sweep.plan) or _report_is_done(sweep), "the report", sweep.describe)
     (shown,) = json.loads(sweep.command("status", "two", "--json"))
-    assert shown["jobs"][first.job]["word"] == "failed"
+    assert shown["jobs"][first.job]["status"] == "failed"
     assert shown["jobs"][first.job]["reason"] == "exit code 137"
-    assert shown["jobs"]["report"]["word"] == "done"
+    assert shown["jobs"]["report"]["status"] == "done"
     assert "without" in shown["jobs"]["report"]["reason"]
 
 
 def _report_is_done(sweep: Sweep) -> bool:
     (shown,) = json.loads(sweep.command("status", "two", "--json"))
-    return shown["jobs"]["report"]["word"] == "done"
+    return shown["jobs"]["report"]["status"] == "done"
 
 
 def test_a_task_that_a_person_cancels_in_the_queue_is_not_submitted_again_by_wait(sweep: Sweep) -> None:
@@ -255,8 +255,8 @@ def test_a_task_that_a_person_cancels_in_the_queue_is_not_submitted_again_by_wai
     assert waiting.returncode == 1, said
     assert sweep.records("probe")[0].starts == 1
     (shown,) = json.loads(sweep.command("status", "two", "--json"))
-    assert shown["jobs"][first.job]["word"] == "cancelled"
-    assert shown["jobs"][second.job]["word"] == shown["jobs"]["report"]["word"] == "done"
+    assert shown["jobs"][first.job]["status"] == "cancelled"
+    assert shown["jobs"][second.job]["status"] == shown["jobs"]["report"]["status"] == "done"
 
 
 def test_jobs_are_submitted_from_inside_a_job(sweep: Sweep) -> None:

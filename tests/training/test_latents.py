@@ -39,7 +39,7 @@ def test_an_utterance_that_does_not_decode_is_left_out_and_told(cached: Config, 
     latents = open_split(tmp_path / "run" / "latents" / "module_0", "train")
     assert list(latents.index.key) == [key for row, key in enumerate(audio.index.key) if row not in (2, 7)]
     told = latents.manifest.packed_with["skipped"]
-    assert [text.split(" in ")[0] for text in told] == [f"sample {audio.index.key[row]}" for row in (2, 7)]
+    assert [text.split(" in ")[0] for text in told] == [str(audio.index.key[row]) for row in (2, 7)]
     train(config, tmp_path / "parts", stop_at=15)
     train(config, tmp_path / "parts")
     assert_same(tmp_path / "run", tmp_path / "parts")
