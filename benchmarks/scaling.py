@@ -27,13 +27,13 @@ PEAK = {"h100": (989e12, 3.35e12), "h200": (989e12, 4.8e12)}  # dense bf16 FLOP/
 GPUS_A_NODE = 8
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TRAFFIC = 4  # times the kept bytes cross the memory bus: written, read again, and their gradients written and read
-ADAM_BYTES = 28  # a parameter: gradient, two moments and weight read; moments and weight written
+ADAM_BYTES = 28  # per parameter: gradient, two moments and weight read; moments and weight written
 BUCKET, FIRST_BUCKET = 25 * 2**20, 2**20  # bytes: DDP's defaults
 FLAC_READ, FLAC_RATE, WAV_RATE = (
     68_300,
     1_400,
     45_000,
-)  # bytes a crop, clips/s a core: measured, see docs/explanation/scaling.md
+)  # bytes per crop, clips/s per core: measured, see docs/explanation/scaling.md
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Fabric:
 
 NVLINK = Fabric("NVLink", 450e9, 2e-6)  # fourth generation, one GPU
 BETWEEN_NODES = (
-    Fabric("NDR", GPUS_A_NODE * 50e9, 6e-6),  # a 400 Gb/s port a GPU; NCCL lays a ring through each
+    Fabric("NDR", GPUS_A_NODE * 50e9, 6e-6),  # one 400 Gb/s port per GPU; NCCL lays a ring through each
     Fabric("25 GbE", 3.125e9, 30e-6),  # one port a node
 )
 
@@ -148,12 +148,12 @@ def scaling_table(costs: Sequence[ModuleCost], config: Config, clips: int, rates
     for fabric in BETWEEN_NODES:
         head += [f"{fabric.name} ms", "efficiency", "if hidden", "clips/s"]
     return table(
-        f"All-reduce against compute, {clips} clips a GPU (up to {GPUS_A_NODE} GPUs: NVLink alone).", head, rows
+        f"All-reduce against compute, {clips} clips per GPU (up to {GPUS_A_NODE} GPUs: NVLink alone).", head, rows
     )
 
 
 def batch_table(config: Config, rates: Rates) -> str:
-    """What more clips a GPU do to a step."""
+    """What more clips per GPU do to a step."""
     rows = []
     for clips in (1, 2, 4, 8, 16, 32, 64, 128):
         costs = module_costs(config, clips)
@@ -177,7 +177,7 @@ def batch_table(config: Config, rates: Rates) -> str:
             ]
         )
     head = [
-        "clips a GPU",
+        "clips per GPU",
         "compute ms",
         "clips/s",
         "TFLOP/s",
@@ -186,14 +186,19 @@ def batch_table(config: Config, rates: Rates) -> str:
         "64 GPUs NDR",
         "25 GbE",
     ]
-    return table("More clips a GPU: throughput of one GPU, and efficiency of 64.", head, rows)
+    return table("More clips per GPU: throughput of one GPU, and efficiency of 64.", head, rows)
 
 
 def loader_table(config: Config, clips: int, rates: Rates) -> str:
     """What storage and CPU cores must deliver so that no GPU waits."""
     rate = clips / compute_time(module_costs(config, clips), rates)
     rows = []
-    for name, count in (("a GPU", 1), (f"a node of {GPUS_A_NODE}", GPUS_A_NODE), ("64 GPUs", 64), ("1,024 GPUs", 1024)):
+    for name, count in (
+        ("one GPU", 1),
+        (f"a node of {GPUS_A_NODE}", GPUS_A_NODE),
+        ("64 GPUs", 64),
+        ("1,024 GPUs", 1024),
+    ):
         wanted = rate * count
         wav = 2 * config.data.crop
         flac = FLAC_READ - 2 * 20_480 + wav  # a seek costs the same whatever is read after it
@@ -208,13 +213,13 @@ def loader_table(config: Config, clips: int, rates: Rates) -> str:
             ]
         )
     head = ["for", "clips/s", "hours of speech/s", "FLAC MB/s", "FLAC cores", "WAV MB/s", "WAV cores"]
-    return table(f"What the loader must deliver, {clips} clips a GPU and step.", head, rows)
+    return table(f"What the loader must deliver, {clips} clips per GPU and step.", head, rows)
 
 
 def negatives_table(config: Config, costs: Sequence[ModuleCost], clips: int) -> str:
     """Where a negative comes from, at one global batch on more and more ranks; and what gathering would take."""
     batch = 64
-    latents = sum(cost.latent_bytes for cost in costs) / clips  # a clip, float32
+    latents = sum(cost.latent_bytes for cost in costs) / clips  # per clip, float32
     largest = max(cost.latent_bytes for cost in costs) / clips
     rows = []
     for ranks in (1, 2, 4, 8, 16, 32, 64):
@@ -232,7 +237,7 @@ def negatives_table(config: Config, costs: Sequence[ModuleCost], clips: int) -> 
         )
     head = [
         "ranks",
-        "clips a rank",
+        "clips per rank",
         "from own sequence",
         f"of {config.loss.num_negatives}",
         "if global",
@@ -262,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rates = Rates(flops * parsed.share, memory * parsed.memory_share, parsed.floor_ms / 1e3, parsed.link_share)
     costs = module_costs(config, parsed.clips)
     print(
-        f"{config.name}: {config.data.crop} samples a clip, bf16. Assumed of an {parsed.gpu.upper()}: "
+        f"{config.name}: {config.data.crop} samples per clip, bf16. Assumed of an {parsed.gpu.upper()}: "
         f"{parsed.share:.0%} of {flops / 1e12:.0f} TFLOP/s, {parsed.memory_share:.0%} of {memory / 1e12:.2f} TB/s, "
         f"no step below {parsed.floor_ms:g} ms; {parsed.link_share:.0%} of each link."
     )
