@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from simdist.analyze.settings import AnalysisSettings, ClipSettings
-from simdist.config.load import read_config
 from simdist.core.errors import InputError
 from simdist.core.random_streams import stream_seed
 from simdist.data.crops import CropReader
@@ -27,7 +26,7 @@ from simdist.models.module import Encoding, GreedyModule
 from simdist.probe.feature_extractors import FeatureExtractor, trained_extractor
 from simdist.probe.feature_spec import as_audio
 from simdist.runs.checkpoints import choose_checkpoint
-from simdist.runs.folder import CONFIG, Run
+from simdist.runs.folder import Run, existing_run
 
 BATCH = 32  # clips encoded together
 
@@ -59,23 +58,18 @@ def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
     Raises:
         InputError: no run, no such checkpoint, or no GPU where one is asked for.
     """
-    folder = settings.run
-    if folder is None:
-        raise InputError("no run to analyse; name its folder with --run-dir")
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is not a run folder (it has no {CONFIG}). Give a folder written by simdist.train")
+    run = existing_run(settings.run)
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device is 'cuda', and torch finds no GPU here; use --device cpu")
-    config = read_config(folder / CONFIG)
+        raise InputError("--device is 'cuda', but torch finds no GPU. Use --device cpu")
     latest = settings.checkpoint.strip() == "latest"
     if not latest and not settings.checkpoint.strip().isdecimal():
         raise InputError(f"--checkpoint is {settings.checkpoint!r}; it must be latest, or one step such as 200")
-    checkpoint = choose_checkpoint(folder, None if latest else int(settings.checkpoint))
-    source = trained_extractor(checkpoint, config)
+    checkpoint = choose_checkpoint(run.folder, None if latest else int(settings.checkpoint))
+    extractor = trained_extractor(checkpoint, run.config)
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if on_gpu else "cpu")
-    source.network.to(device)
-    return EncoderUnderTest(Run(folder, config), source, device)
+    extractor.network.to(device)
+    return EncoderUnderTest(run, extractor, device)
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,9 @@ def show(finding: Finding, console: Console) -> None:
 
 def summarize(findings: list[Finding], console: Console) -> None:
     """The last line: how many of each."""
-    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
-    console.print(f"{len(findings)} findings: {errors} errors, {warnings} warnings")
+    counts = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning")}
+    told = ", ".join(f"{number} {level}{'s' * (number != 1)}" for level, number in counts.items())
+    console.print(f"{len(findings)} checks: {told}")
 
 
 def _parser() -> Parser:

@@ -98,7 +98,7 @@ def check_disk(runs: Path) -> tuple[list[Finding], float]:
 
 def check_wandb() -> Iterator[Finding]:
     """Whether runs may be mirrored to Weights & Biases from here."""
-    offline = "use `--wandb.mode offline`, and `wandb sync runs/*/wandb/offline-run-*` where there is a way out"
+    offline = "use `--wandb.mode offline`, and run `wandb sync runs/*/wandb/offline-run-*` on a machine with internet"
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         yield ok("wandb", f"WANDB_MODE is {os.environ['WANDB_MODE']}")
     elif not reaches_wandb():
@@ -110,7 +110,7 @@ def check_wandb() -> Iterator[Finding]:
 
 
 def reaches_wandb() -> bool:
-    """Whether wandb's server answers; a proxy counts as a way out."""
+    """Whether wandb's server answers; a proxy counts as internet."""
     if os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY"):
         return True
     try:

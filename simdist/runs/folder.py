@@ -134,7 +134,10 @@ def existing_run(folder: Path | None) -> Run:
     if folder is None:
         raise InputError("--run-dir is missing. Give the folder of a run")
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder} is not a run folder (it has no {CONFIG}). Give a folder written by simdist.train")
+        why = f"it has no {CONFIG}" if folder.exists() else "it does not exist"
+        near = [path.parent for place in (folder, folder.parent) for path in sorted(place.glob(f"*/{CONFIG}"))]
+        such = f", such as {' or '.join(map(str, near[:3]))}" if near else ""
+        raise InputError(f"{folder} is not a run folder ({why}). Give a folder written by simdist.train{such}")
     return Run(folder, read_config(folder / CONFIG))
 
 

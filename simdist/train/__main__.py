@@ -96,7 +96,8 @@ def train(
         for line in summary(trainer.metrics.lines("train")):
             log(line)
         log(f"run folder: {run.folder}")
-        log(f'next, in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
+        log(f"next: accelerate launch -m simdist.probe --run-dir {run.folder} --all")
+        log(f'in Python: simdist.load_encoder("{run.folder}").encode(audio)  # audio: (B, 1, T) at 16 kHz')
     return ending.exit_code
 
 

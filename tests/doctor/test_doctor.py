@@ -38,7 +38,7 @@ def test_an_error_is_shown_with_its_remedy_and_fails(tmp_path: Path, capsys: pyt
     at = next(n for n, line in enumerate(lines) if line.startswith("error    data"))
     assert f"{tmp_path}/nothing holds no packed corpus" in lines[at]
     assert lines[at + 1].strip() == f"-> pack one: `python -m simdist.pack CORPUS SOURCE {tmp_path}/nothing`"
-    assert lines[-1].endswith("1 errors, 0 warnings")
+    assert lines[-1].endswith("1 error, 0 warnings")
 
 
 def test_unknown_profiles_and_impossible_options(capsys: pytest.CaptureFixture[str]) -> None:
