@@ -15,6 +15,8 @@ from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
 from tests.support import ROOT
 
+JOBS_ON_SLURM = ("test_train_job", "test_launchers_on_slurm", "test_sbatch_scripts")  # half of the time of all on SLURM
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -63,7 +65,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """The tests of a file share a process; those on SLURM share two, each with a testbed of its own."""
     group = str(item.path)
     if item.path.parent.name == "slurm":
-        group = "sweeps on slurm" if item.path.name.startswith("test_sweep") else "jobs on slurm"
+        group = "jobs on slurm" if item.path.stem in JOBS_ON_SLURM else "sweeps on slurm"
     item.add_marker(pytest.mark.xdist_group(group))
 
 
