@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser, subs = _parser()
     parsed = parser.parse_args(argv)
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:  # each rank would do, and write, everything
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # each rank would do, and write, everything
         raise InputError("simdist.analyze runs in one process. Start it with `python -m simdist.analyze`")
     which, options = parsed.which, parsed[parsed.which]
     kind = CompareSettings if which == "compare" else ANALYSES[which].settings

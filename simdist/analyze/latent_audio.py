@@ -35,7 +35,7 @@ Wave = npt.NDArray[np.float32]
 RANGE = 80.0  # dB below the loudest frequency that are shown
 MOST_TRAVERSED = 4  # dimensions that are traversed by default
 BATCH = 32  # latents decoded together
-BINS = 257  # of a drawn spectrum: frequencies are averaged to so many, for single ones of a long clip are noise
+BINS = 257  # of a drawn spectrum: neighbouring frequencies are averaged, because single ones of a long clip are noise
 
 
 def open_decoder(encoder: EncoderUnderTest, module: int, loss: str | None) -> Decoder:

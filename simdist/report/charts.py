@@ -7,7 +7,7 @@ pattern on the whole page. There are six of them; what is not among the encoders
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,6 @@ class Chart:
     title: str
     panels: list[Panel]
     note: str = ""
-    left_out: list[str] = field(default_factory=list)
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[Vector, Vector]:

@@ -24,7 +24,7 @@ from simdist.report.charts import GREY, OTHER, Line, Panel
 
 SIZE = (4.2, 2.5)  # inches
 FEW_POINTS = 40  # of a grey line; there may be hundreds
-MANY_LINES = 60  # from so many on, grey and faint ones are drawn as pixels
+MANY_LINES = 60  # above this number, grey and faint lines are drawn as pixels
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,

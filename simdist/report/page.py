@@ -37,17 +37,6 @@ Item = TypeVar("Item")
 Track = Callable[[Iterable[Item], str, int], Iterable[Item]]
 """A progress bar over (items, what is done, how many)."""
 
-CONTENTS = {
-    "summary": "Summary",
-    "runs": "Runs and configurations",
-    "losses": "Losses",
-    "probes": "Probes",
-    "few-labels": "Few labels",
-    "reconstructions": "Reconstructions",
-    **{entry.name: entry.heading for entry in ANALYSES.values() if entry.heading},
-    "others": "Other analyses",
-    "methods": "How the numbers were made",
-}
 METHODS = (
     "± is the sample standard deviation (n − 1) over runs that differ in nothing but the seed. A number in brackets "
     "behind a mean says of how many seeds it is, where they are fewer than elsewhere in the table.",
@@ -122,9 +111,9 @@ def render(contents: Contents, track: Track[Any]) -> str:
     made["shown"] = {
         name: bool(made["charts"].get(name))
         or any(item.section == name for key in ("audio", "figures", "missing") for item in made[key])
-        for name in CONTENTS
+        for name in _headings()
     }
-    made["contents"] = [(n, title) for n, title in CONTENTS.items() if n != "others" or made["has_others"]]
+    made["contents"] = [(n, title) for n, title in _headings().items() if n != "others" or made["has_others"]]
     made["problems"] = problems
     return _environment().get_template("report.html.j2").render(
         page=made,
@@ -132,6 +121,21 @@ def render(contents: Contents, track: Track[Any]) -> str:
         script=Markup((TEMPLATES / "script.js").read_text(encoding="utf-8")),
         library=Markup(library()),
     )  # fmt: skip
+
+
+def _headings() -> dict[str, str]:
+    """The sections of the page, by anchor; those of analyses follow the registry."""
+    return {
+        "summary": "Summary",
+        "runs": "Runs and configurations",
+        "losses": "Losses",
+        "probes": "Probes",
+        "few-labels": "Few labels",
+        "reconstructions": "Reconstructions",
+        **{entry.name: entry.heading for entry in ANALYSES.values() if entry.heading},
+        "others": "Other analyses",
+        "methods": "How the numbers were made",
+    }
 
 
 def _environment() -> jinja2.Environment:

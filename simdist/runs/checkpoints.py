@@ -68,8 +68,9 @@ def choose_checkpoint(run: Path, step: int | None = None) -> Path:
         return newest
     found = {step_of(path): path for path in checkpoint_folders(folder)}
     if step not in found:
-        there = ", ".join(map(str, sorted(found))) or "none"
-        raise InputError(f"{run} has no checkpoint of step {step}; it has {there}. Choose one of them")
+        there = ", ".join(map(str, sorted(found)))
+        remedy = f"it has {there}. Choose one of them" if found else "it has none. Train it first"
+        raise InputError(f"{run} has no checkpoint of step {step}; {remedy}")
     problem = verify_checkpoint(found[step])
     if problem is not None:
         raise InputError(f"checkpoint {found[step]} is damaged: {problem}. Choose another one")

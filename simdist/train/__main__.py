@@ -28,8 +28,8 @@ Examples:
   python -m simdist.train --config configs/gim_librispeech.yaml --config configs/debug.yaml --optim.lr 1e-4
   python -m simdist.train --profile   # where does a step's time go? A table, and a trace for ui.perfetto.dev
 
-Exit codes: 0 finished; 1 failed (a full disk, diverging numbers, ...); 2 wrong input; 75 run it again: preempted and
-saved, or hung; 130 stopped with Ctrl-C and saved.
+Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted and saved, or hung (run
+again to continue); 130 stopped with Ctrl-C and saved.
 """
 
 
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder; default: runs/NAME-HASH."
     )
-    parser.add_argument(
-        "--force", action="store_true", help="Go on in a run folder although the configuration differs."
-    )
+    parser.add_argument("--force", action="store_true", help="Continue a run with a changed configuration.")
     parser.add_argument(
         "--profile", action="store_true", help="Print where a step's time goes and write RUN/profile/trace.json."
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from simdist.core.requeue import job_id, requeue, requeue_if_dying, wants_requeue, without_job
+from simdist.core.errors import EXIT_PREEMPTED
+from simdist.core.requeue import PREEMPTED, job_id, requeue, requeue_if_dying, wants_requeue, without_job
 from tests.support import ROOT
 
 JOB = {"SLURM_JOB_ID": "42"}
@@ -142,3 +143,8 @@ def test_the_rules_run_as_a_program_of_the_standard_library(tmp_path: Path) -> N
     code, said = run("75", "0", "100")
     assert code == 3
     assert "scontrol is not available here" in said
+
+
+def test_the_exit_code_is_that_of_every_command() -> None:
+    """The rules cannot import simdist, so they have the number once more."""
+    assert PREEMPTED == EXIT_PREEMPTED

@@ -64,6 +64,42 @@ def test_means_and_deviations_are_numpys(runs: Path, report: Path) -> None:
     assert expected[0].replace("±", r"$\pm$") in tex
 
 
+def test_the_summary_has_the_last_module_of_each_encoder(runs: Path, report: Path) -> None:
+    page = (report / "report.html").read_text()
+    for name in ("vgim_thesis", "gim_thesis"):
+        losses, accuracies = [], []
+        for seed in range(3):
+            folder = runs / f"{name}-{seed}"
+            losses.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["modules"][-1]["loss"])
+            (result,) = folder.glob("probes/vowel-module1-*/result.json")
+            accuracies.append(100 * json.loads(result.read_text())["test"]["accuracy"]["value"])
+        (row,) = [row for row in rows_of(page, "overview") if row[0] == name]
+        assert row[3] == "3"
+        assert row[5] == f"{np.mean(losses):.3f} ± {np.std(losses, ddof=1):.3f}"
+        assert row[-1] == f"{np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f}"
+
+
+def test_the_summary_leads_to_what_is_missing(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    summary = page[page.index('<h2 id="summary">') : page.index('<h2 id="runs">')]
+    targets = re.findall(r'<a href="#([\w-]+)">', summary)
+    assert "interpolation" in targets
+    assert all(f'id="{target}"' in page for target in targets)
+
+
+def test_a_registered_analysis_has_a_section_and_is_missed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry is all that a new analysis edits."""
+    another = replace(ANALYSES["scatter"], name="slowness", heading="How slow the latent is")
+    monkeypatch.setitem(ANALYSES, "slowness", another)
+    shutil.copytree(runs / "gim_thesis-0", tmp_path / "runs" / "one")
+    report_command.report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<h2 id="slowness">How slow the latent is</h2>' in page
+    assert f"python -m simdist.analyze slowness --run-dir {tmp_path}/runs/one" in commands(page)
+
+
 def test_a_legend_names_the_encoders_of_its_section(runs: Path, tmp_path: Path) -> None:
     for name in ("vgim_thesis-0", "gim_thesis-1"):
         shutil.copytree(runs / name, tmp_path / "runs" / name)
