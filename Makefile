@@ -25,10 +25,10 @@ slurm-demo: $(VENV)/installed  ## a sweep on a real SLURM on this machine, throu
 	PATH="$(abspath $(BIN)):$$PATH" slurm/testbed/demo
 
 test: $(VENV)/installed-dev  ## run the tests that need no SLURM and no browser, except the chaos tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slurm and not browser and not chaos"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slurm and not browser and not chaos"
 
 test-all: $(VENV)/installed-dev  ## run all tests; three processes for two cores, because those on SLURM mostly wait
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, all tests, which also build the documentation
 	$(BIN)/ruff format --check .

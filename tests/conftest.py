@@ -13,9 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads that
 
 from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
-from tests.support import ROOT
+from tests.support import ROOT, forked
+from tests.support.forked import Zygote
 
 JOBS_ON_SLURM = ("test_train_job", "test_launchers_on_slurm", "test_sbatch_scripts")  # half of the time of all on SLURM
+SLOWEST = (  # files that take half a minute or more, the longest first
+    *("test_chaos", "test_launchers", "test_examples", "test_train", "test_compare", "test_deepspeed", "test_page"),
+    *("test_page_in_browser", "test_trainer", "test_processes", "test_probe", "test_decode_processes", "test_wheel"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +52,13 @@ def tiny(speech: Path) -> Config:
     return replace(config, data=data, loss=loss, train=train)
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts real processes that have imported torch already; see `tests.support.forked`."""
+    with forked.zygote() as made:
+        yield made
+
+
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
     """Accelerate's singletons as a new process has them, before (another file's test may have left some) and after."""
@@ -70,5 +82,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on SLURM run first: they take longest and mostly wait."""
-    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    """Tests on SLURM run first, because they take longest and mostly wait; then the slowest files.
+
+    So the processes end together. pytest-xdist keeps this order only with `--no-loadscope-reorder`.
+    """
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return -1 if item.path.parent.name == "slurm" else SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
+
+    items.sort(key=place)

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.lab import Lab, Row
+from tests.support import forked
 
 SHARE = {"kill": 30, "kill in a save": 24, "kill packing": 16, "rotten headers": 16}
 USUAL = 10  # faults of each other kind
@@ -34,13 +35,14 @@ def main() -> int:
     chosen = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
     folder = Path(tempfile.mkdtemp(prefix="simdist-chaos-"))
-    lab, rows, begin = Lab(folder), [], time.monotonic()
-    for name in chosen.only or FAULTS:
-        row = _inject(lab, name, chosen.seed, chosen.times or SHARE.get(name, USUAL), console)
-        if row is not None:
-            rows.append(row)
+    rows, begin = [], time.monotonic()
+    with forked.zygote() as zygote:
+        lab = Lab(folder, zygote)
+        for name in chosen.only or FAULTS:
+            row = _inject(lab, name, chosen.seed, chosen.times or SHARE.get(name, USUAL), console)
+            if row is not None:
+                rows.append(row)
     console.print(table(rows))
-    lab.close()
     total, minutes = sum(row.injected for row in rows), (time.monotonic() - begin) / 60
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (used.ru_utime + used.ru_stime) / 60

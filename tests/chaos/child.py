@@ -1,4 +1,4 @@
-"""What runs in each process that the faults hit: `simdist.train` as it is, in a session of its own.
+"""What runs in each process that the faults hit: `simdist.train` as it is.
 
 Added to the command are only its traces: the keys of each batch and the phases it is in, one write a line, so that a
 kill cannot tear them; and, where asked for, numbers that are not finite, and a lease with less patience.
@@ -30,14 +30,12 @@ class Order:
     """Of the lease, in seconds."""
 
 
-def obey(order: Order) -> None:
-    """The process's whole life."""
-    os.setsid()
-    log = os.open(_trace(order, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ.update(order.environ)
+def obey(order: dict[str, Any]) -> None:
+    """The process's whole life, given the fields of its `Order`."""
+    _obey(Order(**order))
+
+
+def _obey(order: Order) -> None:
     from simdist.core.console import run
     from simdist.train import __main__ as train_command
 

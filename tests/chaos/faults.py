@@ -120,7 +120,7 @@ def lease_taken_over(lab: Lab, rng: Random, times: int) -> Row:
     while row.injected < times:
         run = Disturbed(lab, "joint", f"lease-{row.injected}", patience=1.0)
         first = _hit(run, rng, "step", 12, lambda p: p.signal(signal.SIGSTOP))
-        if first.ranks[0].exitcode is not None:
+        if first.ranks[0].poll() is not None:
             continue
         problem = run.finish()
         first.signal(signal.SIGCONT)

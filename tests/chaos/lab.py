@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from simdist.config.load import CONFIGS
 from simdist.runs.checkpoints import latest_checkpoint
 from simdist.training.checkpoint import load_checkpoint
 from tests.chaos.child import Order
-from tests.support import ROOT
+from tests.support.forked import Zygote, free_port
 from tests.support.packing_cases import SmallCorpus, small_corpus
 from tests.support.training import lines
 
@@ -60,53 +59,16 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-class Zygote:
-    """The process that forks all others; it ends with this one."""
-
-    def __init__(self) -> None:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.chaos.zygote"]
-        self._process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environ, cwd=ROOT)
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-class Forked:
-    """One process of a run."""
-
-    def __init__(self, zygote: Zygote, order: Order) -> None:
-        self._zygote, self._code = zygote, None
-        self.pid: int = zygote.ask({"order": asdict(order)})
-
-    @property
-    def exitcode(self) -> int | None:
-        """As of subprocess: -9 after SIGKILL; None while it lives."""
-        if self._code is None:
-            self._code = self._zygote.ask({"ended": self.pid})
-        return self._code
-
-    def join(self, until: float) -> int | None:
-        while self.exitcode is None and time.monotonic() < until:
-            time.sleep(0.02)
-        return self.exitcode
-
-
 class Processes:
     """All ranks of one start of a command."""
 
     def __init__(self, zygote: Zygote, orders: Sequence[Order]) -> None:
         self.orders = list(orders)
         self._marked = {name: self.count(name) for name in ("step", "save", "validation", "latents")}
-        self.ranks = [Forked(zygote, order) for order in self.orders]
+        self.ranks = [
+            zygote.call("tests.chaos.child:obey", {"order": asdict(order)}, order.environ, self._log(order))
+            for order in self.orders
+        ]
 
     def signal(self, number: int, rank: int = 0, group: bool = False) -> None:
         try:
@@ -122,7 +84,7 @@ class Processes:
         """Whether a phase has begun so often since the start; not if the process ended before."""
         begin = time.monotonic()
         while self.count(phase) < self._marked[phase] + times:
-            if self.ranks[0].exitcode is not None or time.monotonic() - begin > SLOW:
+            if self.ranks[0].poll() is not None or time.monotonic() - begin > SLOW:
                 return False
             time.sleep(0.002)
         return True
@@ -134,16 +96,19 @@ class Processes:
     def end(self, patience: float = SLOW) -> list[int | None]:
         """Exit codes; what does not end by itself is killed, group and all, and has none."""
         until = time.monotonic() + patience
-        codes = [process.join(until) for process in self.ranks]
+        codes = [process.wait(until - time.monotonic()) for process in self.ranks]
         for rank in range(len(self.ranks)):
             self.signal(signal.SIGKILL, rank, group=True)
         for process in self.ranks:
-            process.join(time.monotonic() + SLOW)
+            process.wait(SLOW)
         return codes
 
     def log(self) -> str:
-        paths = [Path(order.traces) / f"log.{order.rank}" for order in self.orders]
-        return "".join(path.read_text() for path in paths if path.exists())
+        return "".join(path.read_text() for path in map(self._log, self.orders) if path.exists())
+
+    @staticmethod
+    def _log(order: Order) -> Path:
+        return Path(order.traces) / f"log.{order.rank}"
 
 
 class Disturbed:
@@ -165,7 +130,7 @@ class Disturbed:
         common = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         if world > 1:
             common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-            common |= {"MASTER_PORT": str(_free_port())}
+            common |= {"MASTER_PORT": str(free_port())}
         ranks = [{"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {} for r in range(world)]
         orders = [Order(argv, str(self.traces), r, common | ranks[r], **self.options) for r in range(world)]
         return Processes(self.lab.zygote, orders)
@@ -214,17 +179,15 @@ class Lab:
 
     Args:
         folder: for everything; a new one.
+        zygote: forks the processes of all runs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.zygote = folder, Zygote()
+    def __init__(self, folder: Path, zygote: Zygote) -> None:
+        self.folder, self.zygote = folder, zygote
         self.corpus = small_corpus(folder / "corpus", speakers=4, utterances=8, num_samples=8000)
         self.shards = folder / "shards"
         pack(self.corpus, self.shards, "--encoding=flac", "--shard-samples=4").communicate()
         self._references: dict[tuple[str, ...], Result] = {}
-
-    def close(self) -> None:
-        self.zygote.close()
 
     def arguments(self, variant: str, root: Path) -> list[str]:
         return [
@@ -263,9 +226,3 @@ def _children(pid: int) -> list[int]:
 
 def _flat(result: Result) -> list[tuple[int, int, int, str]]:
     return [(*place, key) for place, keys in result.batches.items() for key in keys]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
 from tests.chaos.__main__ import is_good
 from tests.chaos.faults import FAULTS
 from tests.chaos.lab import Lab
+from tests.support.forked import Zygote
 
 pytestmark = pytest.mark.chaos
 SEED = 20261121
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    made = Lab(tmp_path_factory.mktemp("chaos"))
-    yield made
-    made.close()
+def lab(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Lab:
+    return Lab(tmp_path_factory.mktemp("chaos"), zygote)
 
 
 @pytest.mark.parametrize("name", FAULTS)

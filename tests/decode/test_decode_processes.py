@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,31 +16,23 @@ from torch import Tensor
 from simdist.core.files import read_json_lines
 from simdist.runs.checkpoints import latest_checkpoint
 from simdist.training.checkpoint import load_checkpoint
+from tests.support.forked import Forked, Ranks, Zygote
 
-TWO = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2")
-TWO += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
-PATIENCE = 300  # seconds, on a machine that is busy with other things
-
-
-def process(run: Path, *options: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    argv = [
-        f"--run-dir={run}",
-        "--latents=deterministic",
-        "--train.validate_every=0",
-        "--train.precision=no",
-        "--optim.lr=1e-3",
-    ]
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "simdist.decode", *argv, "--examples=0", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
+OPTIONS = (
+    "--latents=deterministic",
+    "--train.validate_every=0",
+    "--train.precision=no",
+    "--optim.lr=1e-3",
+    "--examples=0",
+)
 
 
-def finished(running: subprocess.Popen[str], code: int = 0) -> str:
-    printed, _ = running.communicate(timeout=PATIENCE)
+def process(zygote: Zygote, run: Path, *options: str) -> Forked:
+    return zygote.command("simdist.decode", f"--run-dir={run}", *OPTIONS, *options)
+
+
+def finished(running: Forked, code: int = 0) -> str:
+    printed, _ = running.communicate()
     assert running.returncode == code, printed
     return printed
 
@@ -52,13 +43,14 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_checkpoint(found).model
 
 
-def test_two_processes_learn_what_one_does(run_folder: Path) -> None:
+def test_two_processes_learn_what_one_does(run_folder: Path, zygote: Zygote) -> None:
     """Half the batch each, averaged gradients: the same decoder, and the same quality on the same clips."""
     options = ("--module=1", "--train.max_steps=6")
-    finished(process(run_folder, *options))
+    finished(process(zygote, run_folder, *options))
     alone = run_folder / "decoders" / "1-mse"
     alone.rename(run_folder / "alone")
-    printed = finished(process(run_folder, *options, launcher=TWO, ACCELERATE_USE_CPU="true"))
+    codes, printed = Ranks(zygote, "simdist.decode", 2, f"--run-dir={run_folder}", *OPTIONS, *options).end()
+    assert codes == [0, 0], printed
     assert "world size 2 on cpu" in printed
     ours, theirs = weights(run_folder / "decoders" / "1-mse"), weights(run_folder / "alone")
     for name in theirs:
@@ -69,19 +61,19 @@ def test_two_processes_learn_what_one_does(run_folder: Path) -> None:
     assert quality[0]["decoder"]["mel"]["value"] == pytest.approx(quality[1]["decoder"]["mel"]["value"], rel=1e-3)
 
 
-def test_interrupted_killed_and_two_at_once(run_folder: Path) -> None:
+def test_interrupted_killed_and_two_at_once(run_folder: Path, zygote: Zygote) -> None:
     """Ctrl-C saves; a second copy is refused; after `kill -9` the same command goes on from the last checkpoint."""
     options = ("--train.max_steps=50000", "--train.epochs=20000", "--train.checkpoint_every=5", "--train.log_every=1")
     folder = run_folder / "decoders" / "0-mse"
-    running = process(run_folder, *options)
+    running = process(zygote, run_folder, *options)
     wait_for(folder, 7, running)
-    second = finished(process(run_folder, *options), code=2)
+    second = finished(process(zygote, run_folder, *options), code=2)
     assert f"is being trained by process {running.pid} on" in second
     assert "Traceback" not in second
     running.send_signal(signal.SIGINT)
     assert "everything is saved; the same command continues" in finished(running, code=130)
     stopped = len(read_json_lines(folder / "metrics.jsonl"))
-    running = process(run_folder, *options)
+    running = process(zygote, run_folder, *options)
     wait_for(folder, stopped + 7, running)
     running.kill()
     running.communicate()
@@ -89,13 +81,13 @@ def test_interrupted_killed_and_two_at_once(run_folder: Path) -> None:
     assert found is not None
     kept = int(found.name.removeprefix("step_"))
     assert kept >= stopped
-    printed = finished(process(run_folder, *options, f"--train.max_steps={kept + 2}", "--force"))
+    printed = finished(process(zygote, run_folder, *options, f"--train.max_steps={kept + 2}", "--force"))
     assert f"continuing at step {kept} in" in printed
     steps = [line["step"] for line in read_json_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
     assert steps == list(range(1, kept + 3))
 
 
-def wait_for(folder: Path, lines: int, running: subprocess.Popen[str]) -> None:
+def wait_for(folder: Path, lines: int, running: Forked) -> None:
     while len(read_json_lines(folder / "metrics.jsonl")) < lines:
         assert running.poll() is None, running.communicate()[0]
         time.sleep(0.1)

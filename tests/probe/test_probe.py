@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,20 +22,9 @@ from safetensors.torch import load_file
 from simdist.core.console import run
 from simdist.data.splits import Index, open_split
 from simdist.probe import __main__ as probe_command
+from tests.support.forked import Ranks, Zygote
 
 Probe = Callable[..., list[dict]]
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2")
-LAUNCH += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
-
-
-def process(*argv: str, launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "simdist.probe", *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
 
 
 def accuracy(result: dict) -> float:
@@ -90,14 +78,14 @@ def test_cached_and_uncached_agree(probe: Probe, run_folder: Path, label: str) -
     assert torch.allclose(weights[0]["output.weight"], weights[1]["output.weight"], atol=2e-3)
 
 
-def test_two_processes_are_one(probe: Probe, run_folder: Path, tmp_path: Path) -> None:
-    """Real processes under accelerate's launcher share encoding and probes; every number and weight is the same."""
+def test_two_processes_are_one(probe: Probe, run_folder: Path, tmp_path: Path, zygote: Zygote) -> None:
+    """Two ranks share encoding and probes; every number and weight is the same."""
     other = Path(shutil.copytree(run_folder, tmp_path / "other"))
     options = ("--all", "--epochs=1", "--unseen=drop")
-    running = process(f"--run-dir={other}", *options, launcher=LAUNCH, ACCELERATE_USE_CPU="true")
+    ranks = Ranks(zygote, "simdist.probe", 2, f"--run-dir={other}", *options)
     results = probe(*options)
-    printed, _ = running.communicate(timeout=120)
-    assert running.returncode == 0, printed
+    codes, printed = ranks.end()
+    assert codes == [0, 0], printed
     assert "world size 2 on cpu" in printed
     assert len(results) == 8
     for result in results:
@@ -109,9 +97,9 @@ def test_two_processes_are_one(probe: Probe, run_folder: Path, tmp_path: Path) -
         assert all(torch.equal(tensor, ours[n]) for n, tensor in load_file(folder / "probe.safetensors").items())
 
 
-def test_a_signal_saves_and_the_same_command_continues(probe: Probe, run_folder: Path) -> None:
+def test_a_signal_saves_and_the_same_command_continues(probe: Probe, run_folder: Path, zygote: Zygote) -> None:
     options = ("--label=phone", "--module=3", "--epochs=24", "--unseen=drop")
-    running = process(f"--run-dir={run_folder}", *options)
+    running = zygote.command("simdist.probe", f"--run-dir={run_folder}", *options)
     while not (locks := list(run_folder.glob("probes/phone-*/.lock"))):
         assert running.poll() is None, running.communicate()[0]
         time.sleep(0.05)

@@ -30,6 +30,13 @@ from simdist.report import __main__ as report_command
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are left empty, where a test is about something else: drawing takes nine tenths of the time."""
+    monkeypatch.setattr("simdist.report.page.as_svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr("simdist.report.page.as_json", lambda _: "{}")
+
+
 def rows_of(page: str, name: str) -> list[list[str]]:
     """Cells of a table of the page."""
     table = re.search(rf'id="table-{name}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
@@ -87,6 +94,7 @@ def test_the_summary_leads_to_what_is_missing(report: Path) -> None:
     assert all(f'id="{target}"' in page for target in targets)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_registered_analysis_has_a_section_and_is_missed(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +145,7 @@ def test_missing_pieces_are_named_with_commands_that_parse(runs: Path, report: P
             assert (runs / Path(shlex.split(words)[shlex.split(words).index("--run-dir") + 1]).name).is_dir()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_of_a_missing_probe_gives_its_settings(tmp_path: Path) -> None:
     first = write_run(tmp_path / "runs" / "a b", thesis_config(), 0.5, lines=3)
     write_run(tmp_path / "runs" / "c d", replace(thesis_config(), seed=1), 0.5, lines=3)
@@ -173,6 +182,7 @@ def only_analysed(folder: Path) -> None:
     write_analyses(bare_run(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("make", [bare_run, only_trained, only_probed, only_analysed])
 def test_a_page_of_a_run_that_lacks_everything_else(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "runs" / "one")
@@ -183,6 +193,7 @@ def test_a_page_of_a_run_that_lacks_everything_else(tmp_path: Path, make: Callab
     assert ('id="table-decoders"' in page) == (make is only_analysed)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_few_labels_are_offered_in_sizes_that_the_corpus_has(tmp_path: Path) -> None:
     """Of 38 examples of 6 classes, the largest class has 7 or more."""
     for name in ("probed", "unprobed"):
@@ -202,6 +213,7 @@ def test_few_labels_are_offered_in_sizes_that_the_corpus_has(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_decoder_is_offered_with_the_losses_that_others_have(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, losses in (("a", ["mse+mel", "mse"]), ("b", ["mse"]), ("c", [])):
@@ -234,6 +246,7 @@ def test_the_kl_says_over_what_it_was_summed(tmp_path: Path) -> None:
     assert "KL (nats)" in both
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unfinished_runs_and_stagewise_lines(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs" / "half", thesis_config(), 0.5, lines=5, is_done=False)
     report_command.report([tmp_path / "runs"], tmp_path / "out")
@@ -242,6 +255,7 @@ def test_unfinished_runs_and_stagewise_lines(tmp_path: Path) -> None:
     assert f"accelerate launch -m simdist.train --config {folder}/config.yaml --run-dir {folder}" in commands(page)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_probes_are_expected_of_runs_on_the_same_corpus(tmp_path: Path) -> None:
     speech = thesis_config()
     for name, root in (("a", "data/words"), ("b", "data/words"), ("c", "data/other")):
@@ -256,6 +270,7 @@ def test_probes_are_expected_of_runs_on_the_same_corpus(tmp_path: Path) -> None:
     assert not any("--label syllable" in line and "/c " in line for line in asked)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_module_that_learnt_nothing_is_named(tmp_path: Path) -> None:
     for name in ("well", "dead"):
         write_run(tmp_path / "runs" / name, thesis_config(), 0.5, lines=5)
@@ -347,6 +362,7 @@ def test_runs_that_cannot_be_read_at_all_are_an_error(tmp_path: Path, capsys: py
     assert "none of the runs can be read" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_detail_chooses_runs_and_names_a_wrong_one(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -359,6 +375,7 @@ def test_detail_chooses_runs_and_names_a_wrong_one(
     assert "--detail names 'nobody', which is not among the runs (gim_thesis-0, " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
     for place, level in (("x", 0.3), ("y", 0.6)):
         write_run(tmp_path / place / "sim", thesis_config(), level, lines=3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from simdist.config.load import CONFIGS
 from simdist.core.files import read_json_lines, sha256_of
+from tests.support.forked import free_port
 
 STEPS = 3
 PATIENCE = 300  # seconds
@@ -51,10 +51,7 @@ def run(launcher: str, processes: int, *words: str) -> str:
 
 def _run_ranks(processes: int, words: Sequence[str]) -> str:
     """Processes with the variables that MPICH's mpiexec sets, so that no MPI needs to be installed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
+    port, started = str(free_port()), []
     for rank in range(processes):
         ranks = {"PMI_RANK": str(rank), "MPI_LOCALRANKID": str(rank)}
         sizes = {"PMI_SIZE": str(processes), "MPI_LOCALNRANKS": str(processes), "MASTER_PORT": port}

@@ -20,7 +20,7 @@ from simdist.config.schema import differences
 from simdist.core.console import run
 from simdist.core.files import read_json_lines
 from simdist.train import __main__ as train_command
-from tests.support import ROOT
+from tests.support.forked import Ranks, Zygote
 
 DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml"), "--data.crop=8000"]
 
@@ -231,24 +231,12 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         assert field in shown
 
 
-def process(
-    *argv: str, launcher: tuple[str, ...] = ("-m", "simdist.train"), **environment: str
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *launcher, *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75)])
 def test_a_signal_saves_and_the_same_command_continues(
-    speech: Path, tmp_path: Path, number: signal.Signals, code: int
+    speech: Path, tmp_path: Path, zygote: Zygote, number: signal.Signals, code: int
 ) -> None:
     argv = command(speech, tmp_path / "run", "--train.max_steps=3000", "--data.num_workers=1", "--train.log_every=1")
-    running = process(*argv)
+    running = zygote.command("simdist.train", *argv)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while len(read_json_lines(metrics)) < 10:
         assert running.poll() is None, running.communicate()[0]
@@ -259,7 +247,7 @@ def test_a_signal_saves_and_the_same_command_continues(
     found = re.search(r"stopped at step (\d+), everything is saved; the same command continues", printed)
     assert found, printed
     step = int(found[1])
-    again = process(*argv, f"--train.max_steps={step + 2}", "--force")
+    again = zygote.command("simdist.train", *argv, f"--train.max_steps={step + 2}", "--force")
     printed, _ = again.communicate(timeout=60)
     assert again.returncode == 0, printed
     assert f"continuing at step {step} in" in printed
@@ -267,15 +255,15 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert steps == list(range(1, step + 3))
 
 
-def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path) -> None:
+def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
     argv = command(speech, tmp_path / "run", "--train.max_steps=3000", "--train.checkpoint_every=5")
     argv = [*argv, "--train.log_every=1"]
-    running = process(*argv)
+    running = zygote.command("simdist.train", *argv)
     metrics, checkpoints = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "checkpoints"
     while len(read_json_lines(metrics)) < 8:
         assert running.poll() is None, running.communicate()[0]
         time.sleep(0.1)
-    second = process(*argv)
+    second = zygote.command("simdist.train", *argv)
     printed, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert f"is being trained by process {running.pid} on" in printed
@@ -283,7 +271,7 @@ def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path) -> N
     running.kill()
     running.communicate()
     kept = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
-    third = process(*argv, f"--train.max_steps={kept + 3}", "--force")
+    third = zygote.command("simdist.train", *argv, f"--train.max_steps={kept + 3}", "--force")
     printed, _ = third.communicate(timeout=60)
     assert third.returncode == 0, printed
     assert f"continuing at step {kept} in" in printed
@@ -291,17 +279,31 @@ def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path) -> N
     assert steps == list(range(1, kept + 4))
 
 
-def test_two_processes_share_the_epoch(speech: Path, tmp_path: Path) -> None:
-    """Real processes under accelerate's launcher; each writes the keys that it trained on."""
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2")
-    launcher += ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
-    script = str(ROOT / "tests" / "support" / "processes" / "train_and_record_keys.py")
+def record_keys() -> None:
+    """Each rank appends the keys that it trains on to $KEYS.RANK."""
+    from simdist.data.loader import Batch
+    from simdist.train.encoder_task import EncoderTask
+    from simdist.training.step import Step, StepOutcome
+
+    original = EncoderTask.step
+
+    def recorded(self: EncoderTask, stage: int, batch: Batch, step: Step) -> StepOutcome:
+        keys = self._source.loader._dataset._clips.split.index.key[batch.rows]
+        with Path(f"{os.environ['KEYS']}.{os.environ['RANK']}").open("a") as file:
+            file.writelines(f"{key}\n" for key in keys)
+        return original(self, stage, batch, step)
+
+    EncoderTask.step = recorded
+
+
+def test_two_processes_share_the_epoch(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
     argv = command(speech, tmp_path / "run", "--train.epochs=1", "--train.max_steps=null", "--data.num_workers=2")
-    running = process(str(tmp_path / "keys"), *argv, launcher=(*launcher, script), ACCELERATE_USE_CPU="true")
-    printed, _ = running.communicate(timeout=120)
-    assert running.returncode == 0, printed
+    keys = tmp_path / "keys"
+    ranks = Ranks(zygote, "simdist.train", 2, *argv, before=f"{__name__}:record_keys", KEYS=str(keys))
+    codes, printed = ranks.end()
+    assert codes == [0, 0], printed
     assert "world size 2 on cpu" in printed
-    seen = [json.loads((tmp_path / f"keys.{rank}").read_text()) for rank in range(2)]
+    seen = [Path(f"{keys}.{rank}").read_text().split() for rank in range(2)]
     assert len(seen[0]) == len(seen[1]) > 0
     from simdist.data.splits import open_split
 

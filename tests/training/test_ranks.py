@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,22 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.forked import Ranks, Zygote
 from tests.support.processes.gradients import CASES, CLIPS, FRAMES, LOSS, MODEL, SAMPLES, Case, FixedDraws, gradients
-
-SCRIPT = Path(__file__).parent.parent / "support" / "processes" / "gradients.py"
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory):
+def launched(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote):
     """Gradients of a case over so many processes; each number of processes is launched once."""
 
     @cache
     def launch(world: int) -> Path:
         folder = tmp_path_factory.mktemp(f"world{world}")
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}", "--master_port=0"]
-        command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(SCRIPT), str(folder), *CASES]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=180)
+        codes, printed = Ranks(zygote, "tests.support.processes.gradients", world, str(folder), *CASES).end()
+        assert codes == [0] * world, printed
         return folder
 
     return lambda name, world: torch.load(launch(world) / f"{name}.pt", weights_only=True)

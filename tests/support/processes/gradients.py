@@ -1,7 +1,5 @@
 """Gradients of one training step, over as many processes as it is launched with; or in this one, imported.
 
-    torchrun --nproc_per_node 2 gradients.py FOLDER CASE …
-
 Weights, audio and draws are made from seeds, in float64, and each rank takes its share of them. The optimizer is
 gradient descent with rate 1, so the step of the real `train_step` leaves -gradient in the weights.
 """
@@ -9,6 +7,7 @@ gradient descent with rate 1, so the step of the real `train_step` leaves -gradi
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,16 +101,14 @@ def gradients(case: Case, first: int = 0, last: int = CLIPS) -> dict[str, Tensor
     return {name: before[name] - p.detach() for name, p in encoder.named_parameters()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None) -> int:
     """Each rank trains on its share; rank 0 writes what came out."""
+    folder, *names = sys.argv[1:] if argv is None else argv
     accelerator = build_accelerator("no")
     rank, share = accelerator.process_index, CLIPS // accelerator.num_processes
-    for name in sys.argv[2:]:
+    for name in names:
         result = gradients(CASES[name], rank * share, (rank + 1) * share)
         if accelerator.is_main_process:
-            torch.save(result, Path(sys.argv[1]) / f"{name}.pt")
+            torch.save(result, Path(folder) / f"{name}.pt")
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()
+    return 0
