@@ -131,4 +131,4 @@ def contents(found: Found, lines: int, follow: bool) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, is_viewer=True)

@@ -230,4 +230,4 @@ def as_json(found: Overview) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, is_viewer=True)

@@ -27,6 +27,7 @@ LAUNCHER = {
     "logs": "show the output of a job",
     "cancel": "cancel a sweep or some of its runs",
 }
+VIEWERS = ("status", "logs")
 HERE = Path(__file__).resolve().parent
 
 
@@ -46,7 +47,7 @@ def main() -> None:
         module = _launcher(command)
     else:
         fail(f"unknown command {sys.argv[1]!r}. Valid: {', '.join(COMMANDS | LAUNCHER)}")
-    run(module.main, sys.argv[2:])
+    run(module.main, sys.argv[2:], is_viewer=command in VIEWERS)
 
 
 def _launcher(command: str) -> ModuleType:

@@ -15,19 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simdist.config.load import CONFIGS
 from simdist.core.errors import InputError
 from simdist.core.files import read_json_lines
 from simdist.training.checkpoint import load_checkpoint
 from tests.support.forked import Ranks, Zygote
-
-
-def command(speech: Path, folder: Path, *more: str) -> list[str]:
-    return [
-        *("--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml")),
-        *("--data.crop=5120", "--loss.prediction_steps=4", "--data.num_workers=1", f"--data.root={speech}"),
-        *("--train.log_every=1", "--train.validate_every=0.5", "--train.precision=no", f"--run-dir={folder}", *more),
-    ]
+from tests.support.training import short_training
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -47,7 +39,7 @@ def wait_for_lines(ranks: Ranks, folder: Path, count: int) -> None:
 
 def test_stopped_by_a_signal_to_one_rank_and_resumed(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
     """SIGUSR2 to rank 1 alone; then on two processes bit for bit as if never stopped, and on one with the same data."""
-    argv = command(speech, tmp_path / "run", "--train.max_steps=40")
+    argv = short_training(speech, tmp_path / "run", "--train.max_steps=40")
     ranks = Ranks(zygote, "simdist.train", 2, *argv)
     wait_for_lines(ranks, tmp_path / "run", 4)
     ranks.processes[1].send_signal(signal.SIGUSR2)
@@ -61,7 +53,7 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed(speech: Path, tmp_path: Pat
     assert Ranks(zygote, "simdist.train", 2, *argv).end()[0] == [0, 0]
     rest = ("--train.max_steps=40", "--data.num_workers=0")  # which changes no number
     whole, alone = (
-        Ranks(zygote, "simdist.train", 2 - n, *command(speech, tmp_path / ("whole", "alone")[n], *rest))
+        Ranks(zygote, "simdist.train", 2 - n, *short_training(speech, tmp_path / ("whole", "alone")[n], *rest))
         for n in range(2)
     )
     assert whole.end()[0] == [0, 0]
@@ -94,7 +86,9 @@ def lose_shards_on_rank_1() -> None:
 def test_what_one_rank_cannot_read_ends_all_with_its_message(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
     """Rank 1 finds the data folder's shards gone; rank 0 has them open, and would wait for it in a collective."""
     root = Path(shutil.copytree(speech, tmp_path / "shards"))
-    argv = command(root, tmp_path / "run", "--train.max_steps=40", "--train.validate_every=0", "--data.num_workers=0")
+    argv = short_training(
+        root, tmp_path / "run", "--train.max_steps=40", "--train.validate_every=0", "--data.num_workers=0"
+    )
     codes, printed = Ranks(zygote, "simdist.train", 2, *argv, before=f"{__name__}:lose_shards_on_rank_1").end()
     assert codes == [2, 2], printed
     assert "error: shard x cannot be opened" in printed

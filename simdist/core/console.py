@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from simdist.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from simdist.core.files import FULL
+from simdist.core.output import SafeStream, safe_output
 from simdist.core.secrets import redacted
 from simdist.core.signals import ignore_signals
 
@@ -25,8 +26,27 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     sys.exit(code)
 
 
-def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call a command's `main` and exit with its code. An `InputError` becomes one line without a traceback."""
+def run(
+    main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None, *, is_viewer: bool = False
+) -> NoReturn:
+    """Call a command's `main` and exit with its code. An `InputError` becomes one line without a traceback.
+
+    Args:
+        main: the command.
+        argv: its arguments; None for those of the process.
+        is_viewer: the command has no purpose but its output, and ends when nobody reads it.
+    """
+    if is_viewer:
+        try:
+            _run(main, argv)
+        except BrokenPipeError:
+            SafeStream(sys.stdout, "").silence()
+            sys.exit(EXIT_FAILED)
+    with safe_output():
+        _run(main, argv)
+
+
+def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> NoReturn:
     try:
         code = main(argv)
     except InputError as error:

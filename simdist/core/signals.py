@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from simdist.core.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from simdist.core.output import write_error
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PREEMPTION = ("SIGTERM", "SIGUSR2")  # sent by SLURM at the time limit or a preemption; submitit requests SIGUSR2
@@ -87,4 +87,4 @@ def ignore_signals() -> None:
 
 def _log(text: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
+        write_error(f"\n{text}")

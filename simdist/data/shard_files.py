@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from simdist.core.errors import InputError
+from simdist.core.output import write_error
 from simdist.data.splits import Split
 
 RETRY_SECONDS = 60.0
@@ -87,7 +87,7 @@ class ShardFiles:
     def _read_patiently(self, shard: int, count: int, offset: int, error: OSError) -> bytes:
         path, begin, pause = self._split.shard_path(shard), self._clock.now(), FIRST_PAUSE
         if self._retry_seconds > 0 and error.errno in PASSING:
-            _log(f"shard {path} cannot be read ({error.strerror}); trying again for {self._retry_seconds:g} s")
+            write_error(f"shard {path} cannot be read ({error.strerror}); trying again for {self._retry_seconds:g} s")
         while error.errno in PASSING and (left := begin + self._retry_seconds - self._clock.now()) > 0:
             self._clock.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -97,7 +97,7 @@ class ShardFiles:
             except OSError as again:
                 error = again
             else:
-                _log(f"shard {path} can be read again, after {self._clock.now() - begin:.0f} s")
+                write_error(f"shard {path} can be read again, after {self._clock.now() - begin:.0f} s")
                 return content
         waited = self._clock.now() - begin
         tried = f", and could not for {waited:.0f} s (data.retry_seconds)" if waited >= 1 else ""
@@ -105,7 +105,3 @@ class ShardFiles:
             f"shard {path} cannot be read ({error.strerror}){tried}; restore it or wait for its file system, "
             "then run the same command again"
         ) from error
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

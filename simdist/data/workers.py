@@ -13,7 +13,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from simdist.core.errors import InputError
+from simdist.core.output import write_error
 
 PREFETCH = 4  # answers that each worker prepares
 MOST_DEATHS = 3  # without an answer between them
@@ -122,4 +122,4 @@ def _report(dead: BaseProcess, deaths: int, workers: int) -> None:
             f"loader workers died {deaths} times in a row ({how}), perhaps because memory is full; run the same "
             f"command again with fewer --data.num_workers (now {workers}; 0 reads in the training process)"
         )
-    print(f"a loader worker died ({how}); others take over", file=sys.stderr, flush=True)
+    write_error(f"a loader worker died ({how}); others take over")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simdist.core.errors import EXIT_PREEMPTED
+from simdist.core.output import write_error
 
 
 class Watchdog:
@@ -55,10 +56,11 @@ class Watchdog:
     def _end(self) -> None:
         with contextlib.suppress(OSError), self._stacks.open("w") as file:
             faulthandler.dump_traceback(file)
-        faulthandler.dump_traceback(sys.stderr)
+        with contextlib.suppress(OSError, ValueError):
+            faulthandler.dump_traceback(sys.stderr.fileno())
         text = (
             f"error: no progress in {self._timeout:.0f} s (train.hang_timeout). All stacks are above and in "
-            f"{self._stacks}. Exiting; the same command resumes from the last checkpoint\n"
+            f"{self._stacks}. Exiting; the same command resumes from the last checkpoint"
         )
-        os.write(sys.stderr.fileno(), text.encode())
+        write_error(text)
         os._exit(EXIT_PREEMPTED)

@@ -88,10 +88,17 @@ class Zygote:
         request = {"target": target, "arguments": arguments, "environ": environ, "output": str(output)}
         return Forked(self, self.ask({"start": request | {"folder": os.getcwd()}}), output)
 
-    def command(self, name: str, *argv: str, before: str | None = None, **environ: str) -> Forked:
+    def command(
+        self,
+        name: str,
+        *argv: str,
+        before: str | None = None,
+        environ: dict[str, str] | None = None,
+        output: Path | None = None,
+    ) -> Forked:
         """Run `python -m NAME ARGUMENT…`, after the function `before`, given as `MODULE:FUNCTION`."""
         arguments = {"name": name, "argv": argv, "before": before}
-        return self.call("tests.support.forked:command", arguments, environ)
+        return self.call("tests.support.forked:command", arguments, environ or {}, output)
 
 
 class Ranks:
@@ -105,7 +112,7 @@ class Ranks:
             common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {} for rank in range(size)]
-        self.processes = [zygote.command(name, *argv, before=before, **common, **own) for own in ranks]
+        self.processes = [zygote.command(name, *argv, before=before, environ=common | own) for own in ranks]
 
     def end(self) -> tuple[list[int | None], str]:
         """Exit codes, and what rank 0 printed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from simdist.config.load import CONFIGS
 from simdist.config.schema import Config
 from simdist.core.files import read_json_lines
 from simdist.core.signals import SignalHandler, StoppedError
@@ -38,6 +39,15 @@ class StopAt(SignalHandler):
     @signal_number.setter
     def signal_number(self, value: int) -> None:
         assert value == 0
+
+
+def short_training(speech: Path, folder: Path, *more: str) -> list[str]:
+    """Arguments of `simdist.train` for a small SIM whose steps take a twentieth of a second."""
+    return [
+        *("--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml")),
+        *("--data.crop=5120", "--loss.prediction_steps=4", "--data.num_workers=1", f"--data.root={speech}"),
+        *("--train.log_every=1", "--train.validate_every=0.5", "--train.precision=no", f"--run-dir={folder}", *more),
+    ]
 
 
 def build_trainer(run: Run, stop: SignalHandler | None = None) -> Trainer:

@@ -1,0 +1,114 @@
+"""Output that cannot end the work: a terminal that is gone, a pipe whose reader has left, a log on a full disk.
+
+Ctrl-C in `python -m simdist.train | tee log` ends tee, too. A run that then failed at its next line of output would
+lose everything since the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # a full disk may have space again
+
+
+class SafeStream:
+    """A text stream that drops what cannot be written.
+
+    Args:
+        stream: what is written to.
+        name: of the stream, for the warning that is written to standard error when something is first dropped.
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self.failure: OSError | None = None
+        """Why something was dropped."""
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _GONE:
+                self.silence()
+            if self.failure is None:
+                self.failure = error
+                write_error(f"warning: {self._name} cannot be written ({error.strerror}); the work goes on without it")
+        except ValueError:  # closed
+            pass
+
+    def silence(self) -> None:
+        """Send this and all later output of the stream, of child processes too, to /dev/null."""
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+@contextmanager
+def safe_output() -> Iterator[None]:
+    """Drop output that cannot be written, within this context and at the interpreter's exit."""
+    _open_closed_streams()
+    before = sys.stdout, sys.stderr
+    safe = SafeStream(before[0], "standard output"), SafeStream(before[1], "standard error")
+    sys.stdout, sys.stderr = (cast("TextIO", stream) for stream in safe)
+    try:
+        yield
+    finally:
+        for stream in safe:
+            stream.flush()
+            if stream.failure is not None:
+                stream.silence()  # what is still buffered would fail again when the interpreter exits
+        sys.stdout, sys.stderr = before
+
+
+def _open_closed_streams() -> None:
+    """Give standard streams that the caller has closed to /dev/null, before a file of ours gets their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_RDWR)
+        if not _is_open(number):
+            os.dup2(null, number)
+        setattr(sys, name, os.fdopen(null, "w" if number else "r"))
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def write_error(text: str) -> None:
+    """Write a line to standard error at once, from a signal handler too; does nothing where it cannot be written."""
+    try:
+        number = sys.stderr.fileno()
+    except (OSError, ValueError):  # captured by a program that this one is part of
+        print(text, file=sys.stderr)
+        return
+    with contextlib.suppress(OSError):
+        os.write(number, f"{text}\n".encode())
