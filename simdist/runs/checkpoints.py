@@ -17,6 +17,8 @@ from simdist.core.errors import InputError
 from simdist.core.files import sha256_of
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
+UNFINISHED, REPLACED, REMOVED = ".tmp", ".old", ".removed"
+"""Endings of the names of folders that do not count as checkpoints: being written, replaced, removed."""
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -30,10 +32,20 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a process left that was killed while saving. Only for the holder of the run's lease."""
-    for path in folder.glob(".step_*.*") if folder.is_dir() else []:
-        shutil.rmtree(path, ignore_errors=True)
+def finish_saving(folder: Path) -> None:
+    """Complete or undo what a process was doing that was killed while it saved. Only for the holder of the run's lease.
+
+    A checkpoint that replaces another of the same step is renamed after the other was put aside; a process killed
+    between the two leaves both under names that do not count.
+    """
+    for suffix in (UNFINISHED, REPLACED):
+        for path in folder.glob(f".step_*{suffix}"):
+            final = folder / path.name.removeprefix(".").removesuffix(suffix)
+            if not final.exists() and verify_checkpoint(path) is None:
+                path.rename(final)
+    for suffix in (UNFINISHED, REPLACED, REMOVED):
+        for path in folder.glob(f".step_*{suffix}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:

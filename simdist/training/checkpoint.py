@@ -24,7 +24,18 @@ from torch import Tensor
 
 from simdist.core.errors import InputError
 from simdist.core.files import naming_the_disk, sync
-from simdist.runs.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE, checkpoint_folders, step_of
+from simdist.core.output import write_error
+from simdist.runs.checkpoints import (
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    REMOVED,
+    REPLACED,
+    STATE,
+    UNFINISHED,
+    checkpoint_folders,
+    step_of,
+)
 
 STATE_KEYS = ("step", "consumed", "fingerprint", "recovery", "nonfinite_steps", "bad_samples")
 OLD_NAMES = {  # of keys in state.json until November 2026
@@ -76,13 +87,13 @@ class Retention:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention) -> Path:
-    """Write a checkpoint below `folder`, then remove old ones.
+    """Write a checkpoint below `folder`, then `prune` old ones.
 
     Raises:
         FailedError: the disk is full or not writable; older checkpoints stay.
     """
     final = folder / f"step_{checkpoint.step:08d}"
-    temporary = folder / f".{final.name}.tmp"
+    temporary = folder / f".{final.name}{UNFINISHED}"
     with naming_the_disk(f"checkpoint {final}", folder, num_bytes(checkpoint)):
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -90,10 +101,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention) 
             _put_in_place(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    found = [path for path in checkpoint_folders(folder) if not retention.keeps(step_of(path))]
-    for old in found[retention.last :]:
-        shutil.rmtree(old)
+    prune(folder, checkpoint.step, retention)
     return final
+
+
+def prune(folder: Path, step: int, retention: Retention) -> None:
+    """Remove old checkpoints, now that the one of `step` is complete. What cannot be removed stays, with a warning.
+
+    Checkpoints of later steps are damaged ones that the run passed over; they do not count.
+    """
+    known = [
+        path for path in checkpoint_folders(folder) if step_of(path) <= step and not retention.keeps(step_of(path))
+    ]
+    for old in known[retention.last :]:
+        try:
+            removed = old.rename(folder / f".{old.name}{REMOVED}")  # whole or not there, for those who look meanwhile
+        except OSError as error:
+            write_error(f"warning: the old checkpoint {old} cannot be removed ({error.strerror}); remove it by hand")
+            continue
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 class AsyncCheckpointer:
@@ -194,10 +220,15 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    aside = final.with_name(f".{final.name}.old")
-    if final.exists():  # damaged, or of a step that is trained again: removed after its replacement exists
+    aside = final.with_name(f".{final.name}{REPLACED}")
+    if final.exists():  # damaged, or of a step that is trained again; `finish_saving` completes this after a kill
         final.rename(aside)
-    temporary.rename(final)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if aside.exists():
+            aside.rename(final)
+        raise
     sync(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from simdist.core.errors import InputError
 from simdist.core.signals import StoppedError
 from simdist.data.loader import Batch
-from simdist.runs.checkpoints import good_checkpoints, latest_checkpoint, remove_unfinished
+from simdist.runs.checkpoints import finish_saving, good_checkpoints, latest_checkpoint
 from simdist.runs.folder import Run
 from simdist.runs.lease import Lease
 from simdist.runs.metrics import MetricsLog
@@ -89,7 +89,7 @@ class Trainer:
     def resume(self) -> int:
         """Load the newest complete checkpoint, if there is one. Returns the step."""
         if self._is_main:
-            remove_unfinished(self.run.checkpoints)
+            finish_saving(self.run.checkpoints)
         self._accelerator.wait_for_everyone()
         found = latest_checkpoint(self.run.checkpoints, self.metrics.log)
         if found is not None:

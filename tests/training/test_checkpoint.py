@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from simdist.core.errors import FailedError, InputError
-from simdist.runs.checkpoints import latest_checkpoint, remove_unfinished
+from simdist.runs.checkpoints import finish_saving, latest_checkpoint
 from simdist.training import checkpoint as checkpoints
 from simdist.training.checkpoint import AsyncCheckpointer, Checkpoint, Retention, load_checkpoint, save_checkpoint
 
@@ -129,8 +129,48 @@ def test_a_save_that_was_killed_is_cleared_away(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1), Retention(2))
     (tmp_path / ".step_00000002.tmp").mkdir()
     (tmp_path / ".step_00000002.tmp" / "model.safetensors").write_text("half")
-    remove_unfinished(tmp_path)
+    finish_saving(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+@pytest.mark.parametrize("left", [(".old",), (".tmp",), (".old", ".tmp")])
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """The newer one counts where it is whole."""
+    for ending in left:
+        folder = save_checkpoint(
+            tmp_path / ending, checkpoint(7, size=len(ending + "x" * (ending == ".tmp"))), Retention(1)
+        )
+        folder.rename(tmp_path / f".{folder.name}{ending}")
+        (tmp_path / ending).rmdir()
+    finish_saving(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
+    assert len(load_checkpoint(tmp_path / "step_00000007").model["weight"]) == (5 if ".tmp" in left else 4)
+
+
+def test_a_damaged_newer_checkpoint_does_not_cost_the_good_one(tmp_path: Path) -> None:
+    newest = save_checkpoint(tmp_path, checkpoint(12), Retention(1))
+    (newest / "model.safetensors").write_text("damaged")
+    save_checkpoint(tmp_path, checkpoint(10), Retention(1))
+    save_checkpoint(tmp_path, checkpoint(11), Retention(1))
+    assert steps(tmp_path) == [11, 12]
+    save_checkpoint(tmp_path, checkpoint(12), Retention(1))
+    assert steps(tmp_path) == [12]
+    found = latest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stays_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = save_checkpoint(tmp_path, checkpoint(1), Retention(1))
+    if subprocess.run(["chattr", "+i", str(old)], capture_output=True).returncode:
+        pytest.skip("a folder cannot be made immutable here (it takes root)")
+    try:
+        save_checkpoint(tmp_path, checkpoint(2), Retention(1))
+    finally:
+        subprocess.run(["chattr", "-i", str(old)], check=True)
+    assert steps(tmp_path) == [1, 2]
+    assert f"warning: the old checkpoint {old} cannot be removed (Operation not permitted)" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
