@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import re
 import shutil
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from safetensors.torch import load_file
 
 from simdist.core.errors import InputError
 from simdist.core.files import read_json_lines
+from simdist.pack.synthetic import ensure
 from simdist.training.checkpoint import load_checkpoint
 from tests.support.forked import Ranks, Zygote
 from tests.support.training import short_training
@@ -95,3 +99,61 @@ def test_what_one_rank_cannot_read_ends_all_with_its_message(speech: Path, tmp_p
     assert "Traceback" not in printed
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert kept == ["step_00000010"]  # 20 clips were read: what was trained on them is not lost
+
+
+def see_old_checkpoints_on_rank_1() -> None:
+    """A listing that is some seconds old, as a network file system shows it: another folder is mounted there."""
+    if os.environ["RANK"] == "1":
+        assert ctypes.CDLL(None).unshare(0x00020000) == 0  # CLONE_NEWNS
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "--bind", os.environ["STALE"], os.environ["CHECKPOINTS"]], check=True)
+        threading.Timer(4, subprocess.run, [["umount", os.environ["CHECKPOINTS"]]]).start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+def test_ranks_resume_from_one_checkpoint_though_one_of_them_sees_an_old_listing(
+    speech: Path, tmp_path: Path, zygote: Zygote
+) -> None:
+    argv = short_training(speech, tmp_path / "run", "--train.checkpoint_every=4", "--data.num_workers=0")
+    assert Ranks(zygote, "simdist.train", 2, *argv, "--train.max_steps=8").end()[0] == [0, 0]
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints, tmp_path / "stale", ignore=shutil.ignore_patterns("step_00000008"))
+    hook = {"before": f"{__name__}:see_old_checkpoints_on_rank_1"}
+    hook |= {"STALE": str(tmp_path / "stale"), "CHECKPOINTS": str(checkpoints)}
+    argv += ["--train.max_steps=12", "--force"]
+    codes, printed = Ranks(zygote, "simdist.train", 2, *argv, **hook).end()
+    assert codes == [0, 0], printed
+    assert "continuing at step 8" in printed
+    argv[argv.index(f"--run-dir={tmp_path / 'run'}")] = f"--run-dir={tmp_path / 'whole'}"
+    assert Ranks(zygote, "simdist.train", 2, *argv).end()[0] == [0, 0]
+    expected, resumed = weights(tmp_path / "whole", 12), weights(tmp_path / "run", 12)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def other_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    ensure(folder / "source", folder / "shards", speakers=4, minutes=2, seed=1, progress=False)
+    return folder / "shards"
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("--optim.lr=0.5", "different configurations: optim.lr is 0.0002 on rank 0"),
+        ("--seed=7", "different configurations: seed is 0 on rank 0"),
+        ("--data.root={other}", "different data in {speech}: the fingerprint of split train is"),
+        ("--data.root={tmp}/nowhere", "(on rank 1, "),
+    ],
+)
+def test_ranks_that_were_started_differently_all_stop(
+    last: str, message: str, speech: Path, other_speech: Path, tmp_path: Path, zygote: Zygote
+) -> None:
+    places = {"other": other_speech, "tmp": tmp_path, "speech": speech}
+    argv = short_training(speech, tmp_path / "run", "--train.max_steps=4", "--data.num_workers=0")
+    codes, printed = Ranks(zygote, "simdist.train", 2, *argv, last=[last.format(**places)]).end()
+    assert codes == [2, 2], printed
+    assert message.format(**places) in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()

@@ -356,6 +356,11 @@ def identity_keys(config: Experiment) -> list[str]:
     return [key for key, _ in _identity_items(config)]
 
 
+def identity_values(config: Experiment) -> dict[str, Any]:
+    """All fields that can change a result, except the location of the data, by dotted key."""
+    return dict(_identity_items(config, places=False))
+
+
 def identity(config: Experiment) -> str:
     """The run's identity: 16 hex digits of the sha256 over all fields that can change a result."""
     text = json.dumps(with_old_values(dict(_identity_items(config))), sort_keys=True)
@@ -364,5 +369,5 @@ def identity(config: Experiment) -> str:
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """`key: old -> new` for every field that can change a result, except the location of the data."""
-    before, after = dict(_identity_items(old, places=False)), dict(_identity_items(new, places=False))
+    before, after = identity_values(old), identity_values(new)
     return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]]

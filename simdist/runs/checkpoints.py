@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from simdist.core.errors import InputError
@@ -30,6 +32,45 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """The step of a checkpoint folder."""
     return int(folder.name.removeprefix("step_"))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Which checkpoint is meant, for processes that may not all see the same files."""
+
+    step: int
+    manifest: str
+    """sha256 of its manifest, which contains those of its files."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Mark:
+        return cls(step_of(folder), sha256_of(folder / MANIFEST))
+
+
+def wait_for_checkpoint(folder: Path, mark: Mark, patience: float = 90.0) -> Path:
+    """The checkpoint that another process has chosen, verified.
+
+    Args:
+        folder: of the checkpoints.
+        mark: of the chosen one.
+        patience: seconds to wait until this machine sees it: a network file system shows old listings for a minute.
+
+    Raises:
+        InputError: it does not appear, or has other contents.
+    """
+    path, end = folder / f"step_{mark.step:08d}", time.monotonic() + patience
+    while True:
+        problem = verify_checkpoint(path) if path.is_dir() else "it does not exist"
+        if problem is None and Mark.of(path) != mark:
+            problem = "its contents are others"
+        if problem is None:
+            return path
+        if time.monotonic() > end:
+            raise InputError(
+                f"rank 0 resumes from checkpoint {path}, which is different here ({problem}). All ranks need the same "
+                "--run-dir on a file system that they share"
+            )
+        time.sleep(min(1.0, patience / 10))
 
 
 def finish_saving(folder: Path) -> None:

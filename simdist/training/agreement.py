@@ -1,12 +1,58 @@
-"""Agreement between ranks: what happens to one of them between two steps, all of them act on together."""
+"""Agreement between ranks: what one of them meets, all act on, and what rank 0 reads from a shared folder, all use.
+
+Every rank sees the file system for itself: another node's cache may be a minute old, its configuration another file,
+its copy of the corpus another corpus. So rank 0 decides, and the others verify what they see or all stop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from simdist.core.errors import EXIT_FAILED, FailedError, InputError
-from simdist.training.distributed import Process
+from simdist.training.distributed import CpuGroup, Process
+
+
+@contextmanager
+def together(group: CpuGroup) -> Iterator[None]:
+    """Raise a failure of any rank inside the context on all ranks. The context contains no collectives."""
+    failure = None
+    try:
+        yield
+    except InputError as error:
+        failure = error
+    if group.all_reduce_max(int(failure is not None))[0]:
+        _raise_first(group, failure)
+
+
+def check_equal(group: CpuGroup, what: str, mine: Mapping[str, Any]) -> None:
+    """Raise an `InputError` on all ranks if any value differs from rank 0's.
+
+    Args:
+        group: of all ranks.
+        what: plural noun for the message, such as `configurations`.
+        mine: values of this rank, by name.
+    """
+    every = group.gather((socket.gethostname(), dict(mine)))
+    host, expected = every[0]
+    for rank, (other, values) in enumerate(every):
+        for name, value in values.items():
+            if value != expected.get(name):
+                raise InputError(
+                    f"ranks have different {what}: {name} is {expected.get(name)!r} on rank 0 ({host}) and {value!r} "
+                    f"on rank {rank} ({other}). Start all ranks with the same files and options"
+                )
+
+
+def _raise_first(group: CpuGroup, mine: InputError | None) -> NoReturn:
+    """Raise the first failure of any rank, on all ranks."""
+    failure = None if mine is None else (str(mine), mine.exit_code, socket.gethostname())
+    failures = group.gather(failure)
+    rank, (message, code, host) = next((rank, each) for rank, each in enumerate(failures) if each is not None)
+    where = f" (on rank {rank}, {host})" if rank and len({each and each[0] for each in failures}) > 1 else ""
+    raise (FailedError if code == EXIT_FAILED else InputError)(message + where) from mine
 
 
 class Agreement:
@@ -51,9 +97,7 @@ class Agreement:
         if corrupt:
             self._share_corrupt()
         if failed:
-            failure = None if self.failure is None else (str(self.failure), self.failure.exit_code)
-            message, code = next(each for each in self._process.cpu_group.gather(failure) if each is not None)
-            raise (FailedError if code == EXIT_FAILED else InputError)(message) from self.failure
+            _raise_first(self._process.cpu_group, self.failure)
         return signal_number, flags
 
     def _share_corrupt(self) -> None:

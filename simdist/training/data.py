@@ -8,6 +8,7 @@ from functools import cached_property
 from simdist.config.schema import DataConfig, Experiment
 from simdist.core.errors import InputError
 from simdist.data.loader import BatchLoader, Clips, open_clips
+from simdist.training.agreement import check_equal, together
 from simdist.training.distributed import Process
 
 
@@ -20,14 +21,19 @@ class TrainingData:
         validate: whether the test split is needed.
 
     Raises:
-        InputError: a split cannot be opened, or the batch size does not fit the number of ranks.
+        InputError: a split cannot be opened on any rank, ranks see different data, or the batch size does not fit the
+            number of ranks.
     """
 
     def __init__(self, config: Experiment, process: Process, validate: bool = True) -> None:
         self._config, self._process = config, process
         self.world_size = process.accelerator.num_processes
-        self.clips = open_clips(config.data, config.data.train_split)
-        self._test_clips = self._open_test_clips() if validate else None
+        with together(process.cpu_group):
+            self.clips = open_clips(config.data, config.data.train_split)
+            self._test_clips = self._open_test_clips() if validate else None
+        manifests = [clips.split.manifest for clips in (self.clips, self._test_clips) if clips is not None]
+        fingerprints = {f"the fingerprint of split {each.split}": each.fingerprint[:12] for each in manifests}
+        check_equal(process.cpu_group, f"data in {config.data.root}", fingerprints)
         self.loader = self.load(self.clips, config.data)
         per_rank, parts = config.data.batch_size // self.world_size, config.train.accumulate
         if per_rank % parts:

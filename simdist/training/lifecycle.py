@@ -9,11 +9,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from simdist.config.schema import identity_values
 from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.requeue import requeue
 from simdist.core.signals import SignalHandler, StoppedError, exit_code, ignore_signals
 from simdist.runs.folder import SLOW_PRECISION, Run
 from simdist.runs.lease import Lease
+from simdist.training.agreement import check_equal
 from simdist.training.distributed import CpuGroup, Process, build_accelerator, slow_precision
 from simdist.training.hardware import no_gpu
 from simdist.training.trainer import Trainer
@@ -29,7 +31,7 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
         wanted: `train.precision` as it was requested.
 
     Raises:
-        InputError: `auto` became different precisions on different nodes.
+        InputError: ranks have different configurations, or `auto` became different precisions on different nodes.
     """
     settings = run.config.train
     accelerator = build_accelerator(settings.precision)
@@ -40,6 +42,7 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
             f"train.precision 'auto' became {' and '.join(precisions)} on different nodes, because some CPUs emulate "
             "bf16. Set --train.precision no or bf16"
         )
+    check_equal(cpu_group, "configurations", identity_values(run.config))
     why_cpu = no_gpu(os.environ, accelerator.device.type)
     slow = slow_precision(settings.precision, wanted)
     if accelerator.is_main_process:  # before a large corpus is opened

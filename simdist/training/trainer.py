@@ -11,14 +11,14 @@ from torch import Tensor
 from simdist.core.errors import InputError
 from simdist.core.signals import StoppedError
 from simdist.data.loader import Batch
-from simdist.runs.checkpoints import finish_saving, good_checkpoints, latest_checkpoint
 from simdist.runs.folder import Run
 from simdist.runs.lease import Lease
 from simdist.runs.metrics import MetricsLog
 from simdist.runs.schedule import Schedule
 from simdist.runs.throughput import Throughput
+from simdist.training import shared_checkpoints
 from simdist.training.agreement import Agreement
-from simdist.training.checkpoint import AsyncCheckpointer, Checkpoint, Retention, load_checkpoint
+from simdist.training.checkpoint import AsyncCheckpointer, Checkpoint, Retention
 from simdist.training.distributed import Process, mean_metrics
 from simdist.training.profiler import StepProfile
 from simdist.training.recovery import Recovery
@@ -88,21 +88,12 @@ class Trainer:
 
     def resume(self) -> int:
         """Load the newest complete checkpoint, if there is one. Returns the step."""
-        if self._is_main:
-            finish_saving(self.run.checkpoints)
-        self._accelerator.wait_for_everyone()
-        found = latest_checkpoint(self.run.checkpoints, self.metrics.log)
-        if found is not None:
-            checkpoint = load_checkpoint(found)
+        checkpoint = shared_checkpoints.newest(self.run, self._process, self.metrics.log)
+        if checkpoint is not None:
             restore(self.task, checkpoint, self.run.folder)
             self.step, self._consumed = checkpoint.step, checkpoint.consumed
             self._ranks.corrupt = set(checkpoint.bad_samples)
             self._recovery.skipped = checkpoint.nonfinite_steps or self._recovery.skipped
-        elif self.run.has_begun:
-            raise InputError(
-                f"{self.run.folder} has no complete checkpoint to resume from. Restore one below "
-                f"{self.run.checkpoints}, or start in another folder with --run-dir"
-            )
         return self.step
 
     def _open(self, stage: int) -> Iterator[Batch]:
@@ -205,8 +196,7 @@ class Trainer:
         with self._ranks.held():
             self._checkpointer.finish()
             self._checkpointer.forget()
-        self._accelerator.wait_for_everyone()
-        return map(load_checkpoint, good_checkpoints(self.run.checkpoints, self.metrics.log))
+        return shared_checkpoints.newest_first(self.run, self._process, self.metrics.log)
 
     def _validate_if_interrupted(self) -> None:
         """Complete a validation during which the run was stopped."""

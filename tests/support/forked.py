@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,17 +102,38 @@ class Zygote:
 
 
 class Ranks:
-    """A world of processes of one command, each of which can be signalled by itself."""
+    """A world of processes of one command, each of which can be signalled by itself.
+
+    Args:
+        zygote: forks them.
+        name: of the command's package.
+        size: number of processes.
+        argv: arguments of all.
+        last: further arguments of the last rank.
+        before: see `Zygote.command`.
+        more: environment variables.
+    """
 
     def __init__(
-        self, zygote: Zygote, name: str, size: int, *argv: str, before: str | None = None, **more: str
+        self,
+        zygote: Zygote,
+        name: str,
+        size: int,
+        *argv: str,
+        last: Sequence[str] = (),
+        before: str | None = None,
+        **more: str,
     ) -> None:
         common = more | {"ACCELERATE_USE_CPU": "true"}
         if size > 1:
             common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {} for rank in range(size)]
-        self.processes = [zygote.command(name, *argv, before=before, environ=common | own) for own in ranks]
+        words = [argv] * (size - 1) + [(*argv, *last)]
+        self.processes = [
+            zygote.command(name, *line, before=before, environ=common | own)
+            for line, own in zip(words, ranks, strict=True)
+        ]
 
     def end(self) -> tuple[list[int | None], str]:
         """Exit codes, and what rank 0 printed."""

@@ -1,0 +1,50 @@
+"""The checkpoints of a run as all ranks use them: rank 0 chooses, and the others load the same or all stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from simdist.core.errors import InputError
+from simdist.runs.checkpoints import Mark, finish_saving, good_checkpoints, latest_checkpoint, wait_for_checkpoint
+from simdist.runs.folder import Run
+from simdist.training.agreement import together
+from simdist.training.checkpoint import Checkpoint, load_checkpoint
+from simdist.training.distributed import Process
+
+Log = Callable[[str], None]
+
+
+def newest(run: Run[Any], process: Process, log: Log) -> Checkpoint | None:
+    """The newest complete checkpoint, or None for a run that has none yet. Called on all ranks.
+
+    Raises:
+        InputError: on all ranks, if any rank cannot read it, or the run once had one.
+    """
+    checkpoint = None
+    with together(process.cpu_group):
+        chosen = _newest_mark(run, log) if process.accelerator.is_main_process else None
+    mark = process.cpu_group.gather(chosen)[0]
+    with together(process.cpu_group):
+        if mark is not None:
+            checkpoint = load_checkpoint(wait_for_checkpoint(run.checkpoints, mark))
+    return checkpoint
+
+
+def newest_first(run: Run[Any], process: Process, log: Log) -> Iterator[Checkpoint]:
+    """All complete checkpoints, once none is being written. Called on all ranks."""
+    is_main = process.accelerator.is_main_process
+    found = [Mark.of(path) for path in good_checkpoints(run.checkpoints, log)] if is_main else []
+    marks = process.cpu_group.gather(found)[0]
+    return (load_checkpoint(wait_for_checkpoint(run.checkpoints, mark)) for mark in marks)
+
+
+def _newest_mark(run: Run[Any], log: Log) -> Mark | None:
+    finish_saving(run.checkpoints)
+    found = latest_checkpoint(run.checkpoints, log)
+    if found is None and run.has_begun:
+        raise InputError(
+            f"{run.folder} has no complete checkpoint to resume from. Restore one below "
+            f"{run.checkpoints}, or start in another folder with --run-dir"
+        )
+    return None if found is None else Mark.of(found)
