@@ -35,6 +35,16 @@ def losses(folder: Path) -> dict[int, list[float]]:
     return {line["step"]: [m["loss"] for m in line["modules"]] for line in recorded if line["kind"] == "train"}
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def wait_for_lines(ranks: Ranks, folder: Path, count: int) -> None:
     while len(read_json_lines(folder / "metrics.jsonl")) < count:
         assert all(process.poll() is None for process in ranks.processes), ranks.end()
@@ -71,6 +81,38 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed(speech: Path, tmp_path: Pat
         assert elastic[number] == pytest.approx(losses(tmp_path / "whole")[number], rel=0.3)
     last = tmp_path / "alone" / "checkpoints" / "step_00000040"
     assert load_checkpoint(last).consumed == load_checkpoint(tmp_path / "whole" / "checkpoints" / last.name).consumed
+
+
+def test_four_ranks_resume_bit_for_bit(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
+    """With more than two ranks, the order in which gradients are added depends on how DDP arranges its buckets."""
+
+    def train(name: str, steps: int) -> dict[str, torch.Tensor]:
+        argv = short_training(speech, tmp_path / name, "--data.num_workers=0", "--train.validate_every=0", "--force")
+        codes, printed = Ranks(zygote, "simdist.train", 4, *argv, f"--train.max_steps={steps}").end()
+        assert codes == [0] * 4, printed
+        return weights(tmp_path / name, steps)
+
+    train("stopped", 3)
+    resumed, whole = train("stopped", 6), train("whole", 6)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_no_process_outlives_a_training_that_was_killed(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
+    argv = short_training(
+        speech, tmp_path / "run", "--data.num_workers=2", "--train.max_steps=3000", "--train.validate_every=0"
+    )
+    training = zygote.command("simdist.train", *argv)
+    while len(read_json_lines(tmp_path / "run" / "metrics.jsonl")) < 3:
+        assert training.poll() is None, training.communicate()
+        time.sleep(0.05)
+    left = {process for child in children(training.pid) for process in (child, *children(child))}
+    assert len(left) == 4  # a fork server, two workers, and the tracker of shared memory
+    training.kill()
+    end = time.monotonic() + 20
+    while left and time.monotonic() < end:
+        left = {pid for pid in left if is_alive(pid)}
+        time.sleep(0.1)
+    assert not left
 
 
 def lose_shards_on_rank_1() -> None:

@@ -10,8 +10,11 @@ threads, and a fork while one of them hands Python's lock back leaves a child th
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
+import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from simdist.core.errors import InputError
+from simdist.core.errors import EXIT_FAILED, InputError
 from simdist.core.output import write_error
 
 PREFETCH = 4  # answers that each worker prepares
@@ -74,11 +77,33 @@ def _start(
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin_memory,
         multiprocessing_context=_fork_server() if workers else None,
+        worker_init_fn=functools.partial(_end_with, os.getpid()) if workers else None,
     )
     others = set(multiprocessing.active_children())
     with _unchanged_child_handler():
         iterator = iter(loader)
     return iterator, set(multiprocessing.active_children()) - others if workers else set()
+
+
+def _end_with(trainer: int, worker: int) -> None:
+    """End this process when the training process ends, however it does.
+
+    A worker's parent is the fork server, which lives as long as a worker does: after `kill -9` of the training both
+    would stay for ever.
+    """
+    del worker
+
+    def watch() -> None:
+        try:
+            select.select([os.pidfd_open(trainer)], [], [])
+        except ProcessLookupError:
+            pass  # it has ended already
+        except OSError:  # a kernel without pidfd_open
+            return
+        os._exit(EXIT_FAILED)
+
+    if hasattr(os, "pidfd_open"):  # Linux
+        threading.Thread(target=watch, daemon=True, name="end with the training").start()
 
 
 def _fork_server() -> BaseContext:

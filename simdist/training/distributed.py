@@ -22,6 +22,8 @@ from simdist.training.hardware import SLOW_BF16, emulates_bf16, uses_cpu
 from simdist.training.watchdog import Watchdog
 from simdist.training.world import enter
 
+ONE_BUCKET = 1_000_000  # MB, more than any module has
+
 
 def resolve_precision(wanted: str, saved: str | None = None) -> str:
     """`no`, `bf16` or `fp16` for a `train.precision` that may be `auto`: then `accelerate launch --mixed_precision`.
@@ -87,7 +89,11 @@ def build_accelerator(precision: str) -> Accelerator:
     return Accelerator(
         mixed_precision=precision,
         cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True, broadcast_buffers=False, bucket_cap_mb=ONE_BUCKET
+            )
+        ],
     )
 
 
@@ -103,8 +109,13 @@ def under_ddp(accelerator: Accelerator, module: nn.Module) -> nn.Module:
 class OverlappedReduction:
     """Averages a module's gradients over ranks while the next module runs.
 
-    DDP waits for its all-reduces at the end of backward. This hook returns immediately, and the all-reduces continue in
-    place in DDP's own buckets. `wait` must be called before anything reads the gradients.
+    DDP waits for its all-reduces at the end of backward. This hook returns immediately, and the all-reduces continue.
+    `wait` must be called before anything reads the gradients.
+
+    After the first step DDP sorts the parameters of its buckets anew, by the order in which their gradients arrived. A
+    ring all-reduce adds the ranks in an order that depends on an element's place, so with more than two ranks the steps
+    after a restart would differ in the last bit. Therefore a module is one bucket, and it is sent in the order of its
+    parameters.
 
     Args:
         module: the greedy module under DDP, built with `gradient_as_bucket_view=True`.
@@ -113,27 +124,29 @@ class OverlappedReduction:
 
     def __init__(self, module: DistributedDataParallel, compress: bool) -> None:
         self._compress = compress
-        self._pending: list[tuple[dist.Work, Tensor, Tensor]] = []
+        self._pending: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
+        self._places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
         module.register_comm_hook(None, self._start)
 
     def _start(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore
         del state
-        gradients = bucket.buffer()
-        gradients.div_(dist.get_world_size())
-        sent = gradients.bfloat16() if self._compress else gradients
+        pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+        gradients = [gradient for _, gradient in sorted(pairs, key=lambda pair: self._places[id(pair[0])])]
+        sent = torch.cat([gradient.flatten() for gradient in gradients]).div_(dist.get_world_size())
+        sent = sent.bfloat16() if self._compress else sent
         work = dist.all_reduce(sent, async_op=True)
         assert work is not None
         self._pending.append((work, sent, gradients))
         done: torch.futures.Future[Tensor] = torch.futures.Future()
-        done.set_result(gradients)
+        done.set_result(bucket.buffer())
         return done
 
     def wait(self) -> None:
         """Wait until the gradients are averaged; on a GPU, make its stream wait."""
         for work, sent, gradients in self._pending:
             work.wait()
-            if sent is not gradients:
-                gradients.copy_(sent)
+            for gradient, mean in zip(gradients, sent.split([each.numel() for each in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
         self._pending.clear()
 
 
