@@ -115,6 +115,21 @@ def test_no_process_outlives_a_training_that_was_killed(speech: Path, tmp_path: 
     assert not left
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_survivor_of_a_killed_rank_says_so_and_asks_to_be_run_again(
+    killed: int, speech: Path, tmp_path: Path, zygote: Zygote
+) -> None:
+    argv = short_training(speech, tmp_path / "run", "--data.num_workers=0", "--train.max_steps=3000")
+    ranks = Ranks(zygote, "simdist.train", 2, *argv)
+    wait_for_lines(ranks, tmp_path / "run", 3)
+    ranks.processes[killed].kill()
+    survivor = ranks.processes[1 - killed]
+    printed, _ = survivor.communicate()
+    assert survivor.returncode == 75, printed
+    assert "error: another rank has ended (" in printed
+    assert "Traceback" not in printed
+
+
 def lose_shards_on_rank_1() -> None:
     """Its reads fail after twenty."""
     from simdist.data.crops import CropReader

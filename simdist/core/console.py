@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -17,13 +18,27 @@ from simdist.core.secrets import redacted
 from simdist.core.signals import ignore_signals
 
 
-def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
-    """Print `error: message` to stderr and exit with `code`. With several ranks, only rank 0 prints."""
-    if os.environ.get("RANK", "0") != "0":
+def fail(message: str, code: int = EXIT_BAD_INPUT, is_shared: bool = True) -> NoReturn:
+    """Print `error: message` to stderr and exit with `code`.
+
+    Args:
+        message: one or more sentences.
+        code: exit code.
+        is_shared: all ranks fail with this message, and rank 0 prints it, and the first rank of each other node, whose
+            files may be others. Else every rank prints.
+    """
+    rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
+    if rank != "0" and is_shared and (local_rank != "0" or _has_group()):
         sys.exit(code)
-    text = escape(redacted(message))
+    text = escape(redacted(message)) + f" (rank {rank} on {socket.gethostname()})" * (rank != "0")
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {text}")
     sys.exit(code)
+
+
+def _has_group() -> bool:
+    """Whether this process can talk to the other ranks, so that a failure that all share is known to be shared."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def run(
@@ -50,7 +65,7 @@ def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None
     try:
         code = main(argv)
     except InputError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, error.is_shared or not _has_group())
     except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:

@@ -17,12 +17,20 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message says what, what is allowed, and the way out."""
 
     exit_code = EXIT_BAD_INPUT
+    is_shared = False
+    """Whether all ranks raise it with the same message, so that one of them prints it for all."""
 
 
 class FailedError(InputError):
     """Something outside went wrong after work had begun: a full disk, numbers that diverge. Said in the same way."""
 
     exit_code = EXIT_FAILED
+
+
+class PeerLostError(InputError):
+    """Another rank has ended, and this one cannot go on without it. The same command continues the run."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 def shortened(names: Sequence[str], most: int = 8) -> str:

@@ -40,10 +40,12 @@ def check_equal(group: CpuGroup, what: str, mine: Mapping[str, Any]) -> None:
     for rank, (other, values) in enumerate(every):
         for name, value in values.items():
             if value != expected.get(name):
-                raise InputError(
+                error = InputError(
                     f"ranks have different {what}: {name} is {expected.get(name)!r} on rank 0 ({host}) and {value!r} "
                     f"on rank {rank} ({other}). Start all ranks with the same files and options"
                 )
+                error.is_shared = True
+                raise error
 
 
 def _raise_first(group: CpuGroup, mine: InputError | None) -> NoReturn:
@@ -52,7 +54,9 @@ def _raise_first(group: CpuGroup, mine: InputError | None) -> NoReturn:
     failures = group.gather(failure)
     rank, (message, code, host) = next((rank, each) for rank, each in enumerate(failures) if each is not None)
     where = f" (on rank {rank}, {host})" if rank and len({each and each[0] for each in failures}) > 1 else ""
-    raise (FailedError if code == EXIT_FAILED else InputError)(message + where) from mine
+    error = (FailedError if code == EXIT_FAILED else InputError)(message + where)
+    error.is_shared = True
+    raise error from mine
 
 
 class Agreement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simdist.config.schema import identity_values
-from simdist.core.errors import EXIT_OK, InputError
+from simdist.core.errors import EXIT_OK, InputError, PeerLostError
 from simdist.core.requeue import requeue
 from simdist.core.signals import SignalHandler, StoppedError, exit_code, ignore_signals
 from simdist.runs.folder import SLOW_PRECISION, Run
@@ -52,6 +53,25 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
     return Process(accelerator, cpu_group, stop, Watchdog(settings.hang_timeout, stacks), why_cpu, slow)
 
 
+LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe")
+"""How torch's collectives call a peer that has gone; they raise plain RuntimeErrors."""
+
+
+@contextmanager
+def naming_a_lost_peer(num_ranks: int) -> Iterator[None]:
+    """Turn the error of a collective whose peer has ended into a `PeerLostError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if num_ranks == 1 or not LOST.search(str(error)):
+            raise
+        reason = re.sub(r"^\[.*?\] ", "", str(error)).splitlines()[0].partition(". ")[0]
+        raise PeerLostError(
+            f"another rank has ended ({reason}); its own output says why. Stopping; the same command resumes from the "
+            "last checkpoint"
+        ) from error
+
+
 @dataclass
 class RunEnding:
     """How a run ended."""
@@ -73,7 +93,8 @@ def lifecycle(trainer: Trainer, process: Process) -> Iterator[RunEnding]:
         trainer.lease = lease
         _start(trainer, process)
         try:
-            yield ending
+            with naming_a_lost_peer(accelerator.num_processes):
+                yield ending
         except StoppedError as stopped:
             signal_number = stopped.signal_number
             ending.exit_code = exit_code(signal_number)
