@@ -18,6 +18,7 @@ import soundfile
 from simdist.config.schema import SAMPLE_RATE
 
 Pcm = npt.NDArray[np.int16]  # (num_samples,)
+BLOCK = 1 << 20  # samples that are decoded at once
 WAV_HEADER = 44  # bytes before the first sample of a WAV that `encode` wrote
 
 
@@ -75,7 +76,7 @@ def decode(stored: bytes) -> tuple[Pcm, int]:
             if file.channels != 1:
                 raise AudioError(f"has {file.channels} channels; mono is needed")
             rate, announced = file.samplerate, file.frames
-            pcm: Pcm = np.asarray(file.read(dtype="int16"), dtype=np.int16)
+            pcm = _samples(file)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
         raise AudioError(f"cannot be decoded ({reason}): truncated or corrupt") from error
@@ -88,6 +89,25 @@ def decode(stored: bytes) -> tuple[Pcm, int]:
     if len(pcm) == 0:
         raise AudioError("is empty (0 samples)")
     return pcm, rate
+
+
+def _samples(file: soundfile.SoundFile) -> Pcm:
+    """All samples. Read in blocks, because a header may announce any number of them."""
+    is_float = file.subtype in ("FLOAT", "DOUBLE")  # libsndfile would not scale these to 16 bits
+    blocks: list[Pcm] = []
+    while not blocks or len(blocks[-1]) == BLOCK:
+        if is_float:
+            blocks.append(_quantized(np.asarray(file.read(BLOCK), dtype=np.float64)))
+        else:
+            blocks.append(np.asarray(file.read(BLOCK, dtype="int16"), dtype=np.int16))
+    return np.concatenate(blocks)
+
+
+def _quantized(block: npt.NDArray[np.float64]) -> Pcm:
+    """Samples whose full scale is 1 as 16 bits, rounded and saturated."""
+    if not np.isfinite(block).all():
+        raise AudioError("contains samples that are not finite (NaN or infinity)")
+    return np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def encode(pcm: Pcm, encoding: str) -> bytes:
