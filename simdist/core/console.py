@@ -20,7 +20,7 @@ def fail(message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Print `error: message` to stderr and exit with `code`. With several ranks, only rank 0 prints."""
     if os.environ.get("RANK", "0") != "0":
         sys.exit(code)
-    text = escape(redacted(message))
+    text = escape(redacted(message, keep_hashes=False))  # a wrong value rather than a commit
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {text}")
     sys.exit(code)
 
