@@ -15,10 +15,12 @@ from simdist.config.schema import Config
 from .cluster_options import ON_THIS_MACHINE
 from .estimate import StageCost, measure, stage_costs
 from .graph import done_jobs
+from .naming import CODE
 from .plan import Job, Plan
 from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import Records
 from .scheduler import JobArray, JobId
+from .snapshot import CODE_COPIES, left_out
 from .states import ALIVE, JobState, find_states
 from .submission import arrays, parts, shares, what_is_missing
 
@@ -50,6 +52,8 @@ def show(
         profile, limits = choice.profile, choice.limits
         profiles = parameters_of_all(plan, profile)
         wanted = what_is_missing(plan, states, records)
+        for line in left_out(CODE, plan.folder / CODE_COPIES) if wanted.submit else ():
+            console.print(line, markup=False)
         _show_scripts(plan, profile, planned_arrays(plan, wanted.submit, profile.array_throttle, limits), console)
     runs = next(iter(plan.runs.values())).folder.parent
     left = [job for job in plan.jobs.values() if states[job.name].status != "done"]

@@ -35,7 +35,7 @@ from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import HELD, LOCK, Held, Record, Records, last_lines
 from .scheduler import JobArray, JobId, LimitReachedError, NoAnswerError, Scheduler, SchedulerError
 from .slurm import SlurmScheduler, has_slurm
-from .snapshot import take_snapshot
+from .snapshot import CODE_COPIES, left_out, take_snapshot
 from .states import ALIVE, JobState, find_states
 from .submission import Submission, arrays, parts, shares, what_is_missing
 
@@ -94,9 +94,16 @@ def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
     choice = choice or chosen_profile(cluster)
     parameters_of_all(plan, choice.profile)
-    code = functools.cache(lambda: take_snapshot(CODE, plan.folder / "code"))
+    code = functools.cache(lambda: _copied_code(plan, console))
     scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), choice.limits)
     return Submitter(plan, cluster, choice.profile, scheduler, console)
+
+
+def _copied_code(plan: Plan, console: Console) -> Path:
+    """Copy the code for the jobs of a sweep, and print what is left out."""
+    for line in left_out(CODE, plan.folder / CODE_COPIES):
+        console.print(line, markup=False)
+    return take_snapshot(CODE, plan.folder / CODE_COPIES)
 
 
 def feed(folder: Path, lock_seconds: float) -> None:

@@ -335,7 +335,9 @@ def test_a_config_that_was_read_earlier_may_hold_no_key(tiny: Config) -> None:
 
 def test_environment_json_holds_no_secret(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a-value-without-shape")
-    monkeypatch.setenv("SLURM_JOB_COMMENT", "a-value-without-shape")
+    monkeypatch.setenv("SLURM_JOB_COMMENT", "a comment")
+    monkeypatch.setenv("SLURM_JOB_NAME", "hf_" + "aBcD" * 9)
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "a-value-without-shape")
     monkeypatch.setattr(sys, "argv", ["train", "--token", "hunter2hunter2", f"--x={KEY}"])
     difference = "+os.environ['WANDB_API_KEY'] = 'hunter2hunter2'\n+key('a-value-without-shape')\n+kept"
     monkeypatch.setattr(run_module, "_git", lambda *words: difference if words[0] == "diff" else KEY)
@@ -347,6 +349,7 @@ def test_environment_json_holds_no_secret(tiny: Config, tmp_path: Path, monkeypa
     assert written["command"] == ["train", "--token", HIDDEN, f"--x={HIDDEN}"]
     assert written["git_commit"] == KEY, "a commit is no secret"
     assert written["git_diff"].endswith("+kept")
+    assert written["slurm"] == {"SLURM_JOB_NAME": HIDDEN, "SLURM_JOB_PARTITION": HIDDEN}, "only variables that we name"
 
 
 def test_a_run_that_is_mirrored_to_wandb_holds_no_key(tiny: Config, tmp_path: Path) -> None:
@@ -361,6 +364,22 @@ def test_a_run_that_is_mirrored_to_wandb_holds_no_key(tiny: Config, tmp_path: Pa
     for secret in (KEY, "a-value-without-shape"):
         assert not any(secret.encode() in content for content in written)
         assert secret not in ended.stdout + ended.stderr
+
+
+def test_wandb_sees_no_secret_of_the_command_line_and_no_changes_of_the_code(tmp_path: Path) -> None:
+    program = (
+        "import sys, wandb; from simdist.runs.wandb_run import start_wandb; "
+        f"run = start_wandb(project='x', mode='offline', dir={str(tmp_path)!r}); "
+        "assert run.settings.disable_git and run.settings.disable_code; run.finish(); print(sys.argv[-1])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, "--token", "hunter2hunter2"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "hunter2hunter2" in ended.stdout, "the program itself keeps its command line"
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(HIDDEN.encode() in content for content in written)
+    assert not any(b"hunter2" in content for content in written)
+    callers = [path.name for path in ROOT.glob("simdist/**/*.py") if "wandb.init(" in path.read_text()]
+    assert callers == ["wandb_run.py"]
 
 
 # --- who may read -----------------------------------------------------------------------------------------------------

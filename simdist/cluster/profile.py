@@ -17,6 +17,7 @@ from typing import Any
 from simdist.config.load import read_yaml
 from simdist.config.parser import Parser
 from simdist.core.errors import InputError, require
+from simdist.core.secrets import redacted
 
 CLONE_PROFILES = Path(__file__).parent.parent.parent / "slurm" / "profiles"
 PROFILES = (
@@ -103,6 +104,13 @@ class Profile:
             raise ValueError(f"mem is {self.mem} and mem_per_gpu is {self.mem_per_gpu}; SLURM accepts only one of them")
         if self.mem_per_gpu is not None and not self.gpus_per_node:
             raise ValueError("mem_per_gpu is given, but gpus_per_node is 0; give mem, the memory of a node")
+        for line in self.setup:
+            shown = redacted(line, {})
+            if shown != line:
+                raise ValueError(
+                    f"setup has a secret: {shown}. Batch scripts are kept in the sweep's folder. Export it in your "
+                    "shell, which jobs inherit, or read it from a file: export NAME=$(cat FILE)"
+                )
         own = sorted({key.replace("_", "-") for key in self.extra} & OWN_OPTIONS)
         if own:
             raise ValueError(f"extra has {', '.join(own)}, which are fields of the profile itself. Set those")

@@ -30,7 +30,7 @@ def fail(message: str, code: int = EXIT_BAD_INPUT, is_shared: bool = True) -> No
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     if rank != "0" and is_shared and (local_rank != "0" or _has_group()):
         sys.exit(code)
-    text = escape(redacted(message)) + f" (rank {rank} on {socket.gethostname()})" * (rank != "0")
+    text = escape(redacted(message, keep_hashes=False)) + f" (rank {rank} on {socket.gethostname()})" * (rank != "0")
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {text}")
     sys.exit(code)
 

@@ -46,6 +46,7 @@ from simdist.core.files import replacing, write_json, write_text
 from simdist.models.probes import Probe
 from simdist.probe.plots import plot_confusion
 from simdist.runs.folder import Run
+from simdist.runs.wandb_run import start_wandb
 
 FORMAT_VERSION = 1
 RESULT = "result.json"
@@ -142,7 +143,7 @@ def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path]) -> str | 
 
     name = run.folder.resolve().name
     digest = hashlib.sha256("/".join(sorted(result["name"] for result in results)).encode()).hexdigest()[:8]
-    logged = wandb.init(
+    logged = start_wandb(
         project=settings.project,
         entity=settings.entity,
         group=name,
@@ -153,7 +154,6 @@ def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path]) -> str | 
         dir=str(run.folder),
         mode=settings.mode,
         config=to_dict(run.config),
-        settings=wandb.Settings(silent=True),
     )
     logged.define_metric("probe/step")
     logged.define_metric("probe/*", step_metric="probe/step")

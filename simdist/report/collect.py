@@ -129,7 +129,7 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | UnreadableFi
 
 def _shown(value: Any) -> Any:
     """A value without secrets: a page is sent to others."""
-    return redacted(value) if isinstance(value, str) else value
+    return redacted(value, keep_hashes=False) if isinstance(value, str) else value
 
 
 def _metrics(path: Path, problems: list[UnreadableFile]) -> list[dict[str, Any]]:

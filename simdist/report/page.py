@@ -143,7 +143,7 @@ def _environment() -> jinja2.Environment:
 
     @functools.cache  # cells repeat each other
     def shown(text: str) -> str:
-        return redacted(text)
+        return redacted(text, keep_hashes=False)  # a page shows no commits
 
     def finalize(value: Any) -> Any:
         is_ours = isinstance(value, Markup) or (isinstance(value, str) and value.startswith("data:"))

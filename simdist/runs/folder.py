@@ -24,7 +24,7 @@ from simdist.config.load import read_config, read_tree
 from simdist.config.schema import Config, Experiment, differences, identity, to_dict
 from simdist.core.errors import InputError
 from simdist.core.files import append_json, naming_the_disk, read_json_lines, write_text
-from simdist.core.secrets import redacted, redacted_words
+from simdist.core.secrets import PRIVATE_FILES, redacted, redacted_words
 
 ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
@@ -39,6 +39,24 @@ CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "DONE",
 )
 SNAPSHOT = "snapshot.json"  # in a sweep's copy of the code, which is not a git repository
+DIFF = ("diff", "HEAD", "--", ":(top)", *(f":(top,exclude,glob,icase)**/{name}" for name in PRIVATE_FILES))
+"""Words for git: the uncommitted changes, except those of files that hold secrets."""
+OF_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_ACCOUNT",
+    "SLURM_JOB_QOS",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_GPUS",
+    "SLURM_JOB_CPUS_PER_NODE",
+    "SLURM_JOB_START_TIME",
+    "SLURM_JOB_END_TIME",
+)
+"""The only variables whose values are written."""
 PACKAGES = ("simdist", "torch", "accelerate", "deepspeed", "webdataset", "numpy", "safetensors", "soundfile", "wandb")
 
 
@@ -192,11 +210,7 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "git_commit": commit,
         "git_diff": None if difference is None else redacted(difference),
-        "slurm": {
-            key: redacted(value)
-            for key, value in os.environ.items()
-            if key.startswith("SLURM_JOB") or key == "SLURM_ARRAY_TASK_ID"
-        },
+        "slurm": {key: redacted(os.environ[key]) for key in OF_SLURM if key in os.environ},
     }
 
 
@@ -206,7 +220,7 @@ def code_state(root: Path = Path(__file__).parents[2]) -> tuple[str | None, str 
     if snapshot.is_file():
         origin = json.loads(snapshot.read_text())
         return origin["commit"], origin["diff"]
-    return _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+    return _git("rev-parse", "HEAD"), _git(*DIFF)
 
 
 def _git(*words: str) -> str | None:

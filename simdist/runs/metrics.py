@@ -20,6 +20,7 @@ from simdist.config.schema import Config, identity, to_dict
 from simdist.core.files import append_json, naming_the_disk, read_json_lines, write_text
 from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
+from simdist.runs.wandb_run import start_wandb
 
 SHOWN = {"train": "train", "validation": "valid"}
 _DEAD = "Its ReLUs may be dead. Stop it (Ctrl-C) and try a lower --optim.lr, --optim.warmup_epochs 1, or another --seed"
@@ -130,10 +131,8 @@ class MetricsLog:
         settings = self._run.config.wandb
         if settings.mode == "disabled" or not self._is_main:
             return
-        import wandb
-
         name = self._run.name
-        self._wandb = wandb.init(
+        self._wandb = start_wandb(
             project=settings.project,
             entity=settings.entity,
             name=name,
@@ -142,7 +141,6 @@ class MetricsLog:
             dir=str(self._run.folder),
             mode=settings.mode,
             config=to_dict(self._run.config),
-            settings=wandb.Settings(silent=True),
         )
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")

@@ -1,9 +1,8 @@
-"""GPU-hours out of earlier runs, and a snapshot of the code."""
+"""GPU-hours out of earlier runs."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-import launch.snapshot
 from launch.dry_run import show
 from launch.estimate import Machine, kind_of_job, measure, stage_costs
 from launch.plan import build
 from launch.profiles import Profile
-from launch.snapshot import take_snapshot
 from simdist.config.schema import Config, to_dict
-from simdist.core.errors import InputError
 from simdist.core.files import append_json
-from simdist.runs.folder import code_state
 from tests.support.sweeps import of_kind, sweep_file
 
 
@@ -109,60 +104,3 @@ def test_a_dry_run_shows_the_graph_the_scripts_and_the_hours_and_writes_nothing(
     assert text.count("#SBATCH --job-name=") == 2
     assert "submissions more" not in text  # one array for all runs
     assert "10.00 GPU-hours, and 5 jobs of unknown duration" in text  # 5 runs x 0.5 h x 4 GPUs
-
-
-# --- the snapshot -----------------------------------------------------------------------------------------------------
-
-
-def git(root: Path, *words: str) -> None:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run(["git", "-C", str(root), *identity, *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    """A repository with a file of each kind."""
-    root = tmp_path / "code"
-    (root / "launch").mkdir(parents=True)
-    for name, text in (("launch/a.py", "1"), (".gitignore", "data/\n*.pyc\n"), ("gone.py", "2"), ("launch/x.pyc", "3")):
-        (root / name).write_text(text)
-    (root / "link.py").symlink_to("launch/a.py")
-    git(root, "init", "-q")
-    git(root, "add", ".")
-    git(root, "commit", "-qm", "one")
-    (root / "launch/a.py").write_text("changed")
-    (root / "new.py").write_text("new")
-    (root / "gone.py").unlink()
-    (root / "data").mkdir()
-    (root / "data" / "big").write_text("big")
-    return root
-
-
-def test_a_snapshot_holds_tracked_and_new_files_but_nothing_ignored(code: Path) -> None:
-    snapshot = take_snapshot(code, code / "sweeps" / "one" / "code")
-    names = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if not path.is_dir()}
-    assert names == {".gitignore", "launch/a.py", "link.py", "new.py", "snapshot.json"}
-    assert (snapshot / "launch/a.py").read_text() == "changed"
-    assert (snapshot / "link.py").is_symlink()
-    origin = json.loads((snapshot / "snapshot.json").read_text())
-    assert len(origin["commit"]) == 40
-    assert "+changed" in origin["diff"]
-    assert code_state(snapshot) == (origin["commit"], origin["diff"])  # what a run of this copy writes down
-
-
-def test_equal_code_shares_a_snapshot_and_earlier_ones_are_not_copied(code: Path) -> None:
-    folder = code / "sweeps" / "one" / "code"
-    first = take_snapshot(code, folder)
-    assert take_snapshot(code, folder) == first
-    (code / "new.py").write_text("newer")
-    second = take_snapshot(code, folder)
-    assert second != first
-    assert not (second / "sweeps").exists()
-    assert sorted(path.name for path in folder.iterdir()) == sorted([first.name, second.name])
-
-
-def test_a_snapshot_refuses_data_and_names_it(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.snapshot, "MAX_BYTES", 1000)
-    (code / "corpus.bin").write_bytes(b"0" * 2000)
-    with pytest.raises(InputError, match=r"the largest file is corpus\.bin .*\.gitignore"):
-        take_snapshot(code, code / "sweeps" / "one" / "code")

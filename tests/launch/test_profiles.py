@@ -217,6 +217,8 @@ def test_an_unknown_override_names_the_fields() -> None:
         ("mail_events: FAIL", "mail_events must be a list"),
         ("extra: {cpus_per_task: 3}", "extra has cpus-per-task, which are fields of the profile itself"),
         ("setup: module load cuda", "setup must be a list"),
+        ("setup: [export HF_TOKEN=hunter2hunter2]", r"setup has a secret: export HF_TOKEN=\[redacted\]\. Batch"),
+        ("train: {setup: [login --password hunter2]}", r"section train: setup has a secret: login --password \["),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(write, text: str, message: str) -> None:

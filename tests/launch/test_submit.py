@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 
 import launch.cancel
+import launch.dry_run
 import launch.submit
 from launch.graph import done_jobs
 from launch.listing import write_plan
+from launch.plan import build
 from launch.profiles import Choice, Profile
 from launch.records import Records
 from launch.scheduler import JobId
@@ -24,7 +26,7 @@ from launch.submit import feed, submit_sweep
 from simdist.cluster.discovery import Limits
 from simdist.core.errors import InputError
 from tests.support.fake_slurm import scripts, submit
-from tests.support.sweeps import finish, of_kind, small_plan
+from tests.support.sweeps import finish, of_kind, small_plan, sweep_file
 
 
 def test_a_sweep_is_submitted_once_in_the_order_of_its_graph(slurm: Path, tmp_path: Path) -> None:
@@ -62,6 +64,24 @@ def test_a_job_that_submits_others_gives_them_its_own_snapshot(slurm: Path, tmp_
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     (tmp_path / ".gitignore").write_text("/sweeps/\n")
     assert take_snapshot(first, tmp_path / "sweeps" / "small" / "code") == first
+
+
+def test_a_submission_and_its_dry_run_name_untracked_code_once(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, configs = build(sweep_file(), tmp_path / "runs", tmp_path / "sweeps")
+    code = launch.submit.CODE
+    for words in (["init", "--quiet"], ["add", "launch"]):
+        subprocess.run(["git", "-C", code, *words], check=True)
+    (code / "tool.py").write_text("1")
+    monkeypatch.setattr(launch.dry_run, "CODE", code)
+    console = Console(width=200)
+    with console.capture() as planned:
+        launch.dry_run.show(plan, configs, "slurm", console, choice=Choice(Profile(), "a test's"))
+    said = "1 untracked file looks like code, but jobs get no copy: tool.py. `git add` what jobs need"
+    assert planned.get().count(said) == 1
+    assert submit(plan).count(said) == 1
+    assert said not in submit(plan), "nothing was submitted"
 
 
 def test_only_what_is_missing_is_submitted_after_a_loss(slurm: Path, tmp_path: Path) -> None:
