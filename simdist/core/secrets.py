@@ -16,8 +16,8 @@ MIN_LENGTH = 8  # characters of a variable's value; shorter ones occur in ordina
 _NAME = r"(?:api[_-]?key|access[_-]?key|token|secret|passw(?:or)?d)"
 _VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
 _SHAPE = re.compile(r"\b(?:wandb_v\d+_\w{20,}|(?:local-)?[0-9a-f]{40})\b", re.IGNORECASE)
-_ASSIGNED = re.compile(
-    rf"(?P<name>[\w.-]*{_NAME}[\"']?\]?\s*[=:]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}}]+)", re.IGNORECASE
+_ASSIGNED = re.compile(  # begins where a word begins: from each of its characters, a long word would take for ever
+    rf"(?P<name>(?<![\w.-])[\w.-]*{_NAME}[\"']?\]?\s*[=:]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}}]+)", re.IGNORECASE
 )
 _IN_URL = re.compile(r"(?P<before>://[^\s/@:]*:)[^\s/@]+(?=@)")
 
