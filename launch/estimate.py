@@ -6,14 +6,24 @@ import functools
 import json
 import statistics
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simdist.config.schema import Config, to_dict
-from simdist.core.files import read_json_lines
 from simdist.runs.folder import CONFIG, ENVIRONMENT, EVENTS, METRICS
-from simdist.runs.reader import config_tree
+from simdist.runs.records import (
+    CorpusSize,
+    Environment,
+    EventRecord,
+    JobMarker,
+    MetricsRecord,
+    RecordError,
+    read_config,
+    read_lines,
+    read_record,
+)
 from simdist.runs.schedule import stage_steps
 
 from .plan import MANIFEST, MARKERS, Job, Length, Plan, hashed_words
@@ -47,15 +57,15 @@ def total_steps(length: Length) -> int | None:
 @functools.cache
 def _num_samples(manifest: Path) -> int | None:
     try:
-        return json.loads(manifest.read_text())["num_samples"]
-    except (OSError, ValueError, KeyError):
+        return read_record(manifest, CorpusSize).num_samples
+    except (OSError, RecordError):
         return None
 
 
 def kind_of_training(config: Mapping[str, Any]) -> str:
     """A key: runs with the same key take the same time per step on the same machines."""
-    parts = {section: {key: config[section].get(key) for key in keys} for section, keys in ALIKE.items()}
-    return json.dumps({**parts, "model": config["model"]}, sort_keys=True)
+    parts = {section: {key: config.get(section, {}).get(key) for key in keys} for section, keys in ALIKE.items()}
+    return json.dumps({**parts, "model": config.get("model")}, sort_keys=True)
 
 
 def kind_of_job(command: tuple[str, ...]) -> str:
@@ -95,10 +105,10 @@ def measure(runs: Path) -> MeasuredTimes:
         for key, rate in _rate(config.parent):
             rates.setdefault(key, []).append(rate)
         for path in sorted(config.parent.glob(f"{MARKERS}/*.json")):
-            marker = _read(path)
-            if marker:
-                key = (kind_of_job(tuple(marker["command"])), marker.get("partition"))
-                seconds.setdefault(key, []).append(marker["seconds"])
+            with suppress(OSError, RecordError):
+                marker = read_record(path, JobMarker)
+                key = (kind_of_job(tuple(marker.command)), marker.partition)
+                seconds.setdefault(key, []).append(marker.seconds)
     return MeasuredTimes(
         {key: statistics.median(found) for key, found in rates.items()},
         {key: statistics.median(found) for key, found in seconds.items()},
@@ -107,20 +117,22 @@ def measure(runs: Path) -> MeasuredTimes:
 
 def _rate(run: Path) -> Iterator[tuple[tuple[str, Machine], float]]:
     """Steps per second of one run, and the machines it ran on last."""
-    events = [line for line in read_json_lines(run / EVENTS) if "world_size" in line]
-    lines = [line for line in read_json_lines(run / METRICS) if line["kind"] == "train" and "samples_per_s" in line]
-    if not events or len(lines) <= WARM_UP_LINES:
-        return
-    config = config_tree(run)
-    rate = statistics.median(line["samples_per_s"] for line in lines[WARM_UP_LINES:]) / config["data"]["batch_size"]
-    slurm = (_read(run / ENVIRONMENT) or {}).get("slurm", {})
-    yield (kind_of_training(config), Machine(slurm.get("SLURM_JOB_PARTITION"), events[-1]["world_size"])), rate
-
-
-def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        sizes = [event.world_size for event in read_lines(run / EVENTS, EventRecord)[0] if event.world_size]
+        records = [record for record in read_lines(run / METRICS, MetricsRecord)[0] if record.kind == "train"]
+        tree, config = read_config(run / CONFIG)
+    except (OSError, RecordError):
+        return
+    rates = [record.samples_per_s for record in records if record.samples_per_s][WARM_UP_LINES:]
+    if sizes and rates and config.data.batch_size:
+        machine = Machine(_partition(run), sizes[-1])
+        yield (kind_of_training(tree), machine), statistics.median(rates) / config.data.batch_size
+
+
+def _partition(run: Path) -> str | None:
+    try:
+        return read_record(run / ENVIRONMENT, Environment).slurm.get("SLURM_JOB_PARTITION")
+    except (OSError, RecordError):
         return None
 
 

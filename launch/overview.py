@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simdist.runs.folder import CONFIG, DONE
-from simdist.runs.reader import config_tree, is_held
+from simdist.runs.reader import is_held
+from simdist.runs.records import RecordError, read_config
 
 from .graph import done_jobs
 from .plan import Length, Plan, PlannedRun
@@ -94,16 +95,23 @@ def loose_runs(runs: Path, known: set[Path], now: float | None = None) -> Overvi
         if folder.resolve() in known:
             continue
         status: Status = "done" if (folder / DONE).exists() else "running" if is_held(folder, moment) else "stopped"
-        planned = PlannedRun(folder, {}, _length(folder))
-        progress = read_progress(folder, planned.length, moment)
-        rows.append(Row(folder.name, {}, "done" if status == "done" else "train", status, "", progress.host, progress))
+        length, problem = _length(folder)
+        progress = read_progress(folder, length, moment)
+        stage = "done" if status == "done" else "train"
+        rows.append(Row(folder.name, {}, stage, status, problem, progress.host, progress))
         states[folder.name] = JobState(status)
     return Overview("runs of no sweep", rows, states, {})
 
 
-def _length(run: Path) -> Length:
-    content = config_tree(run)
-    data, train = content["data"], content["train"]
-    stages = len(content["model"]["modules"]) if train["schedule"] == "stagewise" else 1
-    folder = Path(data["root"]) / data["train_split"]
-    return Length(folder, train["epochs"], data["batch_size"], train["max_steps"], stages)
+def _length(run: Path) -> tuple[Length, str]:
+    """The length of a run, and what is wrong with its configuration if it does not say."""
+    unknown = Length(run, 1, 1, None, 1)
+    try:
+        _, config = read_config(run / CONFIG)
+    except (OSError, RecordError) as error:
+        return unknown, f"{CONFIG} cannot be read: {error}"
+    data, train = config.data, config.train
+    if data.root is None or data.train_split is None or data.batch_size is None or train.epochs is None:
+        return unknown, f"{CONFIG} does not say how long the run is"
+    stages = len(config.model.modules or [()]) if train.schedule == "stagewise" else 1
+    return Length(Path(data.root) / data.train_split, train.epochs, data.batch_size, train.max_steps, stages), ""

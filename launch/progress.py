@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from simdist.runs.folder import METRICS
 from simdist.runs.reader import heartbeat_age, last_records, starts
+from simdist.runs.records import MetricsRecord
 
 from .estimate import total_steps
 from .plan import Length
@@ -42,19 +42,19 @@ class Progress:
 
 def read_progress(folder: Path, length: Length, now: float) -> Progress:
     """The progress of the run in `folder`, which need not have begun."""
-    lines: list[dict[str, Any]] = []
+    newest: MetricsRecord | None = None
     losses: dict[int, float] = {}
-    for line in last_records(folder / METRICS):
-        if line.get("kind") != "train":
+    for record in last_records(folder / METRICS):
+        if record.kind != "train":
             continue
-        lines.append(line)
-        losses = {module.get("module", m): module["loss"] for m, module in enumerate(line["modules"])} | losses
-        if length.stages == 1 or len(losses) == length.stages:  # a stagewise run's lines hold one module each
+        newest = newest or record
+        losses = {m: module.loss for m, module in record.by_module().items() if module.loss is not None} | losses
+        if length.stages == 1 or len(losses) == length.stages:  # a stagewise run's records hold one module each
             break
-    rate = lines[0].get("samples_per_s") if lines else None
+    rate = newest.samples_per_s if newest is not None else None
     started = starts(folder)
     return Progress(
-        step=lines[0]["step"] if lines else 0,
+        step=newest.step if newest is not None else 0,
         total=total_steps(length),
         losses=tuple(losses[module] for module in sorted(losses)),
         steps_per_s=rate / length.batch_size if rate else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -203,7 +204,7 @@ def _cells(row: Row) -> list[RenderableType]:
 
 def duration(seconds: float | None) -> str:
     """`2 d 3 h`, `3 h 12 min`, `4 min 5 s`, `7 s`; nothing for None."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return ""
     whole = round(seconds)
     units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))

@@ -7,13 +7,16 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from simdist.core.errors import FailedError
 
+MOST_BYTES = 2**30  # of a file that is read as a whole: a million records of metrics
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".tmp-"  # prefix of the names of unfinished files
 
@@ -100,13 +103,66 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
+def open_regular(path: Path, most: int | None = MOST_BYTES) -> BinaryIO:
+    """Open a regular file for reading. Unlike `open`, this neither waits for a pipe nor begins to read a device.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; None allows any size.
+
+    Raises:
+        OSError: it does not exist, is no regular file, or is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and (most is None or found.st_size <= most):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are read", str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_regular(path: Path, most: int | None = MOST_BYTES) -> bytes:
+    """The content of a regular file; see `open_regular`."""
+    with open_regular(path, most) as file:
+        return file.read(-1 if most is None else most)
+
+
+@dataclass(frozen=True)
+class NumberedLine:
+    """One line of a text file that is not blank."""
+
+    number: int
+    """From 1."""
+    raw: bytes
+    """Without its line break."""
+    is_torn: bool = False
+    """Whether it is the last one and has no line break: a process writes it, or was killed while it did."""
+
+
+def numbered_lines(path: Path, most: int | None = MOST_BYTES) -> list[NumberedLine]:
+    """Every line that is not blank; [] if the file does not exist.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; None allows any size.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or is larger.
+    """
+    try:
+        lines = read_regular(path, most).split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [NumberedLine(number, raw, number == len(lines)) for number, raw in enumerate(lines, 1) if raw.strip()]
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a JSON-lines file; [] if it does not exist."""
+    """The objects in a JSON-lines file; [] if it does not exist. Lines that hold something else are left out."""
     records = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in numbered_lines(path):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(line.raw.decode())
+            records += [found] if isinstance(found, dict) else []
     return records

@@ -20,7 +20,7 @@ from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.files import write_text
 from simdist.report.analysis_tables import analysis_sections, difference_sections
-from simdist.report.collect import RunContent, RunRecord, find_runs, read_run, unique_names
+from simdist.report.collect import Divergence, RunContent, RunRecord, find_runs, read_run, unique_names
 from simdist.report.exports import as_latex, as_markdown, as_rich, measurements_csv, summary_csv
 from simdist.report.files import UnreadableFile
 from simdist.report.selection import Selection, select
@@ -207,14 +207,22 @@ def _passed_over(problems: Sequence[UnreadableFile]) -> list[str]:
     return lines + [f"and {len(problems) - MOST_PROBLEMS} more"] * (len(problems) > MOST_PROBLEMS)
 
 
+def _divergence(item: Divergence) -> str:
+    shown = f"means include its last finite values, of step {item.finite_step}"
+    if item.finite_step is None:
+        shown = "it has no finite values"
+    return f"module {item.module} diverged at step {item.step}: its metrics are not finite since then; {shown}"
+
+
 def _notes(records: Sequence[RunRecord], missing: Sequence[Path]) -> list[str]:
-    """Runs that are unfinished or missing, or have collapsed modules."""
+    """Runs that are unfinished or missing, or have collapsed or diverged modules."""
     notes = [f"{record.name} is not finished: step {record.step}" for record in records if not record.finished]
     notes += [
         f"{record.name}: module {m} has collapsed (InfoNCE at chance, no active dimension); all means include it"
         for record in records
         for m in record.idle
     ]
+    notes += [f"{record.name}: {_divergence(item)}" for record in records for item in record.diverged]
     return notes + [f"{path.name} is missing: {path} does not exist" for path in missing]
 
 

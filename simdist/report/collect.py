@@ -6,27 +6,46 @@ listed and skipped, never an error.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simdist.config.schema import Config, identity_keys
 from simdist.core.errors import InputError
+from simdist.core.files import NumberedLine, numbered_lines
 from simdist.core.secrets import redacted
-from simdist.report.files import SHAPELESS, UnreadableFile, flat, reason_of
+from simdist.report.files import UnreadableFile, flat, reason_of
 from simdist.report.measurements import Measurement, ModuleResult, Trajectory, read_findings, read_probes
 from simdist.runs.collapsed_modules import MIN_STEPS, collapsed_modules
 from simdist.runs.folder import CONFIG, DONE, EVENTS, METRICS
-from simdist.runs.reader import config_tree, reported_step, saved_step
+from simdist.runs.reader import reported_step, saved_step
+from simdist.runs.records import (
+    EventRecord,
+    MetricsRecord,
+    RecordError,
+    is_finite,
+    parse_lines,
+    read_config,
+    read_lines,
+)
 
 ENCODER_METRICS = ("loss", "nce", "kl", "accuracy", "active_units")
 MOST_LINES = 400  # of a kind that are parsed
-KIND, STAGE = re.compile(r'"kind": ?"(\w+)"'), re.compile(r'"module": ?(\d+)')
+KIND, STAGE = re.compile(rb'"kind": ?"(\w+)"'), re.compile(rb'"module": ?(\d+)')
+NONFINITE = re.compile(rb"NaN|Infinity")
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A module whose last records are not finite."""
+
+    module: int
+    step: int
+    """The first step of these."""
+    finite_step: int | None
+    """The last step before; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class RunRecord:
     """The folder's, with the one above where several runs are called alike."""
     idle: tuple[int, ...] = ()
     """Modules that have learnt nothing so far."""
+    diverged: tuple[Divergence, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -55,8 +75,8 @@ class RunContent:
 
     record: RunRecord
     measurements: list[Measurement]
-    metrics: list[dict[str, Any]]
-    """Lines of metrics.jsonl that hold modules, in order; of long files some of each kind, the last always."""
+    metrics: list[MetricsRecord]
+    """Records of metrics.jsonl in order; of long files some of each kind, the last always."""
     findings: list[ModuleResult] = field(default_factory=list)
     """Newest analysis of each kind and module, and decoders."""
     trajectories: list[Trajectory] = field(default_factory=list)
@@ -107,24 +127,23 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | UnreadableFi
     """
     name = name or folder.name
     try:
-        config = flat(config_tree(folder))
-        kept = {key: _shown(config[key]) for key in ("name", *identity_keys(Config())) if key in config}
-        kept["name"], kept["seed"] = str(kept["name"]), int(kept["seed"])
-    except (OSError, yaml.YAMLError, *SHAPELESS) as error:
+        config = flat(read_config(folder / CONFIG)[0])
+    except (OSError, RecordError) as error:
         return UnreadableFile(folder / CONFIG, f"is not the configuration of a run ({reason_of(error)})")
+    kept = {key: _shown(config[key]) for key in ("name", *identity_keys(Config())) if key in config}
     problems: list[UnreadableFile] = []
-    lines = _metrics(folder / METRICS, problems)
-    step = max([line["step"] for line in lines[-1:]] + [saved_step(folder)])
-    try:
-        step = max(step, reported_step(folder))  # a run logs only some steps, and stops in between
-    except (OSError, *SHAPELESS) as error:
-        problems.append(UnreadableFile(folder / EVENTS, f"is not what a run writes ({reason_of(error)})"))
-    record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, tuple(_idle(lines, kept)))
+    metrics = _metrics(folder / METRICS, problems)
+    # a run logs only some steps, and stops in between
+    step = max(
+        metrics[-1].step if metrics else 0, saved_step(folder), reported_step(_events(folder / EVENTS, problems))
+    )
+    idle, diverged = tuple(_idle(metrics, kept)), tuple(_diverged(metrics))
+    record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, idle, diverged)
     probed = read_probes(folder, name, problems)
     findings = read_findings(folder, name, problems)
     analysed = [item for finding in findings for item in finding.measurements]
-    measured = [*_of_encoder(name, lines), *probed.measurements, *analysed]
-    return RunContent(record, measured, lines, findings, probed.trajectories, probed.examples, problems)
+    measured = [*_of_encoder(name, metrics), *probed.measurements, *analysed]
+    return RunContent(record, measured, metrics, findings, probed.trajectories, probed.examples, problems)
 
 
 def _shown(value: Any) -> Any:
@@ -132,65 +151,100 @@ def _shown(value: Any) -> Any:
     return redacted(value, keep_hashes=False) if isinstance(value, str) else value
 
 
-def _metrics(path: Path, problems: list[UnreadableFile]) -> list[dict[str, Any]]:
-    """Lines with modules, of long files some (`_chosen`); how many are torn or of another kind is a problem."""
-    lines, foreign = [], 0
+def _events(path: Path, problems: list[UnreadableFile]) -> list[EventRecord]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        events, wrong = read_lines(path, EventRecord)
+    except OSError as error:
+        events, wrong = [], [reason_of(error)]
+    if wrong:
+        problems.append(UnreadableFile(path, f"is not what a run writes: {_first(wrong)}"))
+    return events
+
+
+def _metrics(path: Path, problems: list[UnreadableFile]) -> list[MetricsRecord]:
+    """Records of metrics, of long files some (`_chosen`); lines that are none are a problem."""
+    try:
+        lines = numbered_lines(path)
     except OSError as error:
         problems.append(UnreadableFile(path, f"cannot be read ({reason_of(error)})"))
         return []
-    whole = [line for line in text.split("\n") if line.startswith("{") and line.endswith("}")]
-    foreign += sum(1 for line in text.split("\n") if line.strip()) - len(whole)
-    for line in _chosen(whole):
-        try:
-            found = json.loads(line)
-            fits = isinstance(found["step"], int) and all(isinstance(module, dict) for module in found["modules"])
-            lines += [found] if fits and isinstance(found["kind"], str) else []
-            foreign += not fits
-        except SHAPELESS:
-            foreign += 1
-    if foreign:
-        problems.append(UnreadableFile(path, f"has {foreign} lines that are torn or no metrics; they are left out"))
-    return lines
+    records, wrong = parse_lines(_chosen(lines), MetricsRecord)
+    if wrong:
+        text = f"has {len(wrong)} lines that are torn or no metrics; they are left out: {_first(wrong)}"
+        problems.append(UnreadableFile(path, text))
+    return records
 
 
-def _chosen(lines: list[str]) -> list[str]:
-    """At most `MOST_LINES` of each kind and stage, evenly, the last always: a long run has 10,000 of them."""
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, line in enumerate(lines):
-        kind, stage = KIND.search(line), STAGE.search(line)
-        places.setdefault((kind[1] if kind else "", stage[1] if stage else ""), []).append(place)
+def _first(reasons: list[str]) -> str:
+    return reasons[0] + f", and {len(reasons) - 1} more" * (len(reasons) > 1)
+
+
+def _chosen(lines: list[NumberedLine]) -> list[NumberedLine]:
+    """At most `MOST_LINES` of each kind and stage, evenly, the last always: a long run has 10,000 of them.
+
+    Where a run diverges or recovers, the lines before and after are among them.
+    """
+    places: dict[tuple[bytes, bytes], list[int]] = {}
     kept: set[int] = set()
+    for place, line in enumerate(lines):
+        kind, stage = KIND.search(line.raw), STAGE.search(line.raw)
+        own = places.setdefault((kind[1] if kind else b"", stage[1] if stage else b""), [])
+        if own and bool(NONFINITE.search(line.raw)) != bool(NONFINITE.search(lines[own[-1]].raw)):
+            kept.update((own[-1], place))
+        own.append(place)
     for own in places.values():
         step = max(1, -(-len(own) // MOST_LINES))
         kept.update(own[::-step])
     return [lines[place] for place in sorted(kept)]
 
 
-def _last_values(lines: list[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
-    """Metrics of each module in the last line of a kind that holds it."""
-    last: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        if line["kind"] == kind:
-            last |= {module.get("module", m): module for m, module in enumerate(line["modules"])}
+def _last_values(records: Sequence[MetricsRecord], kind: str) -> dict[int, dict[str, float]]:
+    """Metrics of each module in the last record of a kind that holds it, or the last finite value before."""
+    last: dict[int, dict[str, float]] = {}
+    for record in records:
+        if record.kind == kind:
+            for m, module in record.by_module().items():
+                values = {metric: getattr(module, metric) for metric in ENCODER_METRICS}
+                known = {**last.get(m, {}), **{key: value for key, value in values.items() if is_finite(value)}}
+                last[m] = {key: known[key] for key, value in values.items() if value is not None and key in known}
     return last
 
 
-def _idle(lines: list[dict[str, Any]], config: dict[str, Any]) -> list[int]:
+def _diverged(records: Sequence[MetricsRecord]) -> Iterator[Divergence]:
+    """Modules whose last record of some kind is not finite."""
+    is_well: dict[tuple[int, str], list[tuple[int, bool]]] = {}
+    for record in records:
+        for m, module in record.by_module().items():
+            values = [getattr(module, metric) for metric in ENCODER_METRICS]
+            well = all(is_finite(value) for value in values if value is not None)
+            is_well.setdefault((m, record.kind), []).append((record.step, well))
+    for m in sorted({m for m, kind in is_well}):
+        steps = [_last_stretch(found) for (own, _), found in is_well.items() if own == m]
+        begun = [Divergence(m, *found) for found in steps if found is not None]
+        yield from sorted(begun, key=lambda item: item.step)[:1]
+
+
+def _last_stretch(found: list[tuple[int, bool]]) -> tuple[int, int | None] | None:
+    """The first step of the last values that are not finite, and the step before; None if the last one is."""
+    before = [place for place, (_, well) in enumerate(found) if well]
+    start = before[-1] + 1 if before else 0
+    if start == len(found):
+        return None
+    return found[start][0], found[start - 1][0] if start else None
+
+
+def _idle(records: Sequence[MetricsRecord], config: dict[str, Any]) -> list[int]:
     """Collapsed modules, by the last record of each."""
     num_negatives = config.get("loss.num_negatives")
-    if not lines or lines[-1]["step"] < MIN_STEPS or not isinstance(num_negatives, int):
+    if not records or records[-1].step < MIN_STEPS or not isinstance(num_negatives, int):
         return []
-    last = _last_values(lines, "train")
-    numbers = {m: {k: v for k, v in values.items() if isinstance(v, int | float)} for m, values in last.items()}
-    return collapsed_modules({"modules": [{**values, "module": m} for m, values in numbers.items()]}, num_negatives)
+    modules = [{**values, "module": m} for m, values in _last_values(records, "train").items()]
+    return collapsed_modules({"modules": modules}, num_negatives)
 
 
-def _of_encoder(run: str, lines: list[dict[str, Any]]) -> Iterator[Measurement]:
-    """The last line of each kind in which a module appears; a stagewise run's lines hold one module each."""
+def _of_encoder(run: str, records: Sequence[MetricsRecord]) -> Iterator[Measurement]:
+    """The last values of each kind and module; a stagewise run's records hold one module each."""
     for kind in ("train", "validation"):
-        for m, values in sorted(_last_values(lines, kind).items()):
-            for metric in ENCODER_METRICS:
-                if isinstance(values.get(metric), int | float):
-                    yield Measurement(run, "encoder", {"split": kind}, m, metric, float(values[metric]))
+        for m, values in sorted(_last_values(records, kind).items()):
+            for metric, value in values.items():
+                yield Measurement(run, "encoder", {"split": kind}, m, metric, value)

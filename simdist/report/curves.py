@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,10 @@ import numpy as np
 
 from simdist.report.charts import MOST_POINTS, OTHER, Chart, Line, Panel, lines_of
 from simdist.report.collect import RunContent
-from simdist.report.files import SHAPELESS, UnreadableFile, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, finite, read_table, reason_of
 from simdist.report.selection import Selection
 from simdist.report.summary import Cell, Statistic, plain, telling_keys
+from simdist.runs.records import MetricsRecord, is_finite
 
 LOSSES = {
     "loss": ("Loss", "loss (nats)"),
@@ -66,21 +66,21 @@ def loss_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]
     return made
 
 
-def _logged(lines: Sequence[Mapping[str, Any]], most: int) -> dict[tuple[str, str, int], Curve]:
-    """(kind, metric, module) -> steps and values, finite ones, of about `most` lines of each kind and stage."""
+def _logged(records: Sequence[MetricsRecord], most: int) -> dict[tuple[str, str, int], Curve]:
+    """(kind, metric, module) -> steps and values, finite ones, of about `most` records of each kind and stage."""
     found: dict[tuple[str, str, int], Curve] = {}
-    by_kind: dict[tuple[str, int | None], list[Mapping[str, Any]]] = {}
-    for line in lines:
-        stage = line["modules"][0].get("module") if line["modules"] else None
-        by_kind.setdefault((line["kind"], stage), []).append(line)
-    for line in (line for own in by_kind.values() for line in own[:: -max(1, -(-len(own) // most))][::-1]):
-        for number, module in enumerate(line["modules"]):
+    by_kind: dict[tuple[str, int | None], list[MetricsRecord]] = {}
+    for record in records:
+        stage = next(iter(record.by_module()), None)
+        by_kind.setdefault((record.kind, stage), []).append(record)
+    for record in (record for own in by_kind.values() for record in own[:: -max(1, -(-len(own) // most))][::-1]):
+        for number, module in record.by_module().items():
             for metric in LOSSES:
-                value = module.get(metric)
-                if isinstance(value, int | float) and np.isfinite(value):
-                    steps, values = found.setdefault((line["kind"], metric, module.get("module", number)), ([], []))
-                    steps.append(line["step"])
-                    values.append(float(value))
+                value = getattr(module, metric)
+                if is_finite(value):
+                    steps, values = found.setdefault((record.kind, metric, number), ([], []))
+                    steps.append(record.step)
+                    values.append(value)
     return found
 
 
@@ -195,7 +195,7 @@ def distribution_charts(
     """KL of each dimension, sorted: how many dimensions a module uses."""
 
     def read(folder: Path) -> Iterator[tuple[str, Curve]]:
-        values = sorted((float(row["kl"]) for row in _rows(folder / "dimensions.csv")), reverse=True)
+        values = sorted((finite(row["kl"]) for row in read_table(folder / "dimensions.csv")), reverse=True)
         yield "", ([float(rank) for rank in range(1, len(values) + 1)], values)
 
     made = _of_analyses(runs, selection, "distributions", read, problems)
@@ -217,8 +217,8 @@ def _densities(folder: Path) -> Iterator[tuple[str, Curve]]:
 
     grid = np.linspace(-1.2, 1.2, 121)
     for path in sorted(folder.glob("weights-*.csv")):
-        rows = _rows(path)
-        values = [float(value) for row in rows for key, value in row.items() if key.startswith("rescaled_") and value]
+        rows = read_table(path)
+        values = [finite(value) for row in rows for key, value in row.items() if key.startswith("rescaled_") and value]
         values = values[:: -(-len(values) // MOST_WEIGHTS) or 1]
         if len(values) > 1 and np.std(values) > 0:
             yield path.stem.removeprefix("weights-"), (grid.tolist(), scipy.stats.gaussian_kde(values)(grid).tolist())
@@ -230,8 +230,8 @@ def contribution_charts(
     """Remaining error against the number of dimensions replaced."""
 
     def read(folder: Path) -> Iterator[tuple[str, Curve]]:
-        rows = _rows(folder / "contribution.csv")
-        yield "", ([float(row["dimensions"]) for row in rows], [float(row["median"]) for row in rows])
+        rows = read_table(folder / "contribution.csv")
+        yield "", ([finite(row["dimensions"]) for row in rows], [finite(row["median"]) for row in rows])
 
     made = _of_analyses(runs, selection, "contribution", read, problems)
     panels = [
@@ -267,8 +267,3 @@ def _of_analyses(
             lines += lines_of(selection.place(group), selection.label(group), of_group)
         made.append((f"{label}, module {module}" if label else f"module {module}", lines))
     return made
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

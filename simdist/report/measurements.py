@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simdist.analyze.registry import ANALYSES
-from simdist.report.files import SHAPELESS, UnreadableFile, flat, read_json, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, flat, read_result, reason_of
+from simdist.runs.records import AnalysisNumber, AnalysisRecord, DecoderResult, ProbeResult, RecordError, parse
 
 Family = Literal["encoder", "probe", "few-labels", "decoder", "analysis"]
 
@@ -66,17 +67,13 @@ def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probe
     read = Probed()
     kept: dict[str, list[tuple[int, list[Measurement]]]] = {}
     for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")):
-        result = read_json(path, problems)
+        result = read_result(path, ProbeResult, "a probe", problems)
         if result is None:
             continue
-        try:
-            found = list(_of_result(run, result))
-            key = json.dumps([_what(result), result["source"]["module"], "curve" in result], sort_keys=True)
-            kept.setdefault(key, []).append((int(result["source"]["step"] or 0), found))
-            if "data" in result:
-                read.examples[result["label"]] = -(-result["data"]["train"]["labels"] // len(result["classes"]))
-        except SHAPELESS as error:
-            problems.append(UnreadableFile(path, f"is not the result of a probe ({reason_of(error)})"))
+        key = json.dumps([_what(result), result.source.module, result.curve is not None], sort_keys=True)
+        kept.setdefault(key, []).append((result.source.step or 0, list(_of_result(run, result))))
+        if result.data is not None and result.classes is not None:
+            read.examples[result.label] = -(-result.data.train.labels // len(result.classes))
     for results in kept.values():
         read.measurements.extend(max(results, key=lambda pair: pair[0])[1])
         read.trajectories.extend(_trajectory(results))
@@ -90,39 +87,30 @@ def _trajectory(results: list[tuple[int, list[Measurement]]]) -> Iterator[Trajec
         yield Trajectory(first.run, first.what, first.module, list(points), [item.value for item in points.values()])
 
 
-def _of_result(run: str, result: dict[str, Any]) -> Iterator[Measurement]:
-    what, module = _what(result), result["source"]["module"]
-    if "curve" in result:
-        for point in result["curve"]:
-            examples = {**what, "examples": point["examples_per_class"]}
-            yield Measurement(run, "few-labels", examples, module, "accuracy", float(point["accuracy"]["value"]))
+def _of_result(run: str, result: ProbeResult) -> Iterator[Measurement]:
+    what, module, tested = _what(result), result.source.module, result.test
+    for point in result.curve or ():
+        examples = {**what, "examples": point.examples_per_class}
+        yield Measurement(run, "few-labels", examples, module, "accuracy", point.accuracy.value)
+    if tested is None:
         return
-    tested = result["test"]
-    for metric in ("accuracy", "balanced_accuracy"):
-        yield Measurement(run, "probe", what, module, metric, *_score(tested[metric]))
-    if "without_silence" in tested:
-        score = _score(tested["without_silence"]["accuracy"])
-        yield Measurement(run, "probe", what, module, "accuracy_without_silence", *score)
+    scores = {"accuracy": tested.accuracy, "balanced_accuracy": tested.balanced_accuracy}
+    if tested.without_silence is not None:
+        scores["accuracy_without_silence"] = tested.without_silence.accuracy
+    for metric, score in scores.items():
+        yield Measurement(run, "probe", what, module, metric, score.value, score.interval)
 
 
-def _score(found: dict[str, Any]) -> tuple[float, tuple[float, float] | None]:
-    """A value and its interval over test utterances."""
-    interval = found.get("interval")
-    return float(found["value"]), None if interval is None else (float(interval[0]), float(interval[1]))
-
-
-def _what(result: dict[str, Any]) -> dict[str, Any]:
+def _what(result: ProbeResult) -> dict[str, Any]:
     """A probe without what differs from seed to seed: label, features, and every setting."""
-    named = {"label": result["label"], "features": result["source"]["kind"]}
-    settings = {**flat({"view": result["view"]}), **flat({"probe": result["probe"]})}
-    named |= {key: value for key, value in settings.items() if key not in SEEDS}
-    return named | {"chance": result["chance"]}
+    settings = flat({"view": result.view, "probe": result.probe})
+    kept = {key: value for key, value in settings.items() if key not in SEEDS}
+    return {"label": result.label, "features": result.source.kind, **kept, "chance": result.chance}
 
 
 ANALYSIS, DECODERS = "analysis", "decoders"
 COMPARISON = "compare"
 MEAN_SIGNAL = "mean signal"
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -136,10 +124,12 @@ class ModuleResult:
     module: int
     step: int
     """Of the encoder."""
-    values: Values
-    """`values` of an analysis; the whole result of a decoder."""
     summary: list[str] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    loss: str = ""
+    """Of a decoder."""
+    is_untrained: bool = False
+    """Whether a decoder is one of the untrained encoder."""
 
 
 def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> list[ModuleResult]:
@@ -151,54 +141,56 @@ def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> lis
         if not (path / RESULT).exists():
             problems.append(UnreadableFile(path, f"has no {RESULT}: the analysis is unfinished"))
             continue
-        result = read_json(path / RESULT, problems)
+        result = read_result(path / RESULT, AnalysisRecord, "an analysis", problems)
+        if result is None:
+            continue
         try:
-            if result is not None:
-                found, age = _analysis(run, path, result), (int(result["step"]), float(result["finished"]))
-                key = (found.kind, found.module)
-                if key not in newest or age > newest[key][0]:
-                    newest[key] = (age, found)
+            found, age = _analysis(run, path, result), (result.step, result.finished)
         except SHAPELESS as error:
             problems.append(UnreadableFile(path / RESULT, f"is not the result of an analysis ({reason_of(error)})"))
+            continue
+        key = (found.kind, found.module)
+        if key not in newest or age > newest[key][0]:
+            newest[key] = (age, found)
     return [*_decoders(folder, run, problems), *(found for _, found in newest.values())]
 
 
-def _analysis(run: str, path: Path, result: Values) -> ModuleResult:
-    kind, module, values = str(result["analysis"]), int(result["module"]), result["values"]
+def _analysis(run: str, path: Path, result: AnalysisRecord) -> ModuleResult:
+    kind, module = result.analysis, result.module
     known = ANALYSES.get(kind)
-    numbers = known.measurements(values) if known is not None and known.measurements is not None else ()
-    measured = [
-        Measurement(run, "analysis", {"analysis": kind, **what}, module, metric, float(value))
-        for what, metric, value in numbers
-    ]
-    return ModuleResult(
-        run, path, kind, module, int(result["step"]), values, [str(s) for s in result["summary"]], measured
-    )
+    numbers = known.measurements(result.values) if known is not None and known.measurements is not None else ()
+    measured = []
+    for number in numbers:
+        try:
+            what, metric, value = parse(number, AnalysisNumber)
+        except RecordError as error:
+            raise RecordError(f"{number[1]}: {str(error).partition(': ')[2]}") from error
+        measured.append(Measurement(run, "analysis", {"analysis": kind, **what}, module, metric, value))
+    return ModuleResult(run, path, kind, module, result.step, result.summary, measured)
 
 
 def _decoders(folder: Path, run: str, problems: list[UnreadableFile]) -> Iterator[ModuleResult]:
     """Each decoder; the mean signal, which is the same for all of a run, with the first of its module."""
     baselines: set[int] = set()
     for path in sorted(folder.glob(f"{DECODERS}/*/{RESULT}")):
-        result = read_json(path, problems)
-        try:
-            if result is not None:
-                found = _decoder(run, path.parent, result)
-                if found.module in baselines:
-                    own = [item for item in found.measurements if item.what["loss"] != MEAN_SIGNAL]
-                    found = replace(found, measurements=own)
-                baselines.add(found.module)
-                yield found
-        except SHAPELESS as error:
-            problems.append(UnreadableFile(path, f"is not the result of a decoder ({reason_of(error)})"))
+        result = read_result(path, DecoderResult, "a decoder", problems)
+        if result is None:
+            continue
+        found = _decoder(run, path.parent, result)
+        if found.module in baselines:
+            own = [item for item in found.measurements if item.what["loss"] != MEAN_SIGNAL]
+            found = replace(found, measurements=own)
+        baselines.add(found.module)
+        yield found
 
 
-def _decoder(run: str, path: Path, result: Values) -> ModuleResult:
-    module, measured = int(result["module"]), []
-    for who, figures in result["quality"].items():
-        what = {"loss": result["loss"], "features": "untrained" if result["encoder"]["untrained"] else "trained"}
-        what = what if who == "decoder" else {"loss": MEAN_SIGNAL, "features": "none"}
+def _decoder(run: str, path: Path, result: DecoderResult) -> ModuleResult:
+    encoder, module, measured = result.encoder, result.module, []
+    own = {"loss": result.loss, "features": "untrained" if encoder.untrained else "trained"}
+    for who, figures in result.quality.items():
+        what = own if who == "decoder" else {"loss": MEAN_SIGNAL, "features": "none"}
         for metric, score in figures.items():
-            if score["value"] is not None:
-                measured.append(Measurement(run, "decoder", what, module, metric, float(score["value"])))
-    return ModuleResult(run, path, "decoder", module, int(result["encoder"]["step"] or 0), result, [], measured)
+            if score.value is not None:
+                measured.append(Measurement(run, "decoder", what, module, metric, score.value))
+    step = encoder.step or 0
+    return ModuleResult(run, path, "decoder", module, step, [], measured, result.loss, encoder.untrained)

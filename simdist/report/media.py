@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +16,9 @@ import soundfile
 from PIL import Image
 
 from simdist.analyze.registry import ANALYSES
+from simdist.core.files import open_regular
 from simdist.report.collect import RunContent
-from simdist.report.files import SHAPELESS, UnreadableFile, reason_of
+from simdist.report.files import SHAPELESS, UnreadableFile, read_table, reason_of
 from simdist.report.measurements import ModuleResult
 
 COLUMNS = 120  # of a drawn waveform
@@ -50,7 +50,8 @@ Samples = npt.NDArray[np.float32]
 def read_audio(path: Path, problems: list[UnreadableFile]) -> tuple[Samples, int] | None:
     """Samples (T,) and their rate in Hz; None, and a problem, of a file that is none."""
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with open_regular(path) as file:
+            audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
         if len(audio):
             return np.asarray(audio[: int(LONGEST * rate), 0], dtype=np.float32), rate
         problems.append(UnreadableFile(path, "holds no samples"))
@@ -88,7 +89,7 @@ def outline(audio: Samples, loudest: float) -> str:
 def picture(path: Path, problems: list[UnreadableFile]) -> str | None:
     """A figure as a WebP data URI, at most `WIDEST` pixels wide; None, and a problem, of a file that is none."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as opened, Image.open(opened) as image:
             image.thumbnail((WIDEST, 4 * WIDEST))
             file = io.BytesIO()
             image.convert("RGB").save(file, format="WEBP", quality=QUALITY, method=2)
@@ -171,8 +172,7 @@ def audio_sets(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> li
 
 def _tracks(finding: ModuleResult, problems: list[UnreadableFile]) -> Iterator[Track]:
     for table in sorted(finding.folder.glob("*-sounds.csv")):
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [(row["file"], row["sound"]) for row in csv.DictReader(file)]
+        rows = [(row["file"], row["sound"]) for row in read_table(table)]
         stem = table.name.removesuffix("-sounds.csv")
         read = [(sound, read_audio(finding.folder / Path(name).name, problems)) for name, sound in rows]
         whole = [(sound, *audio) for sound, audio in read if audio is not None]
@@ -212,8 +212,7 @@ def reconstructions(runs: Sequence[RunContent], problems: list[UnreadableFile]) 
 
 
 def _decoder_name(finding: ModuleResult) -> str:
-    untrained = finding.values["encoder"]["untrained"]
-    return f"{finding.values['loss']}" + ", untrained encoder" * bool(untrained)
+    return finding.loss + ", untrained encoder" * finding.is_untrained
 
 
 def _clips(

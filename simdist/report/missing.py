@@ -167,7 +167,7 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
             words += [f"--{name.replace('_', '-')}", str(probe[name]).lower()]
     if "standardize" in probe and probe["standardize"] != (probe["probe"] == "lbfgs"):
         words += ["--standardize", str(probe["standardize"]).lower()]
-    if "examples_per_class" in probe:
+    if probe.get("examples_per_class"):
         words += ["--examples-per-class", ",".join(map(str, probe["examples_per_class"]))]
     if probe.get("repetitions", usual.repetitions) != usual.repetitions:
         words += ["--repetitions", probe["repetitions"]]
@@ -196,8 +196,8 @@ def _decoded(run: RunContent) -> dict[int, list[str]]:
     """Losses of the trained encoder's decoders by module."""
     found: dict[int, list[str]] = {}
     for finding in run.findings:
-        if finding.kind == "decoder" and not finding.values["encoder"]["untrained"]:
-            found.setdefault(finding.module, []).append(finding.values["loss"])
+        if finding.kind == "decoder" and not finding.is_untrained:
+            found.setdefault(finding.module, []).append(finding.loss)
     return found
 
 

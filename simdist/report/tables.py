@@ -305,7 +305,7 @@ def _table_of_runs(runs: Sequence[RunContent], selection: Selection) -> Section:
     for run in runs:
         record = run.record
         group = [plain(value) for value in selection.groups[record.name]]
-        state = "finished" if record.finished else "unfinished"
+        state = ("finished" if record.finished else "unfinished") + ", diverged" * bool(record.diverged)
         rows.append([record.name, *group, str(record.folder), state, str(record.seed), str(record.step)])
     columns = ["run", *headings(selection.keys), "folder", "state", "seed", "steps"]
     return Section("runs", "Runs", columns, rows, len(columns) - 2)

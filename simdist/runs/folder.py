@@ -23,8 +23,9 @@ from typing_extensions import TypeVar
 from simdist.config.load import read_config, read_tree
 from simdist.config.schema import Config, Experiment, differences, identity, to_dict
 from simdist.core.errors import InputError
-from simdist.core.files import append_json, naming_the_disk, read_json_lines, write_text
+from simdist.core.files import append_json, naming_the_disk, write_text
 from simdist.core.secrets import PRIVATE_FILES, redacted, redacted_words
+from simdist.runs.records import EventRecord, read_lines
 
 ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
@@ -114,7 +115,7 @@ class Run(Generic[ExperimentT]):
     def has_begun(self) -> bool:
         """Whether the run ever had a checkpoint or was imported."""
         saved = self.checkpoints.is_dir() and any(path.name.startswith("step_") for path in self.checkpoints.iterdir())
-        return saved or any(line["event"] in ("imported", "stopped") for line in read_json_lines(self.folder / EVENTS))
+        return saved or any(event.event in ("imported", "stopped") for event in self.events())
 
     def event(self, name: str, **fields: Any) -> None:
         """Append to events.jsonl: start, resumed, stopped, finished, …"""
@@ -124,7 +125,16 @@ class Run(Generic[ExperimentT]):
 
     def count(self, name: str) -> int:
         """Number of events with a name."""
-        return sum(line["event"] == name for line in read_json_lines(self.folder / EVENTS))
+        return sum(event.event == name for event in self.events())
+
+    def events(self) -> list[EventRecord]:
+        """All events that can be read."""
+        return read_lines(self.folder / EVENTS, EventRecord)[0]
+
+    def damaged_events(self) -> list[str]:
+        """A sentence on each line of events.jsonl that cannot be read."""
+        path = self.folder / EVENTS
+        return [f"warning: {path} is damaged and read without {reason}" for reason in read_lines(path, EventRecord)[1]]
 
     def write(self) -> None:
         """Create the folder, or update its configuration and environment."""

@@ -8,6 +8,7 @@ records after s, so that no step appears twice.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simdist.config.schema import Config, identity, to_dict
-from simdist.core.files import append_json, naming_the_disk, read_json_lines, write_text
+from simdist.core.files import append_json, naming_the_disk, numbered_lines, replacing, write_text
 from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
+from simdist.runs.records import MetricsRecord, RecordError, parse_json, read_lines
 from simdist.runs.wandb_run import start_wandb
 
 SHOWN = {"train": "train", "validation": "valid"}
@@ -53,15 +55,27 @@ class MetricsLog:
         self._console.print(text, markup=False)
 
     def rewind(self, step: int) -> None:
-        """Remove records after `step`, whose steps are trained again."""
+        """Remove records after `step`, whose steps are trained again.
+
+        Lines that are no records are named and removed too; a copy of the file keeps them.
+        """
         if not self._is_main:
             return
-        kept = [line for line in read_json_lines(self._run.metrics) if line["step"] <= step]
-        write_text(self._run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        path, kept, damaged = self._run.metrics, [], False
+        for line in numbered_lines(path, None):
+            try:
+                kept += [line.raw.decode() + "\n"] if parse_json(line.raw, MetricsRecord).step <= step else []
+            except RecordError as error:
+                if not line.is_torn:  # a killed process tears the last line, whose step is trained again
+                    self.log(f"warning: {path} is damaged and read without line {line.number}: {error}")
+                    damaged = True
+        if damaged:
+            self.log(f"warning: {path} is written again without these lines; {_keep_copy(path)} has them")
+        write_text(path, "".join(kept))
 
-    def lines(self, kind: str) -> list[dict[str, Any]]:
+    def records(self, kind: str) -> list[MetricsRecord]:
         """All records of one kind."""
-        return [line for line in read_json_lines(self._run.metrics) if line["kind"] == kind]
+        return [record for record in read_lines(self._run.metrics, MetricsRecord)[0] if record.kind == kind]
 
     @contextmanager
     def reporting(self, step: int) -> Iterator[None]:
@@ -144,6 +158,16 @@ class MetricsLog:
         )
         self._wandb.define_metric("step")
         self._wandb.define_metric("*", step_metric="step")
+
+
+def _keep_copy(path: Path) -> Path:
+    """Copy a file to a new name next to it."""
+    number = 1
+    while (copy := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    with replacing(copy) as temporary:
+        shutil.copyfile(path, temporary)
+    return copy
 
 
 def describe(line: dict[str, Any], total_steps: int) -> str:

@@ -1,46 +1,38 @@
 """Read run folders while they are being written: one reader for status, estimates and the report. Imports no torch.
 
-Files are read as far as they are complete: torn lines are skipped, and what does not exist yet is empty.
+Files are read as far as they fit the schema in `records`: other lines are left out, and what does not exist yet is
+empty.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from simdist.core.files import read_json_lines
+from simdist.core.files import open_regular
 from simdist.runs.checkpoints import checkpoint_folders, step_of
-from simdist.runs.folder import CHECKPOINTS, CONFIG, EVENTS, LEASE
+from simdist.runs.folder import CHECKPOINTS, EVENTS, LEASE
 from simdist.runs.lease import PATIENCE
+from simdist.runs.records import EventRecord, MetricsRecord, RecordError, parse_json, read_lines
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is available
 TAIL_BYTES = 16_384
 STEP_EVENTS = ("start", "resumed", "stopped", "finished")
 
 
-def config_tree(folder: Path) -> dict[str, Any]:
-    """The configuration of a run as nested dictionaries, without validation: another version may have written it."""
-    return LOADER((folder / CONFIG).read_text(encoding="utf-8")).get_single_data()
-
-
-def last_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The last complete records of a JSON-lines file, newest first; reads only the end of the file."""
+def last_records(path: Path) -> Iterator[MetricsRecord]:
+    """The last records of a file of metrics that fit, newest first; reads only the end of the file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path, None) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
-            text = file.read()
+            text = file.read(TAIL_BYTES)
     except OSError:
         return
     for line in reversed(text.splitlines()[1 if size > TAIL_BYTES else 0 :]):
-        with suppress(ValueError):
-            yield json.loads(line)
+        with suppress(RecordError):
+            yield parse_json(line, MetricsRecord)
 
 
 def saved_step(folder: Path) -> int:
@@ -48,13 +40,9 @@ def saved_step(folder: Path) -> int:
     return max((step_of(path) for path in checkpoint_folders(folder / CHECKPOINTS)[:1]), default=0)
 
 
-def reported_step(folder: Path) -> int:
-    """The step of the last event that has one, which may be later than the last record of metrics; 0 without one.
-
-    Raises:
-        KeyError, TypeError: events.jsonl was not written by simdist.
-    """
-    told = [int(event["step"]) for event in read_json_lines(folder / EVENTS) if event["event"] in STEP_EVENTS]
+def reported_step(events: Sequence[EventRecord]) -> int:
+    """The step of the last event that has one, which may be later than the last record of metrics; 0 without one."""
+    told = [event.step for event in events if event.event in STEP_EVENTS and event.step is not None]
     return told[-1] if told else 0
 
 
@@ -74,12 +62,12 @@ def starts(folder: Path) -> Starts:
     """Restarts, last host and warning of a run."""
     restarts, host, warning = 0, "", ""
     with suppress(OSError):
-        for event in read_json_lines(folder / EVENTS):
-            restarts += event["event"] == "resumed"
-            if event["event"] in ("start", "resumed"):
-                host, warning = event["host"], ""
-            elif event["event"] == "no_gpu":
-                warning = event["text"]
+        for event in read_lines(folder / EVENTS, EventRecord)[0]:
+            restarts += event.event == "resumed"
+            if event.event in ("start", "resumed"):
+                host, warning = event.host, ""
+            elif event.event == "no_gpu":
+                warning = event.text
     return Starts(restarts, host, warning)
 
 

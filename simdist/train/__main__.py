@@ -15,6 +15,7 @@ from simdist.config.schema import RUN_DIR, Config
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK
 from simdist.core.signals import SignalHandler
+from simdist.runs.records import MetricsRecord
 
 DEMO = CONFIGS / "demo.yaml"
 DESCRIPTION = """\
@@ -91,7 +92,7 @@ def train(
     if trainer.profile is not None:
         trainer.profile.close()
     if ending.exit_code == EXIT_OK and process.accelerator.is_main_process:
-        for line in summary(trainer.metrics.lines("train")):
+        for line in summary(trainer.metrics.records("train")):
             log(line)
         log(f"run folder: {run.folder}")
         log(f"next: accelerate launch -m simdist.probe --run-dir {run.folder} --all")
@@ -99,17 +100,18 @@ def train(
     return ending.exit_code
 
 
-def summary(lines: list[dict]) -> list[str]:
+def summary(records: Sequence[MetricsRecord]) -> list[str]:
     """How far each module's loss fell, from the first to the last recorded step."""
-    rows = []
-    for m in sorted({module["module"] for line in lines for module in line["modules"]}):
-        of_module = [module for line in lines for module in line["modules"] if module["module"] == m]
-        before, after = of_module[0], of_module[-1]
-        rows.append(
-            f"module {m}: loss {before['loss']:.3f} -> {after['loss']:.3f}, "
-            f"accuracy {before['accuracy']:.2f} -> {after['accuracy']:.2f}"
-        )
-    return [f"finished: {lines[-1]['step']} steps, {lines[-1]['epoch']:.4g} epochs", *rows]
+    measured: dict[int, list[tuple[float, float]]] = {}
+    for record in records:
+        for m, module in record.by_module().items():
+            if module.loss is not None and module.accuracy is not None:
+                measured.setdefault(m, []).append((module.loss, module.accuracy))
+    rows = [
+        f"module {m}: loss {found[0][0]:.3f} -> {found[-1][0]:.3f}, accuracy {found[0][1]:.2f} -> {found[-1][1]:.2f}"
+        for m, found in sorted(measured.items())
+    ]
+    return [*(f"finished: {record.step} steps, {record.epoch:.4g} epochs" for record in records[-1:]), *rows]
 
 
 def _make_demo_data(root: Path) -> None:

@@ -117,6 +117,8 @@ def _start(trainer: Trainer, process: Process) -> None:
         log(line)
     step = trainer.resume()
     if accelerator.is_main_process:
+        for sentence in run.damaged_events():
+            log(sentence)
         run.write()
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
         if process.no_gpu is not None:

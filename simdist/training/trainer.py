@@ -200,7 +200,7 @@ class Trainer:
 
     def _validate_if_interrupted(self) -> None:
         """Complete a validation during which the run was stopped."""
-        done = {line["step"] for line in self.metrics.lines("validation")}
+        done = {record.step for record in self.metrics.records("validation")}
         due = self.schedule.validates(self.step) and self.step not in done
         if self._process.cpu_group.all_reduce_max(int(due))[0]:
             self._validate()
