@@ -93,12 +93,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
-    """Append one line in a single write, after ending a line that a killed process left incomplete."""
+    """Append one line as a whole or not at all, after ending a line that a killed process left incomplete."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (torn * "\n" + json.dumps(record) + "\n").encode())
+        line = (torn * "\n" + json.dumps(record) + "\n").encode()
+        try:
+            while line:  # a disk that is nearly full takes a part
+                line = line[os.write(descriptor, line) :]
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
     finally:
         os.close(descriptor)
 

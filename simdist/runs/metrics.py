@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simdist.config.schema import Config, identity, to_dict
-from simdist.core.files import append_json, naming_the_disk, numbered_lines, replacing, write_text
+from simdist.core.files import append_json, naming_the_disk, numbered_lines, replacing, sync, write_text
 from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
 from simdist.runs.records import MetricsRecord, RecordError, parse_json, read_lines
@@ -49,6 +49,7 @@ class MetricsLog:
         self._bar: Progress | None = None
         self._wandb: Any = None
         self._collapsed: set[int] = set()
+        self._unwritten: list[dict[str, Any]] = []
 
     def log(self, text: str) -> None:
         """Print a line on the terminal."""
@@ -107,8 +108,14 @@ class MetricsLog:
         """Write a record to the file, wandb, and the terminal."""
         if not self._is_main:
             return
-        with naming_the_disk(f"metrics of step {line['step']}", self._run.folder, len(json.dumps(line))):
-            append_json(self._run.metrics, line)
+        self._unwritten.append(line)
+        try:
+            self._write()
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                self.log(
+                    f"warning: {self._run.metrics} cannot be written ({error.strerror}); trying again at each record"
+                )
         text = describe(line, self._total)
         if self._bar is not None and line["kind"] == "train":
             self._bar.update(self._bar.task_ids[0], losses=text.partition(" | ")[2])
@@ -117,6 +124,26 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(flatten(line))
         self._warn_about_collapsed_modules(line)
+
+    def flush(self) -> None:
+        """Put all records on disk, before a checkpoint that follows them.
+
+        Raises:
+            FailedError: they cannot be written. A checkpoint would lose them for good.
+        """
+        if not self._is_main or not (self._unwritten or self._run.metrics.exists()):
+            return
+        steps = [line["step"] for line in self._unwritten]
+        size = sum(len(json.dumps(line)) for line in self._unwritten)
+        what = f"metrics of step {steps[0]}" if steps else "metrics"
+        with naming_the_disk(what, self._run.folder, size):
+            self._write()
+            sync(self._run.metrics)
+
+    def _write(self) -> None:
+        while self._unwritten:
+            append_json(self._run.metrics, self._unwritten[0])
+            del self._unwritten[0]
 
     def show(self, step: int, sounds: dict[str, Path]) -> None:
         """Log WAV files to wandb."""

@@ -189,6 +189,7 @@ class Trainer:
         checkpoint = snapshot(self.task, self.step, self._consumed, self._recovery.skipped, self._ranks.corrupt)
         if self._is_main:
             with self._ranks.held():
+                self.metrics.flush()
                 self._checkpointer.save(checkpoint)
 
     def _checkpoints(self) -> Iterator[Checkpoint]:

@@ -1,0 +1,86 @@
+"""Records of metrics reach the disk whole and in order, whatever the file system does meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simdist.config.schema import Config
+from simdist.core.errors import FailedError
+from simdist.core.files import append_json, read_json_lines
+from simdist.runs.folder import Run
+from simdist.runs.metrics import MetricsLog
+from tests.support.small_disk import small_disk
+
+
+def line(step: int) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "epoch": 0.1, "modules": [{"module": 0, "loss": 1.0, "accuracy": 0.5}]}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> MetricsLog:
+    return MetricsLog(Run(tmp_path, Config()), 10, is_main=True)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """The next writes fail as those of a network file system that is away."""
+    left, write = [0], os.write
+
+    def failing_write(descriptor: int, content: bytes) -> int:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(descriptor, content)
+
+    def fail(times: int) -> None:
+        left[0] = times
+
+    monkeypatch.setattr("simdist.core.files.os.write", failing_write)
+    return fail
+
+
+def steps(path: Path) -> list[int]:
+    return [record["step"] for record in read_json_lines(path / "metrics.jsonl")]
+
+
+def test_a_record_that_cannot_be_written_is_written_with_the_next(
+    log: MetricsLog, failing: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.record(line(1))
+    failing(2)
+    log.record(line(2))
+    log.record(line(3))
+    assert steps(tmp_path) == [1]
+    log.record(line(4))
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("cannot be written (Input/output error); trying again at each record") == 1
+
+
+def test_no_checkpoint_is_saved_without_the_records_before_it(
+    log: MetricsLog, failing: Callable[[int], None], tmp_path: Path
+) -> None:
+    failing(2)
+    log.record(line(1))
+    with pytest.raises(FailedError, match=r"metrics of step 1 could not be written \(Input/output error\)"):
+        log.flush()
+    log.flush()
+    assert steps(tmp_path) == [1]
+
+
+def test_a_part_of_a_line_is_never_left(tmp_path: Path) -> None:
+    """A disk with less space than a line takes a part of it, and says so only at the next write."""
+    with small_disk(tmp_path / "disk", 64) as disk:
+        path = disk.folder / "lines"
+        record = {"text": "x" * 3000}
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+            for _ in range(1000):
+                append_json(path, record)
+        lines = path.read_bytes()
+        assert lines.endswith(b"\n")
+        assert read_json_lines(path) == [record] * lines.count(b"\n")
