@@ -168,9 +168,7 @@ class ProbeCommand:
         for path in drawn:
             self.console.print(f"plot: {path}")
         self.console.print(f"results: {self._context.folder}/NAME/{RESULT}")
-        offline = mirror(self.run, results, drawn)
-        if offline is not None:
-            self.console.print(f"wandb is offline. To upload, run: wandb sync {offline}")
+        mirror(self.run, results, drawn, self.console.print)
         self.run.event("probed", probes=[task.name for task in tasks])
 
     def _draw_curves(self, results: list[dict]) -> list[Path]:

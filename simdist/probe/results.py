@@ -33,6 +33,7 @@ import io
 import json
 import socket
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from simdist.core.files import replacing, write_json, write_text
 from simdist.models.probes import Probe
 from simdist.probe.plots import plot_confusion
 from simdist.runs.folder import Run
-from simdist.runs.wandb_run import start_wandb
+from simdist.runs.wandb_run import WandbRun
 
 FORMAT_VERSION = 1
 RESULT = "result.json"
@@ -131,41 +132,37 @@ def percent(score: dict[str, Any]) -> str:
     return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path]) -> str | None:
-    """Log results to wandb if the run's config enables it; returns the folder of an offline run.
+def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path], log: Callable[[str], None]) -> None:
+    """Log results to wandb if the run's config enables it.
 
     A run of its own in the training run's group, with an id that the results decide: training may be going on.
-    """
-    settings = run.config.wandb
-    if settings.mode == "disabled":
-        return None
-    import wandb
 
+    Args:
+        run: the encoder's.
+        results: of its probes.
+        plots: their confusion matrices.
+        log: prints a line.
+    """
     name = run.folder.resolve().name
     digest = hashlib.sha256("/".join(sorted(result["name"] for result in results)).encode()).hexdigest()[:8]
-    logged = start_wandb(
-        project=settings.project,
-        entity=settings.entity,
+    logged = WandbRun(
+        run.config.wandb,
+        log,
+        {"probe/*": "probe/step"},
         group=name,
         job_type="probe",
         name=f"{name} probes",
         id=f"{name}-{identity(run.config)[:8]}-probe-{digest}"[-WANDB_ID_LENGTH:],
-        resume="allow",
         dir=str(run.folder),
-        mode=settings.mode,
         config=to_dict(run.config),
     )
-    logged.define_metric("probe/step")
-    logged.define_metric("probe/*", step_metric="probe/step")
     by_step: dict[int, dict[str, Any]] = {}
     for result in results:
         by_step.setdefault(result["source"]["step"] or 0, {}).update(_as_metrics(result))
     for step, values in sorted(by_step.items()):
         logged.log({"probe/step": step, **values})
-    logged.log({f"probe/plots/{path.parent.name}": wandb.Image(str(path)) for path in plots})
-    folder = str(Path(logged.dir).parent)
+    logged.log({f"probe/plots/{path.parent.name}": path for path in plots})
     logged.finish()
-    return folder if settings.mode == "offline" else None
 
 
 def _as_metrics(result: dict[str, Any]) -> dict[str, float]:

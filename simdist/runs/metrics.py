@@ -22,7 +22,7 @@ from simdist.core.files import append_json, naming_the_disk, numbered_lines, rep
 from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
 from simdist.runs.records import MetricsRecord, RecordError, parse_json, read_lines
-from simdist.runs.wandb_run import start_wandb
+from simdist.runs.wandb_run import WandbRun
 
 SHOWN = {"train": "train", "validation": "valid"}
 _DEAD = "Its ReLUs may be dead. Stop it (Ctrl-C) and try a lower --optim.lr, --optim.warmup_epochs 1, or another --seed"
@@ -47,7 +47,7 @@ class MetricsLog:
         self._run, self._total, self._is_main = run, total_steps, is_main
         self._console = Console(soft_wrap=True, highlight=False, quiet=not is_main)
         self._bar: Progress | None = None
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         self._collapsed: set[int] = set()
         self._unwritten: list[dict[str, Any]] = []
 
@@ -94,10 +94,6 @@ class MetricsLog:
                 self._bar.stop()
             if self._wandb is not None:
                 self._wandb.finish()
-                if self._run.config.wandb.mode == "offline":
-                    self.log(
-                        f"wandb was offline. On a machine with internet: wandb sync {Path(self._wandb.dir).parent}"
-                    )
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
@@ -147,12 +143,8 @@ class MetricsLog:
 
     def show(self, step: int, sounds: dict[str, Path]) -> None:
         """Log WAV files to wandb."""
-        if self._wandb is None or not sounds:
-            return
-        import wandb
-
-        audio = {f"audio/{name}": wandb.Audio(str(path), caption=f"step {step}") for name, path in sounds.items()}
-        self._wandb.log({"step": step, **audio})
+        if self._wandb is not None and sounds:
+            self._wandb.log({"step": step, **{f"audio/{name}": path for name, path in sounds.items()}})
 
     def _warn_about_collapsed_modules(self, line: dict[str, Any]) -> None:
         """Warn once per module, on the terminal and in events.jsonl."""
@@ -169,22 +161,18 @@ class MetricsLog:
             )
 
     def _start_wandb(self) -> None:
-        settings = self._run.config.wandb
-        if settings.mode == "disabled" or not self._is_main:
+        if not self._is_main:
             return
-        name = self._run.name
-        self._wandb = start_wandb(
-            project=settings.project,
-            entity=settings.entity,
+        config, name = self._run.config, self._run.name
+        self._wandb = WandbRun(
+            config.wandb,
+            self.log,
+            {"*": "step"},
             name=name,
-            id=f"{name}-{identity(self._run.config)}"[-64:],
-            resume="allow",
+            id=f"{name}-{identity(config)}"[-64:],
             dir=str(self._run.folder),
-            mode=settings.mode,
-            config=to_dict(self._run.config),
+            config=to_dict(config),
         )
-        self._wandb.define_metric("step")
-        self._wandb.define_metric("*", step_metric="step")
 
 
 def _keep_copy(path: Path) -> Path:

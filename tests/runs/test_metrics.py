@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +87,42 @@ def test_a_part_of_a_line_is_never_left(tmp_path: Path) -> None:
         lines = path.read_bytes()
         assert lines.endswith(b"\n")
         assert read_json_lines(path) == [record] * lines.count(b"\n")
+
+
+def test_a_tracker_that_dies_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """wandb-core, the process that Weights & Biases writes with, is killed."""
+    config = replace(Config(), wandb=replace(Config().wandb, mode="offline"))
+    log, before = MetricsLog(Run(tmp_path, config), 10, is_main=True), set(cores())
+    with log.reporting(0):
+        log.record(line(1))
+        for pid in set(cores()) - before or before:
+            os.kill(pid, signal.SIGKILL)
+        for step in range(2, 6):
+            time.sleep(0.1)
+            log.record(line(step))
+    assert steps(tmp_path) == [1, 2, 3, 4, 5]
+    said = capsys.readouterr().out
+    assert said.count("warning: Weights & Biases failed (") == 1
+    assert "the work goes on without it" in said
+
+
+def cores() -> list[int]:
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "wandb-core\n"]
+
+
+def test_a_server_that_cannot_be_reached_makes_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr("simdist.runs.wandb_run.INIT_SECONDS", 2)
+    config = replace(Config(), wandb=replace(Config().wandb, mode="online"))
+    log = MetricsLog(Run(tmp_path, config), 10, is_main=True)
+    with log.reporting(0):
+        log.record(line(1))
+    said = capsys.readouterr().out
+    assert "warning: Weights & Biases cannot be reached (" in said
+    assert "this run is offline" in said
+    assert "wandb sync" in said
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
