@@ -124,6 +124,23 @@ def test_a_run_begins_from_upstreams_weights(upstream: Path, speech: Path, tmp_p
             torch.testing.assert_close(tensor, direct.state_dict()[name], atol=1e-6, rtol=1e-4)
 
 
+def test_an_import_that_is_interrupted_leaves_no_run(
+    upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training would start it from random weights."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    argv = [str(upstream), *DEBUG, f"--run-dir={tmp_path / 'imported'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("simdist.training.checkpoint.save_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            import_reference_command.main(argv)
+    assert not list(tmp_path.iterdir())
+    assert import_reference_command.main(argv) == 0
+
+
 def test_import_does_not_overwrite_a_run(upstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "imported").mkdir()
     with pytest.raises(SystemExit, match="2"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from simdist.config.load import experiment_parser, parse_experiment
 from simdist.config.schema import RUN_DIR
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError
+from simdist.core.files import TEMPORARY
 
 DESCRIPTION = """\
 Create a run folder from a checkpoint of the reference implementation (model_N.ckpt), to train, probe or decode it.
@@ -34,10 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from simdist.training.checkpoint import Checkpoint, Retention, save_checkpoint
 
     encoder, config = load_reference_checkpoint(parsed.CHECKPOINT, config)
-    imported = Run(parsed.run, config)
-    imported.write()
-    save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))
-    imported.event("imported", source=str(parsed.CHECKPOINT))
+    imported = Run(parsed.run.with_name(f"{TEMPORARY}{os.getpid()}-{parsed.run.name}"), config)
+    try:
+        imported.write()
+        save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))
+        imported.event("imported", source=str(parsed.CHECKPOINT))
+        imported.folder.rename(parsed.run)  # a run without its checkpoint would start from random weights
+    finally:
+        shutil.rmtree(imported.folder, ignore_errors=True)
     print(f"{parsed.CHECKPOINT} is now step 0 of {parsed.run}. To train it, run")
     print(f"  accelerate launch -m simdist.train --config {parsed.run}/config.yaml --run-dir {parsed.run}")
     return EXIT_OK

@@ -147,6 +147,10 @@ class Run(Generic[ExperimentT]):
                 f"run folder {self.folder} cannot be written ({error.strerror}). Use another --run-dir"
             ) from error
 
+    def reopen(self) -> None:
+        """Mark the run as unfinished: it is trained again, or longer."""
+        (self.folder / DONE).unlink(missing_ok=True)
+
     def finish(self, step: int) -> None:
         """Mark the run as finished."""
         with naming_the_disk(DONE, self.folder, 100):

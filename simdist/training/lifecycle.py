@@ -120,6 +120,7 @@ def _start(trainer: Trainer, process: Process) -> None:
         for sentence in run.damaged_events():
             log(sentence)
         run.write()
+        run.reopen()
         run.event("resumed" if step else "start", step=step, world_size=accelerator.num_processes)
         if process.no_gpu is not None:
             run.event("no_gpu", text=process.no_gpu)

@@ -255,6 +255,21 @@ def test_a_signal_saves_and_the_same_command_continues(
     assert steps == list(range(1, step + 3))
 
 
+def test_a_finished_run_that_is_trained_longer_and_killed_is_not_finished(
+    speech: Path, tmp_path: Path, zygote: Zygote
+) -> None:
+    argv = [*command(speech, tmp_path / "run", "--train.log_every=1"), "--force"]
+    assert zygote.command("simdist.train", *argv, "--train.max_steps=2").wait(60) == 0
+    assert (tmp_path / "run" / "DONE").exists()
+    running = zygote.command("simdist.train", *argv, "--train.max_steps=3000")
+    while len(read_json_lines(tmp_path / "run" / "metrics.jsonl")) < 5:
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.1)
+    running.kill()
+    assert running.wait(60) == -9
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
 def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
     argv = command(speech, tmp_path / "run", "--train.max_steps=3000", "--train.checkpoint_every=5")
     argv = [*argv, "--train.log_every=1"]
