@@ -31,16 +31,11 @@ class TrainingData:
         with together(process.cpu_group):
             self.clips = open_clips(config.data, config.data.train_split)
             self._test_clips = self._open_test_clips() if validate else None
+            self._check_parts()
         manifests = [clips.split.manifest for clips in (self.clips, self._test_clips) if clips is not None]
         fingerprints = {f"the fingerprint of split {each.split}": each.fingerprint[:12] for each in manifests}
         check_equal(process.cpu_group, f"data in {config.data.root}", fingerprints)
         self.loader = self.load(self.clips, config.data)
-        per_rank, parts = config.data.batch_size // self.world_size, config.train.accumulate
-        if per_rank % parts:
-            raise InputError(
-                f"train.accumulate={parts} does not divide the {per_rank} clips per rank of "
-                f"data.batch_size={config.data.batch_size}. Use a divisor of {per_rank}"
-            )
 
     @property
     def fingerprint(self) -> str:
@@ -84,6 +79,15 @@ class TrainingData:
     def _validation_batch_size(self) -> int:
         """Never larger than the test split, so that no batch is partly filled."""
         return min(self._config.data.batch_size, len(self.test_clips) // self.world_size * self.world_size)
+
+    def _check_parts(self) -> None:
+        batch_size, parts = self._config.data.batch_size, self._config.train.accumulate
+        per_rank = batch_size // self.world_size
+        if per_rank % parts:
+            raise InputError(
+                f"train.accumulate={parts} does not divide the {per_rank} clips per rank of "
+                f"data.batch_size={batch_size}. Use a divisor of {per_rank}"
+            )
 
     def _open_test_clips(self) -> Clips:
         clips = open_clips(self._config.data, self._config.data.test_split)

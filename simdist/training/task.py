@@ -124,10 +124,12 @@ def restore(task: TrainingTask, checkpoint: Checkpoint, folder: Path) -> None:
         InputError: the run was trained on other data.
     """
     if checkpoint.fingerprint not in ("", task.fingerprint):
-        raise InputError(
+        error = InputError(
             f"the training data differs from that of the run in {folder} (fingerprint {task.fingerprint[:12]}, was "
             f"{checkpoint.fingerprint[:12]}). Restore it, or use a new --run-dir"
         )
+        error.is_shared = True  # ranks have compared their data, and loaded one checkpoint
+        raise error
     task.load(checkpoint.model, checkpoint.optimizer)
     for module, state in zip(task.modules, checkpoint.recovery, strict=False):
         module.recovery = RecoveryState(**state)
