@@ -76,7 +76,8 @@ def test_no_node_is_free(testbed: Slurm, tmp_path: Path) -> None:
 
 def test_setup_lines_that_fail_on_the_node(testbed: Slurm, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
-    lines = ["export WANDB_API_KEY=hunter2hunter2", "module load cuda || exit 9"]
+    (tmp_path / "key").write_text("hunter2hunter2")
+    lines = [f"export WANDB_API_KEY=$(cat {tmp_path}/key)", "module load cuda || exit 9"]
     profile.write_text(f"partition: low\ncpus_per_task: 1\nsetup: {json.dumps(lines)}\n")
     code, found = examine(testbed, f"--cluster={profile}", f"--runs={tmp_path}/runs")
     assert code == 1
