@@ -55,7 +55,9 @@ class SafeStream:
                 self.silence()
             if self.failure is None:
                 self.failure = error
-                write_error(f"warning: {self._name} cannot be written ({error.strerror}); the work goes on without it")
+                write_error(
+                    f"warning: {self._name} cannot be written ({error.strerror}); the work continues without it"
+                )
         except ValueError:  # closed
             pass
 

@@ -71,7 +71,7 @@ class WandbRun:
             yield
         except Exception as error:  # whatever a tracker raises
             self._run = None
-            self._log(f"warning: Weights & Biases failed ({_reason(error)}); the work goes on without it")
+            self._log(f"warning: Weights & Biases failed ({_reason(error)}); the work continues without it")
             _end_service()  # or its handler at exit would fail, too
 
 

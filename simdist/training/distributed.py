@@ -112,7 +112,7 @@ class OverlappedReduction:
     DDP waits for its all-reduces at the end of backward. This hook returns immediately, and the all-reduces continue.
     `wait` must be called before anything reads the gradients.
 
-    After the first step DDP sorts the parameters of its buckets anew, by the order in which their gradients arrived. A
+    After the first step DDP sorts the parameters of its buckets by the order in which their gradients arrived. A
     ring all-reduce adds the ranks in an order that depends on an element's place, so with more than two ranks the steps
     after a restart would differ in the last bit. Therefore a module is one bucket, and it is sent in the order of its
     parameters.

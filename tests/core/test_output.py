@@ -62,7 +62,7 @@ def test_the_warning_is_said_once(tmp_path: Path) -> None:
         )
     assert ended.returncode == 7
     assert ended.stderr == (
-        "warning: standard output cannot be written (No space left on device); the work goes on without it\n"
+        "warning: standard output cannot be written (No space left on device); the work continues without it\n"
     )
 
 

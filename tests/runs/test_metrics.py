@@ -103,7 +103,7 @@ def test_a_tracker_that_dies_is_done_without(tmp_path: Path, capsys: pytest.Capt
     assert steps(tmp_path) == [1, 2, 3, 4, 5]
     said = capsys.readouterr().out
     assert said.count("warning: Weights & Biases failed (") == 1
-    assert "the work goes on without it" in said
+    assert "the work continues without it" in said
 
 
 def cores() -> list[int]:
