@@ -23,7 +23,7 @@ def test_ctrl_c_saves_although_the_reader_of_the_pipe_has_left(speech: Path, tmp
     pipe, run = tmp_path / "pipe", tmp_path / "run"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    argv = short_training(speech, run, "--train.max_steps=3000")
+    argv = short_training(speech, run, "--train.max_steps=3000", "--train.validate_every=0")
     training = zygote.command("simdist.train", *argv, output=pipe)
     while len(read_json_lines(run / "metrics.jsonl")) < 5:
         assert training.poll() is None
