@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,17 @@ def _free_space(folder: Path) -> str:
         return f", whose disk has {shutil.disk_usage(folder).free:,} free"
     except OSError:
         return ""
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, a FIFO (which would block) or a device.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return Path(path).read_bytes()
 
 
 def sha256_of(path: Path) -> str:
