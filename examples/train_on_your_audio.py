@@ -15,7 +15,7 @@ from rich.console import Console
 import simdist
 from simdist.config.load import CONFIGS
 from simdist.core.signals import SignalHandler
-from simdist.pack.corpora import Corpus, SplitPlan, Utterance, held_out
+from simdist.pack.corpora import Corpus, SplitPlan, Utterance, file_status, held_out
 from simdist.pack.packing import Options, pack
 from simdist.train.__main__ import main as train
 
@@ -28,8 +28,8 @@ def list_files(source: Path) -> Corpus:
         Utterance(
             key=f"{path.parent.name}-{path.stem}",  # unique, without a dot
             path=str(path),
-            size=path.stat().st_size,
-            mtime_ns=path.stat().st_mtime_ns,
+            size=file_status(path).size,
+            mtime_ns=file_status(path).mtime_ns,
             speaker=path.parent.name,  # a label that probes can predict
             resample=True,  # convert to 16 kHz
         )

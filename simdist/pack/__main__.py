@@ -36,7 +36,8 @@ _ABOUT = """Pack a corpus into WebDataset shards with an index and a manifest, f
   python -m simdist.pack librispeech /corpora/LibriSpeech data/librispeech --subsets train-clean-100
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav
 
-Run the same command again to continue after an interruption.
+Files that cannot be decoded, or have NaN or infinite samples, are left out and listed in report.json. Short, silent and
+clipped ones are listed and packed. Run the same command again to continue after an interruption.
 
 Exit codes: 0 finished, 1 disk full or damage found by --verify, 2 wrong input, or problems with --strict, 75 preempted
 (run again to continue), 130 stopped with Ctrl-C."""
@@ -184,7 +185,7 @@ def _add_common(parser: Parser, min_samples: int) -> None:
     add(
         "--verify",
         action="store_true",
-        help="Check the sha256 of each shard and decode each sample, including existing shards.",
+        help="Check the sha256 of each shard and compare each sample with its source, including existing shards.",
     )
 
 
@@ -240,13 +241,15 @@ def _fill_in(arguments: Any, console: Console) -> None:
 
 def _verified(splits: list[PackedSplit], out: Path, options: Options, console: Console, stop: SignalHandler) -> bool:
     """Whether damage was found."""
-    problems = verifying.verify(out, [s.plan.name for s in splits], options.workers, console, stop)
+    problems = verifying.verify(
+        out, [s.plan.name for s in splits], options.workers, console, stop, [s.plan for s in splits]
+    )
     for problem in problems[:20]:
         console.print(f"  [red]{escape(problem.path)}[/]: {escape(problem.reason)}")
     if problems:
-        console.print(f"[red]{len(problems):,} problems[/]. Pack again with --overwrite")
+        console.print(f"[red]{len(problems):,} problems[/]. Restore damaged sources and pack again with --overwrite")
     else:
-        console.print("verified: every shard matches its sha256, and every sample decodes")
+        console.print("verified: every shard matches its sha256, and every sample matches its source")
     return bool(problems)
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from simdist.core.errors import InputError
-from simdist.pack.corpora import Corpus, CorpusProblem, SplitPlan, Utterance, require_folder, some_names
+from simdist.pack.corpora import Corpus, CorpusProblem, SplitPlan, Utterance, file_status, require_folder, some_names
 
 WORDS = "reshuffledv2"
 SYLLABLES = "split up data padded"
@@ -64,11 +64,12 @@ def _utterance(entry: os.DirEntry[str], parts: dict[str, str], length: int) -> U
     if "syllable" in parts:
         labels = {"syllable": parts["syllable"], "vowel": parts["syllable"][-1]}
         facts["position"] = int(parts["position"])
+    status = file_status(entry.path)
     return Utterance(
         key=Path(entry.name).stem,
         path=entry.path,
-        size=entry.stat().st_size,
-        mtime_ns=entry.stat().st_mtime_ns,
+        size=status.size,
+        mtime_ns=status.mtime_ns,
         speaker=SPEAKER,
         text=parts.get("syllable", parts["word"]),
         labels=labels,

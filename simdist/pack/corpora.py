@@ -7,10 +7,11 @@ Bad audio is found later, by the process that packs it.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simdist.core.errors import InputError, shortened
 from simdist.data.labels import PHONES
@@ -61,6 +62,12 @@ class CorpusProblem:
     reason: str
     packed: bool = False
     """Whether the utterance is in the shards all the same."""
+    kind: str = ""
+    """`short`, `silent` or `clipped`, where that is the problem."""
+
+    def __post_init__(self) -> None:
+        for name in ("path", "reason"):  # file names that are not UTF-8 could be neither printed nor written
+            object.__setattr__(self, name, getattr(self, name).encode(errors="backslashreplace").decode())
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,22 @@ def held_out(utterances: Iterable[tuple[str, str]], fraction: float) -> set[str]
             count = min(max(1, round(fraction * len(keys))), len(keys) - 1)
             chosen.update(sorted(keys, key=scattered)[:count])
     return chosen
+
+
+class FileStatus(NamedTuple):
+    """What an `Utterance` notes about its file."""
+
+    size: int
+    mtime_ns: int
+
+
+def file_status(path: str | Path) -> FileStatus:
+    """Size and time of a file; zeros if it cannot be read, which the process that packs it reports."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileStatus(0, 0)
+    return FileStatus(status.st_size, status.st_mtime_ns)
 
 
 def require_folder(source: Path) -> None:

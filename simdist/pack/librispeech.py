@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simdist.core.errors import InputError, shortened
+from simdist.core.files import read_regular
 from simdist.pack.corpora import (
     Corpus,
     CorpusProblem,
     PhoneLine,
     SplitPlan,
     Utterance,
+    file_status,
     held_out,
     require_folder,
     some_names,
@@ -59,7 +61,7 @@ def librispeech(
     folders = _subset_folders(source, subsets)
     problems: list[CorpusProblem] = []
     notes: list[str] = []
-    utterances = _utterances(folders, problems)
+    utterances = _utterances(folders, problems, notes)
     if not utterances:
         raise InputError(f"{source} has no usable .flac file: {problems[0].path}: {problems[0].reason}")
     silent = sum(not u.text for u in utterances.values())
@@ -102,13 +104,13 @@ def _is_subset(folder: Path) -> bool:
     return next(folder.glob("*/*/*.flac"), None) is not None
 
 
-def _utterances(folders: list[Path], problems: list[CorpusProblem]) -> dict[str, Utterance]:
+def _utterances(folders: list[Path], problems: list[CorpusProblem], notes: list[str]) -> dict[str, Utterance]:
     found: dict[str, Utterance] = {}
     for folder in folders:
-        sexes = _sexes(folder.parent / "SPEAKERS.TXT")
+        sexes = _sexes(folder.parent / "SPEAKERS.TXT", notes)
         for chapter in sorted(p for p in folder.glob("*/*") if p.is_dir()):
-            texts = _transcripts(chapter)
-            for entry in _flac_files(chapter):
+            texts = _transcripts(chapter, notes)
+            for entry in _flac_files(chapter, problems):
                 key = Path(entry.name).stem
                 reason = _misnamed(key, chapter)
                 if not reason and key in found:
@@ -116,12 +118,12 @@ def _utterances(folders: list[Path], problems: list[CorpusProblem]) -> dict[str,
                 if reason:
                     problems.append(CorpusProblem(entry.path, reason))
                     continue
-                speaker = chapter.parent.name
+                speaker, status = chapter.parent.name, file_status(entry.path)
                 found[key] = Utterance(
                     key=key,
                     path=entry.path,
-                    size=entry.stat().st_size,
-                    mtime_ns=entry.stat().st_mtime_ns,
+                    size=status.size,
+                    mtime_ns=status.mtime_ns,
                     speaker=speaker,
                     chapter=chapter.name,
                     text=texts.get(key, ""),
@@ -130,9 +132,13 @@ def _utterances(folders: list[Path], problems: list[CorpusProblem]) -> dict[str,
     return found
 
 
-def _flac_files(chapter: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(chapter) as entries:
-        yield from sorted((e for e in entries if e.name.endswith(".flac")), key=lambda e: e.name)
+def _flac_files(chapter: Path, problems: list[CorpusProblem]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(chapter) as entries:
+            return sorted((e for e in entries if e.name.endswith(".flac")), key=lambda e: e.name)
+    except OSError as error:
+        problems.append(CorpusProblem(str(chapter), f"cannot be read: {error.strerror}"))
+        return []
 
 
 def _misnamed(key: str, chapter: Path) -> str:
@@ -143,20 +149,26 @@ def _misnamed(key: str, chapter: Path) -> str:
     return ""
 
 
-def _transcripts(chapter: Path) -> dict[str, str]:
+def _transcripts(chapter: Path, notes: list[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for path in sorted(chapter.glob("*.trans.txt")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in _lines(path, notes):
             key, _, text = line.strip().partition(" ")
             texts[key] = text.strip()
     return texts
 
 
-def _sexes(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    rows = (line.split("|") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+def _sexes(path: Path, notes: list[str]) -> dict[str, str]:
+    rows = (line.split("|") for line in _lines(path, notes)) if path.is_file() else ()
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 2 and not row[0].startswith(";")}
+
+
+def _lines(path: Path, notes: list[str]) -> list[str]:
+    try:
+        return read_regular(path).decode(errors="replace").splitlines()
+    except OSError as error:
+        notes.append(f"{path} cannot be read: {error.strerror}")
+        return []
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

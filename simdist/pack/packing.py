@@ -204,6 +204,11 @@ def list_problems(splits: Sequence[PackedSplit], console: Console, most: int = 2
         console.print(f"  {escape(problem.path)}: {escape(problem.reason)}")
     reports = ", ".join(str(s.folder / folders.REPORT) for s in splits if s.problems)
     console.print(f"  {'all of them' if len(problems) <= most else f'and {len(problems) - most:,} more'} in {reports}")
+    for kind in ("silent", "clipped"):
+        paths = [p.path for p in problems if p.kind == kind]
+        if paths:
+            counted = f"{len(paths):,} utterance{' is' if len(paths) == 1 else 's are'} {kind}"
+            console.print(f"[yellow]warning:[/] {counted}, packed all the same: {escape(shortened(paths, 3))}")
 
 
 def _in_order(split: PackedSplit) -> list[Shard]:

@@ -30,7 +30,7 @@ from simdist.data import audio
 from simdist.data.labels import PHONE_TOLERANCE, PHONES, num_phone_frames
 from simdist.pack.corpora import CorpusProblem, PhoneLine, Utterance
 
-PACKING = 1  # raise when the same inputs would give other bytes, so that half-packed splits are not continued
+PACKING = 2  # raise when the same inputs would give other bytes, so that half-packed splits are not continued
 Encoding = Literal["flac", "wav"]
 
 
@@ -139,34 +139,28 @@ def write_shard(job: ShardJob, check_stop: Callable[[], None] = lambda: None) ->
 def _add(tar: tarfile.TarFile, utterance: Utterance, job: ShardJob, shard: Shard) -> None:
     """Add an utterance's members and its row, or a problem."""
     try:
-        pcm, stored, short = audio.read(
-            utterance.path, job.encoding, job.min_samples, utterance.resample, utterance.exact_length
-        )
-        phones = _phones(utterance.phones, len(pcm)) if utterance.phones else None
+        sound = audio.read(utterance.path, job.min_samples, utterance.resample, utterance.exact_length)
+        phones = _phones(utterance.phones, len(sound.pcm)) if utterance.phones else None
     except audio.AudioError as error:
         shard.problems.append(CorpusProblem(utterance.path, str(error)))
         return
-    if short:
-        reason = (
-            f"is shorter than a crop ({len(pcm):,} of {job.min_samples:,} samples); "
-            "the loader pads or skips it as data.short_clips says"
-        )
-        shard.problems.append(CorpusProblem(utterance.path, reason, packed=True))
+    for kind, reason in sound.warnings.items():
+        shard.problems.append(CorpusProblem(utterance.path, reason, packed=True, kind=kind))
     facts = {
         "speaker": utterance.speaker,
         "chapter": utterance.chapter,
         "text": utterance.text,
-        "num_samples": len(pcm),
+        "num_samples": len(sound.pcm),
         "sample_rate": SAMPLE_RATE,
         **utterance.labels,
         **utterance.facts,
     }
-    members = {job.encoding: stored, "json": json.dumps(facts, ensure_ascii=False).encode()}
+    members = {job.encoding: sound.stored_as(job.encoding), "json": json.dumps(facts, ensure_ascii=False).encode()}
     if phones is not None:
         members["phones.npy"] = _npy(phones)
     for extension, content in sorted(members.items()):
         _add_member(tar, f"{utterance.key}.{extension}", content)
-    shard.rows.append({"key": utterance.key, "num_samples": len(pcm), "classes": utterance.classes()})
+    shard.rows.append({"key": utterance.key, "num_samples": len(sound.pcm), "classes": utterance.classes()})
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:

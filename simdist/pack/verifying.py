@@ -1,11 +1,11 @@
-"""Checking complete splits again: every shard's hash, and that every sample decodes to what the index says."""
+"""Checking complete splits again: every shard's hash, and every sample against the index and its source file."""
 
 from __future__ import annotations
 
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from simdist.data import audio
 from simdist.data.labels import num_phone_frames
 from simdist.data.splits import Index, Split, is_plain, open_split
 from simdist.pack import parallel
-from simdist.pack.corpora import CorpusProblem
+from simdist.pack.corpora import CorpusProblem, SplitPlan, Utterance
+
+ROUNDING = 1  # steps of 16 bits: resampling on another machine, or 24 bits packed before they were rounded
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,21 @@ class _ShardCheck:
     sha256: str
     rows: Index
     """The shard's part of the index."""
+    sources: list[Utterance | None]
+    """For each row what it was packed from; None if that is not compared."""
 
 
-def verify(root: Path, names: list[str], workers: int, console: Console, stop: SignalHandler) -> list[CorpusProblem]:
-    """Problems of the complete splits `names` below `root`."""
-    jobs = [job for name in names for job in _jobs(open_split(root, name))]
+def verify(
+    root: Path,
+    names: Sequence[str],
+    workers: int,
+    console: Console,
+    stop: SignalHandler,
+    plans: Sequence[SplitPlan] = (),
+) -> list[CorpusProblem]:
+    """Problems of the complete splits `names` below `root`; those in `plans` are compared with their source files."""
+    sources = {plan.name: {utterance.key: utterance for utterance in plan.utterances} for plan in plans}
+    jobs = [job for name in names for job in _jobs(open_split(root, name), sources.get(name, {}))]
     problems: list[CorpusProblem] = []
     with progress(console, "verifying", sum(len(job.rows) for job in jobs)) as advance:
         for found, count in parallel.results(_verify_shard, jobs, workers, stop):
@@ -42,11 +54,13 @@ def verify(root: Path, names: list[str], workers: int, console: Console, stop: S
     return sorted(problems)
 
 
-def _jobs(split: Split) -> list[_ShardCheck]:
-    return [
-        _ShardCheck(split.shard_path(i), shard["bytes"], shard["sha256"], _rows(split.index, split.index.shard == i))
-        for i, shard in enumerate(split.manifest.shards)
-    ]
+def _jobs(split: Split, sources: Mapping[str, Utterance]) -> list[_ShardCheck]:
+    jobs = []
+    for i, shard in enumerate(split.manifest.shards):
+        rows = _rows(split.index, split.index.shard == i)
+        utterances = [sources.get(key) for key in rows.key.tolist()]
+        jobs.append(_ShardCheck(split.shard_path(i), shard["bytes"], shard["sha256"], rows, utterances))
+    return jobs
 
 
 def _rows(index: Index, chosen: np.ndarray) -> Index:
@@ -70,7 +84,7 @@ def _verify_shard(job: _ShardCheck, check_stop: Callable[[], None]) -> tuple[lis
     with job.path.open("rb") as file:
         for row in range(count):
             check_stop()
-            reason = _verify_sample(file.fileno(), job.rows, row)
+            reason = _verify_sample(file.fileno(), job.rows, row, job.sources[row])
             if reason:
                 problems.append(CorpusProblem(f"{job.path}:{job.rows.key[row]}", reason))
     return problems, count
@@ -91,10 +105,10 @@ def _bad_members(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _verify_sample(descriptor: int, rows: Index, row: int) -> str:
+def _verify_sample(descriptor: int, rows: Index, row: int, source: Utterance | None) -> str:
     """What is wrong with a sample, or an empty string."""
     try:
-        pcm, _ = audio.decode(os.pread(descriptor, int(rows.size[row]), int(rows.offset[row])))
+        pcm = audio.decode(os.pread(descriptor, int(rows.size[row]), int(rows.offset[row]))).pcm
     except audio.AudioError as error:
         return str(error)
     if len(pcm) != rows.num_samples[row]:
@@ -107,4 +121,18 @@ def _verify_sample(descriptor: int, rows: Index, row: int) -> str:
             return f"its phones cannot be read ({error})"
         if phones.shape != (num_phone_frames(len(pcm)),):
             return f"has phones of shape {phones.shape}; ({num_phone_frames(len(pcm))},) is needed"
+    return _compare(pcm, source) if source else ""
+
+
+def _compare(pcm: audio.Pcm, source: Utterance) -> str:
+    """How a sample differs from its source file, or an empty string."""
+    try:
+        expected = audio.read(source.path, may_resample=source.resample, exact_length=source.exact_length).pcm
+    except audio.AudioError as error:
+        return f"its source {source.path} {error}"
+    if len(pcm) != len(expected):
+        return f"has {len(pcm):,} samples; its source {source.path} gives {len(expected):,}"
+    difference = int(np.abs(pcm.astype(np.int32) - expected).max())
+    if difference > ROUNDING:
+        return f"differs from its source {source.path} by up to {difference:,} of 32,768"
     return ""

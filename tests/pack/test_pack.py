@@ -255,7 +255,7 @@ def test_verify_finds_damage_in_a_complete_split(
 ):
     out = tmp_path / "out"
     assert main(corpus.arguments(out, "--verify")) == 0
-    assert "verified: every shard matches its sha256, and every sample decodes" in capsys.readouterr().out
+    assert "verified: every shard matches its sha256, and every sample matches its source" in capsys.readouterr().out
     split = open_split(out, "train")
     shard = split.shard_path(0)
     stored = bytearray(shard.read_bytes())
