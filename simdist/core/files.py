@@ -117,7 +117,7 @@ def open_regular(path: Path, most: int | None = MOST_BYTES) -> BinaryIO:
         most: bytes that it may have; None allows any size.
 
     Raises:
-        OSError: it does not exist, is no regular file, or is larger.
+        OSError: it does not exist, is not a regular file, or is larger.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     found = os.fstat(descriptor)
@@ -126,7 +126,7 @@ def open_regular(path: Path, most: int | None = MOST_BYTES) -> BinaryIO:
     os.close(descriptor)
     if stat.S_ISREG(found.st_mode):
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, at most {most:,} are read", str(path))
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def read_regular(path: Path, most: int | None = MOST_BYTES) -> bytes:

@@ -240,8 +240,8 @@ def replace(path: Path, what: str) -> None:
     [
         ("link", "cannot be read: No such file or directory"),
         ("loop", "cannot be read: Too many levels of symbolic links"),
-        ("folder", "cannot be read: not a regular file"),
-        ("fifo", "cannot be read: not a regular file"),
+        ("folder", "cannot be read: it is not a regular file"),
+        ("fifo", "cannot be read: it is not a regular file"),
         ("empty", "is empty (0 bytes)"),
         pytest.param(
             "unreadable",

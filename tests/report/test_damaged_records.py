@@ -217,8 +217,8 @@ def test_files_without_an_end_are_named_and_not_read(tmp_path: Path) -> None:
     report_command.report([tmp_path], tmp_path / "out", detail="good,bad")
     page = html.unescape((tmp_path / "out" / "report.html").read_text())
     assert f"{config} is not the configuration of a run (it has YAML aliases (*name); write their values out)" in page
-    assert f"{bad / 'metrics.jsonl'} cannot be read (it is no regular file)" in page
-    assert page.count("it is no regular file)") == 5
+    assert f"{bad / 'metrics.jsonl'} cannot be read (it is not a regular file)" in page
+    assert page.count("it is not a regular file)") == 5
     (row,) = (row for row in loose_runs(tmp_path, set()).rows if row.run == "bombed")
     assert row.reason.startswith("config.yaml cannot be read: it has YAML aliases")
     assert measure(tmp_path).seconds
