@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from simdist.core.files import read_json_lines
-from simdist.runs.checkpoints import latest_checkpoint
+from simdist.runs.checkpoints import finish_saving, latest_checkpoint
 from simdist.training.checkpoint import load_checkpoint
 from tests.support.forked import Forked, Ranks, Zygote
 
@@ -77,6 +77,7 @@ def test_interrupted_killed_and_two_at_once(run_folder: Path, zygote: Zygote) ->
     wait_for(folder, stopped + 7, running)
     running.kill()
     running.communicate()
+    finish_saving(folder / "checkpoints")  # as the next start does: the kill may have come before the last rename
     found = latest_checkpoint(folder / "checkpoints", pytest.fail)
     assert found is not None
     kept = int(found.name.removeprefix("step_"))

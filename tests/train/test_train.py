@@ -19,6 +19,7 @@ from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import differences
 from simdist.core.console import run
 from simdist.core.files import read_json_lines
+from simdist.runs.checkpoints import finish_saving
 from simdist.train import __main__ as train_command
 from tests.support.forked import Ranks, Zygote
 
@@ -285,6 +286,7 @@ def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path, zygo
     assert "Traceback" not in printed
     running.kill()
     running.communicate()
+    finish_saving(checkpoints)  # as the next start does: the kill may have come before the last rename
     kept = max(int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*"))
     third = zygote.command("simdist.train", *argv, f"--train.max_steps={kept + 3}", "--force")
     printed, _ = third.communicate(timeout=60)
