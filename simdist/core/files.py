@@ -155,7 +155,7 @@ def numbered_lines(path: Path, most: int | None = MOST_BYTES) -> list[NumberedLi
         most: bytes that it may have; None allows any size.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is larger.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
     try:
         lines = read_regular(path, most).split(b"\n")

@@ -38,8 +38,8 @@ Examples:
 --untrained decodes the encoder as the run's seed initialized it, as a baseline, in MODULE-LOSS-untrained/. When both
 are finished, their result.json and tables compare them.
 
-Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted and saved, or hung,
-or a rank died (run again to continue); 130 stopped with Ctrl-C and saved.
+Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted, hung or
+lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved.
 """
 
 

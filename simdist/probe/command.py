@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -168,7 +169,7 @@ class ProbeCommand:
         for path in drawn:
             self.console.print(f"plot: {path}")
         self.console.print(f"results: {self._context.folder}/NAME/{RESULT}")
-        mirror(self.run, results, drawn, self.console.print)
+        mirror(self.run, results, drawn, functools.partial(self.console.print, markup=False))
         self.run.event("probed", probes=[task.name for task in tasks])
 
     def _draw_curves(self, results: list[dict]) -> list[Path]:

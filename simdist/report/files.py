@@ -43,7 +43,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is too large.
+        OSError: the file cannot be read, is not a regular file, or is too large.
         ValueError: it is no text.
     """
     try:

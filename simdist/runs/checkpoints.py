@@ -35,7 +35,7 @@ def step_of(folder: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CheckpointId:
     """Which checkpoint is meant, for processes that may not all see the same files."""
 
     step: int
@@ -43,25 +43,25 @@ class Mark:
     """sha256 of its manifest, which contains those of its files."""
 
     @classmethod
-    def of(cls, folder: Path) -> Mark:
+    def of(cls, folder: Path) -> CheckpointId:
         return cls(step_of(folder), sha256_of(folder / MANIFEST))
 
 
-def wait_for_checkpoint(folder: Path, mark: Mark, patience: float = 90.0) -> Path:
+def wait_for_checkpoint(folder: Path, wanted: CheckpointId, patience: float = 90.0) -> Path:
     """The checkpoint that another process has chosen, verified.
 
     Args:
         folder: of the checkpoints.
-        mark: of the chosen one.
+        wanted: of the chosen one.
         patience: seconds to wait until this machine sees it: a network file system shows old listings for a minute.
 
     Raises:
         InputError: it does not appear, or has other contents.
     """
-    path, end = folder / f"step_{mark.step:08d}", time.monotonic() + patience
+    path, end = folder / f"step_{wanted.step:08d}", time.monotonic() + patience
     while True:
         problem = verify_checkpoint(path) if path.is_dir() else "it does not exist"
-        if problem is None and Mark.of(path) != mark:
+        if problem is None and CheckpointId.of(path) != wanted:
             problem = "its contents are others"
         if problem is None:
             return path

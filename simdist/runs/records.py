@@ -286,7 +286,7 @@ def read_record(path: Path, kind: type[Record]) -> Record:
     """The record in a JSON file.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is too large.
+        OSError: the file cannot be read, is not a regular file, or is too large.
         RecordError: it does not fit.
     """
     return parse_json(read_regular(path, MOST_RESULT_BYTES), kind)
@@ -296,7 +296,7 @@ def read_lines(path: Path, kind: type[Record]) -> tuple[list[Record], list[str]]
     """Records of a JSON-lines file ([] if it does not exist), and what is wrong with each line that is left out.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is too large.
+        OSError: the file cannot be read, is not a regular file, or is too large.
     """
     return parse_lines(numbered_lines(path), kind)
 
@@ -316,7 +316,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], RunConfig]:
     """The configuration of a run as nested dictionaries, without validation of what this version does not use.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is too large.
+        OSError: the file cannot be read, is not a regular file, or is too large.
         RecordError: it does not fit, is no YAML, or has aliases, with which a short file can hold billions of values.
     """
     try:

@@ -45,6 +45,7 @@ class WandbRun:
                 _end_service()  # it still holds the name of the run
                 self._run = start_wandb(mode="offline", **common)
             for pattern, step in steps.items():
+                self._run.define_metric(step)
                 self._run.define_metric(pattern, step_metric=step)
 
     def log(self, fields: dict[str, Any]) -> None:

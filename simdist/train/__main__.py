@@ -29,8 +29,8 @@ Examples:
   python -m simdist.train --config configs/gim_librispeech.yaml --config configs/debug.yaml --optim.lr 1e-4
   python -m simdist.train --profile   # where does a step's time go? A table, and a trace for ui.perfetto.dev
 
-Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted and saved, or hung,
-or a rank died (run again to continue); 130 stopped with Ctrl-C and saved.
+Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted, hung or
+lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved.
 """
 
 

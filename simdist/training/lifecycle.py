@@ -53,8 +53,8 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
     return Process(accelerator, cpu_group, stop, Watchdog(settings.hang_timeout, stacks), why_cpu, slow)
 
 
-LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe")
-"""How torch's collectives call a peer that has gone; they raise plain RuntimeErrors."""
+LOST = re.compile(r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|remote process exited")
+"""How gloo and NCCL describe a peer that has gone; torch raises plain RuntimeErrors, as for errors of a program."""
 
 
 @contextmanager
@@ -89,12 +89,12 @@ def lifecycle(trainer: Trainer, process: Process) -> Iterator[RunEnding]:
         InputError: the run cannot continue. Its last checkpoint is safe.
     """
     accelerator, run, ending, signal_number = process.accelerator, trainer.run, RunEnding(), 0
-    with Lease(run.folder) if accelerator.is_main_process else nullcontext() as lease, process.stop.installed():
+    writing = Lease(run.folder) if accelerator.is_main_process else nullcontext()
+    with writing as lease, process.stop.installed(), naming_a_lost_peer(accelerator.num_processes):
         trainer.lease = lease
         _start(trainer, process)
         try:
-            with naming_a_lost_peer(accelerator.num_processes):
-                yield ending
+            yield ending
         except StoppedError as stopped:
             signal_number = stopped.signal_number
             ending.exit_code = exit_code(signal_number)

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from simdist.core.errors import InputError
-from simdist.runs.checkpoints import Mark, finish_saving, good_checkpoints, latest_checkpoint, wait_for_checkpoint
+from simdist.runs.checkpoints import (
+    CheckpointId,
+    finish_saving,
+    good_checkpoints,
+    latest_checkpoint,
+    wait_for_checkpoint,
+)
 from simdist.runs.folder import Run
 from simdist.training.agreement import together
 from simdist.training.checkpoint import Checkpoint, load_checkpoint
@@ -23,23 +29,23 @@ def newest(run: Run[Any], process: Process, log: Log) -> Checkpoint | None:
     """
     checkpoint = None
     with together(process.cpu_group):
-        chosen = _newest_mark(run, log) if process.accelerator.is_main_process else None
-    mark = process.cpu_group.gather(chosen)[0]
+        chosen = _newest_id(run, log) if process.accelerator.is_main_process else None
+    wanted = process.cpu_group.gather(chosen)[0]
     with together(process.cpu_group):
-        if mark is not None:
-            checkpoint = load_checkpoint(wait_for_checkpoint(run.checkpoints, mark))
+        if wanted is not None:
+            checkpoint = load_checkpoint(wait_for_checkpoint(run.checkpoints, wanted))
     return checkpoint
 
 
 def newest_first(run: Run[Any], process: Process, log: Log) -> Iterator[Checkpoint]:
     """All complete checkpoints, once none is being written. Called on all ranks."""
     is_main = process.accelerator.is_main_process
-    found = [Mark.of(path) for path in good_checkpoints(run.checkpoints, log)] if is_main else []
-    marks = process.cpu_group.gather(found)[0]
-    return (load_checkpoint(wait_for_checkpoint(run.checkpoints, mark)) for mark in marks)
+    found = [CheckpointId.of(path) for path in good_checkpoints(run.checkpoints, log)] if is_main else []
+    found = process.cpu_group.gather(found)[0]
+    return (load_checkpoint(wait_for_checkpoint(run.checkpoints, wanted)) for wanted in found)
 
 
-def _newest_mark(run: Run[Any], log: Log) -> Mark | None:
+def _newest_id(run: Run[Any], log: Log) -> CheckpointId | None:
     finish_saving(run.checkpoints)
     found = latest_checkpoint(run.checkpoints, log)
     if found is None and run.has_begun:
@@ -47,4 +53,4 @@ def _newest_mark(run: Run[Any], log: Log) -> Mark | None:
             f"{run.folder} has no complete checkpoint to resume from. Restore one below "
             f"{run.checkpoints}, or start in another folder with --run-dir"
         )
-    return None if found is None else Mark.of(found)
+    return None if found is None else CheckpointId.of(found)

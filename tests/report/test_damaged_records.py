@@ -31,7 +31,7 @@ from simdist.report.collect import Divergence, RunContent, read_run
 from tests.report.test_report import rows
 
 WRONG = (None, "text", -1, math.nan, 1e308, [], {}, "x" * 100_000, True, [[1, [2]]])
-STRIDE, PAGES = 3, 4  # of the mutations one in three is read, and so many pages are built; EVERY_MUTATION=1 takes all
+STRIDE, PAGES = 3, 4  # of the mutations one in three is read, and 4 pages are built; EVERY_MUTATION=1 takes all
 
 
 def write_whole_run(folder: Path, seed: int = 0) -> Path:
