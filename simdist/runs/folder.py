@@ -30,7 +30,7 @@ from simdist.runs.records import EventRecord, read_lines
 ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
 SLOW_PRECISION = "slow_precision"  # event: bf16 is emulated, or was replaced by float32 for that reason
-LEASE = "lease.json"  # the only file of a run that was killed right after its start
+LEASE = "lease"  # the only file of a run that was killed right after its start
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (
     "config.yaml",
     "environment.json",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from simdist.core.files import open_regular
 from simdist.runs.checkpoints import checkpoint_folders, step_of
-from simdist.runs.folder import CHECKPOINTS, EVENTS, LEASE
-from simdist.runs.lease import PATIENCE
+from simdist.runs.folder import CHECKPOINTS, EVENTS
+from simdist.runs.lease import PATIENCE, newest_claim
 from simdist.runs.records import EventRecord, MetricsRecord, RecordError, parse_json, read_lines
 
 TAIL_BYTES = 16_384
@@ -73,10 +73,11 @@ def starts(folder: Path) -> Starts:
 
 def heartbeat_age(folder: Path, now: float) -> float | None:
     """Seconds since a process of the run last touched its lease; None if none holds it."""
-    try:
-        return max(0.0, now - (folder / LEASE).stat().st_mtime)
-    except OSError:
-        return None
+    with suppress(OSError):
+        claim = newest_claim(folder)
+        if claim is not None and not claim.is_released:
+            return max(0.0, now - claim.path.stat().st_mtime)
+    return None
 
 
 def is_held(folder: Path, now: float) -> bool:

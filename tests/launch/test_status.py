@@ -49,8 +49,10 @@ def trains(folder: Path, step: int, heartbeat: float | None = None, resumed: int
         line = {"kind": "train", "step": at, "modules": modules, "samples_per_s": 8.0}
         append_json(folder / "metrics.jsonl", line)
     if heartbeat is not None:
-        (folder / "lease.json").write_text("{}")
-        os.utime(folder / "lease.json", (heartbeat, heartbeat))
+        claim = folder / "lease" / "00000001.json"
+        claim.parent.mkdir()
+        claim.write_text("{}")
+        os.utime(claim, (heartbeat, heartbeat))
 
 
 def started(plan: Plan, name: str, number: str, log: Path | None = None, cluster: str = "gpu") -> None:

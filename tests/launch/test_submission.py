@@ -212,7 +212,7 @@ def test_a_changed_grid_adds_what_is_new_and_leaves_the_rest(tmp_path: Path) -> 
 
 def test_a_run_that_somebody_else_trains_is_left_alone(plan: Plan) -> None:
     train = of_kind(plan, "train")[0]
-    lease = plan.jobs[train].folder / "lease.json"
+    lease = plan.jobs[train].folder / "lease" / "00000001.json"
     lease.parent.mkdir(parents=True)
     lease.write_text("{}")
     touched = lease.stat().st_mtime

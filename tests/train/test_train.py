@@ -210,8 +210,8 @@ class TestRunFolder:
         assert "is not a run folder" in fails(command(speech, tmp_path / "thesis"), capsys)
 
     def test_a_folder_of_a_run_that_was_killed_at_once(self, speech: Path, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "lease.json").write_text("{")
+        (tmp_path / "run" / "lease").mkdir(parents=True)
+        (tmp_path / "run" / "lease" / ".tmp-7-token").write_text("{")
         (tmp_path / "run" / ".tmp-7-config.yaml").write_text("na")
         assert train_command.main(command(speech, tmp_path / "run", "--train.max_steps=2")) == 0
 
