@@ -237,12 +237,16 @@ class Lease:
             if newest_claim(self._run) != claim:
                 return False
             if claim.touched() != touched:
-                who = f"process {holder.pid} on {holder.host}" if holder else "another process"
-                stop = f"stop it there with `kill {holder.pid}`" if holder else "stop it"
-                raise InputError(
-                    f"{self._run} is being trained by {who}; wait for it, or {stop} and run this command again"
-                )
+                raise self._refusal(claim, holder)
         return True
+
+    def _refusal(self, claim: Claim, holder: Holder | None) -> InputError:
+        if holder is None:
+            return InputError(f"{self._run} is being trained by a process that {claim.path} should name. Wait for it")
+        return InputError(
+            f"{self._run} is being trained by process {holder.pid} on {holder.host}; "
+            f"wait for it, or stop it there with `kill {holder.pid}` and run this command again"
+        )
 
     def _create(self) -> bool:
         """Create the file of this claim, whole, unless it exists. Returns whether it is this process's."""
