@@ -241,7 +241,8 @@ class TrainConfig:
     max_requeues: int = field(default=100, metadata=TUNING)
     """Maximum number of times that a preempted run requeues its SLURM job. 0 disables requeueing."""
     hang_timeout: float = field(default=1800.0, metadata=TUNING)
-    """Seconds without progress before the run dumps all stacks and exits with 75. 0 disables the watchdog."""
+    """Seconds without progress before the run dumps all stacks and exits with 75; three times as long until the first
+    step is complete. 0 disables the watchdog."""
     max_nonfinite_steps: int = field(default=10, metadata=TUNING)
     """Consecutive steps with a non-finite loss or gradient before a module is rolled back to its last checkpoint."""
     after_rollback: Literal["lr", "seed"] = field(default="lr", metadata=TUNING)

@@ -49,8 +49,8 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
     if accelerator.is_main_process:  # before a large corpus is opened
         for warning in filter(None, (why_cpu, slow)):
             print(f"warning: {warning}", flush=True)
-    stacks = run.folder / f"stacks-rank{accelerator.process_index}.txt"
-    return Process(accelerator, cpu_group, stop, Watchdog(settings.hang_timeout, stacks), why_cpu, slow)
+    watchdog = Watchdog(settings.hang_timeout, run.folder, accelerator.process_index, accelerator.num_processes)
+    return Process(accelerator, cpu_group, stop, watchdog, why_cpu, slow)
 
 
 LOST = re.compile(r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|remote process exited")
@@ -90,23 +90,25 @@ def lifecycle(trainer: Trainer, process: Process) -> Iterator[RunEnding]:
     """
     accelerator, run, ending, signal_number = process.accelerator, trainer.run, RunEnding(), 0
     writing = Lease(run.folder) if accelerator.is_main_process else nullcontext()
-    with writing as lease, process.stop.installed(), naming_a_lost_peer(accelerator.num_processes):
-        trainer.lease = lease
-        _start(trainer, process)
-        try:
-            yield ending
-        except StoppedError as stopped:
-            signal_number = stopped.signal_number
-            ending.exit_code = exit_code(signal_number)
-        if accelerator.is_main_process:
-            run.event("stopped" if signal_number else "finished", step=trainer.step, signal=signal_number)
-            if not signal_number:
-                run.finish(trainer.step)
-    if signal_number:
-        _leave(trainer, process, signal_number)
-    else:
-        accelerator.wait_for_everyone()  # rank 0 hosts the store and leaves last
-        accelerator.end_training()
+    with process.watchdog.watching(), naming_a_lost_peer(accelerator.num_processes):
+        with writing as lease, process.stop.installed():
+            trainer.lease = lease
+            _start(trainer, process)
+            try:
+                yield ending
+            except StoppedError as stopped:
+                signal_number = stopped.signal_number
+                ending.exit_code = exit_code(signal_number)
+            if accelerator.is_main_process:
+                run.event("stopped" if signal_number else "finished", step=trainer.step, signal=signal_number)
+                if not signal_number:
+                    run.finish(trainer.step)
+        process.watchdog.progress("ending")
+        if signal_number:
+            _leave(trainer, process, signal_number)
+        else:
+            accelerator.wait_for_everyone()  # rank 0 hosts the store and leaves last
+            accelerator.end_training()
 
 
 def _start(trainer: Trainer, process: Process) -> None:

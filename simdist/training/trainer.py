@@ -44,7 +44,7 @@ class Trainer:
         config = run.config
         self.run, self.config, self.task, self._process = run, config, task, process
         self._accelerator = process.accelerator
-        self._is_main = self._accelerator.is_main_process
+        self._is_main, self._watchdog = self._accelerator.is_main_process, process.watchdog
         self.schedule = Schedule(config, task.num_clips)
         self.metrics = MetricsLog(run, self.schedule.total_steps, self._is_main)
         self.lease: Lease | None = None
@@ -69,7 +69,7 @@ class Trainer:
         """
         if self._is_main:
             self.metrics.rewind(self.step)
-        with self._process.watchdog.watching(), self.metrics.reporting(self.step), self._saving_at_the_end():
+        with self.metrics.reporting(self.step), self._saving_at_the_end():
             self._validate_if_interrupted()
             while self.step < self.schedule.total_steps:
                 stage = self.schedule.stage(self.step)
@@ -77,7 +77,7 @@ class Trainer:
                 while self.step < stage_end:
                     batch = self._next(batches)
                     self._agree()
-                    step = self._upcoming_step()
+                    step = self._begin_step()
                     outcome = self.task.step(stage, batch, step)
                     self._complete(stage, batch, step, outcome)
                     if self.schedule.validates(self.step):
@@ -106,14 +106,16 @@ class Trainer:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch. If there is none, the next agreement of the ranks raises the reason."""
+        self._watchdog.progress("loading data", self.step)
         with self._ranks.held(), self._throughput.waiting():
             batch = next(batches)
             self._ranks.skip(batch.skipped)
             return batch
         return cast("Batch", None)
 
-    def _upcoming_step(self) -> Step:
+    def _begin_step(self) -> Step:
         schedule = self.schedule
+        self._watchdog.progress("training", self.step)
         return Step(self.step, schedule.lr(self.step), schedule.beta(self.step), measure=schedule.logs(self.step + 1))
 
     def _complete(self, stage: int, batch: Batch, step: Step, outcome: StepOutcome) -> None:
@@ -122,7 +124,7 @@ class Trainer:
         is_last_of_stage = self.schedule.ends_stage(self.step) and self.step < self.schedule.total_steps
         self._consumed = 0 if is_last_of_stage else batch.consumed
         self._recovery.push(self.task.learning(stage), outcome.nonfinite)
-        self._process.watchdog.progress()
+        self._watchdog.started()
         if step.measure:
             speed = self._throughput.read(self.step)
             self._record("train", [outcome.metrics], {"lr": step.lr, "beta": step.beta, **speed})
@@ -142,6 +144,7 @@ class Trainer:
         Args:
             everything: wait for the flags of all steps, before a checkpoint.
         """
+        self._watchdog.progress("agreeing with the other ranks")
         with self._ranks.held():
             self._check_lease()
             self._checkpointer.check()
@@ -186,6 +189,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Start to write a checkpoint of this step."""
+        self._watchdog.progress("saving")
         checkpoint = snapshot(self.task, self.step, self._consumed, self._recovery.skipped, self._ranks.corrupt)
         if self._is_main:
             with self._ranks.held():
@@ -215,13 +219,13 @@ class Trainer:
         with closing(self.task.validation(self.schedule.stage(last), step)) as batches:
             while True:
                 outcome = None
+                self._watchdog.progress("validating")
                 with self._ranks.held():
                     outcome = next(batches, None)
                 if outcome is None and self._ranks.failure is None:  # on all ranks, which have equally many batches
                     break
                 outcomes.append(outcome or [])
                 self._agree()
-                self._process.watchdog.progress()
         self._record("validation", outcomes, {"clips": self.task.validation_clips})
         with self._ranks.held():
             self.metrics.show(self.step, self.task.show(self.step))
