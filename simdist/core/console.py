@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from simdist.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
-from simdist.core.files import FULL
+from simdist.core.files import remedy
 from simdist.core.output import SafeStream, safe_output
 from simdist.core.secrets import redacted
 from simdist.core.signals import ignore_signals
@@ -69,11 +69,10 @@ def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None
     except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:
-        if error.errno not in FULL:
+        what_to_do = remedy(error)
+        if what_to_do is None:
             raise
-        fail(
-            f"{error.filename or 'a disk'}: {error.strerror}. Free some space and run the same command again",
-            EXIT_FAILED,
-        )
+        sentence = f"{error.filename or 'a disk'}: {error.strerror}. {what_to_do} and run the same command again"
+        fail(sentence, EXIT_FAILED, is_shared=False)
     ignore_signals()  # the work is done: a preemption while Python exits must not turn it into a failure
     sys.exit(code)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import filelock
 
-from simdist.core.errors import InputError
+from simdist.core.errors import FailedError, InputError
+from simdist.core.files import READ_ONLY, patiently, remedy
 
 LOCK_SECONDS = 2.0  # children of a process that was just killed may hold its lock for a moment
 
@@ -18,14 +19,22 @@ LOCK_SECONDS = 2.0  # children of a process that was just killed may hold its lo
 @contextmanager
 def locked(out: Path, name: str = ".pack.lock", wait: bool = False, writer: str = "simdist.pack") -> Iterator[None]:
     """Create `out` and keep other packings, or other processes of `writer`, away from it."""
-    try:
+
+    def acquire() -> filelock.BaseFileLock:
         out.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(out / name, timeout=-1 if wait else LOCK_SECONDS)
         lock.acquire()
+        return lock
+
+    try:
+        lock = patiently(acquire)
     except filelock.Timeout as error:
         raise InputError(f"another {writer} is writing to {out}; wait for it, or choose another folder") from error
     except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+        what_to_do = remedy(error) or "Look at it"
+        raise (InputError if error.errno in READ_ONLY else FailedError)(
+            f"cannot write to {out}: {error.strerror}. {what_to_do}, or choose another folder"
+        ) from error
     except NotImplementedError:
         lock = None  # a file system without locks, as Lustre may be mounted
     try:

@@ -8,16 +8,30 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 
 from simdist.core.errors import FailedError
 
+T = TypeVar("T")
+
 MOST_BYTES = 2**30  # of a file that is read as a whole: a million records of metrics
 FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EIO", "ESTALE", "ENOENT", "ETIMEDOUT", "EAGAIN", "ENODEV", "ENXIO", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN",
+        "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+"""Errors that a network file system gives and takes back."""
+PATIENCE = 30.0  # seconds until such an error is taken for one that stays
 TEMPORARY = ".tmp-"  # prefix of the names of unfinished files
 
 
@@ -39,11 +53,43 @@ def naming_the_disk(what: str, folder: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "Free some space" if error.errno in FULL else "Make the folder writable"
         raise FailedError(
             f"{what} could not be written ({error.strerror or error}): it needs {needed:,} bytes below {folder}"
-            f"{_free_space(folder)}. {remedy} and run the same command again; nothing written before is lost"
+            f"{_free_space(folder)}. {remedy(error) or 'Look at that folder'} and run the same command again; "
+            "nothing written before is lost"
         ) from error
+
+
+def remedy(error: OSError) -> str | None:
+    """What a user can do about an error of a file system; None if it rather is one of the program."""
+    if error.errno in FULL:
+        return "Free some space"
+    if error.errno in READ_ONLY:
+        return "Make it writable"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "Allow more open files (ulimit -n)"
+    return "Look at its disk or network" if error.errno in PASSING - {errno.ENOENT} else None
+
+
+def patiently(action: Callable[[], T], but: Container[int | None] = ()) -> T:
+    """The result of `action`, called again while a network file system fails for a moment.
+
+    Args:
+        action: may be called several times.
+        but: errors that are raised at once.
+
+    Raises:
+        OSError: an error that stays.
+    """
+    end, pause = time.monotonic() + PATIENCE, 0.1
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in PASSING or error.errno in but or time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
 
 
 def _free_space(folder: Path) -> str:
@@ -78,13 +124,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    patiently(write, but=(errno.ENOENT,))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,21 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from simdist.core.errors import InputError
+from simdist.core.files import PASSING
 from simdist.core.output import write_error
 from simdist.data.splits import Split
 
 RETRY_SECONDS = 60.0
 MOST_OPEN = 64  # tars; an epoch's order mixes 16 at a time
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two attempts; each pause is twice the one before
-PASSING = {
-    getattr(errno, name)
-    for name in (
-        "EIO", "ESTALE", "ENOENT", "ETIMEDOUT", "EAGAIN", "ENODEV", "ENXIO", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN",
-        "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH",
-    )
-    if hasattr(errno, name)
-}  # fmt: skip
-"""Errors that a network file system gives and takes back."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ with the state of each greedy module), `state.json` (step, samples consumed, fin
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simdist.core.errors import InputError
-from simdist.core.files import sha256_of
+from simdist.core.files import patiently, sha256_of
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
 UNFINISHED, REPLACED, REMOVED = ".tmp", ".old", ".removed"
@@ -133,8 +134,15 @@ def choose_checkpoint(run: Path, step: int | None = None) -> Path:
 def verify_checkpoint(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None if every file has its size and sha256."""
     try:
+        return patiently(lambda: _difference(folder), but=(errno.ENOENT,))
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read: {error.strerror}"
+
+
+def _difference(folder: Path) -> str | None:
+    try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     for name in (MODEL, OPTIMIZER, STATE):
         if not (folder / name).is_file():

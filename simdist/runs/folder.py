@@ -22,8 +22,8 @@ from typing_extensions import TypeVar
 
 from simdist.config.load import read_config, read_tree
 from simdist.config.schema import Config, Experiment, differences, identity, to_dict
-from simdist.core.errors import InputError
-from simdist.core.files import append_json, naming_the_disk, write_text
+from simdist.core.errors import FailedError, InputError
+from simdist.core.files import READ_ONLY, append_json, naming_the_disk, patiently, remedy, write_text
 from simdist.core.secrets import PRIVATE_FILES, redacted, redacted_words
 from simdist.runs.records import EventRecord, read_lines
 
@@ -121,7 +121,7 @@ class Run(Generic[ExperimentT]):
         """Append to events.jsonl: start, resumed, stopped, finished, …"""
         line = {"event": name, "time": time.time(), "host": socket.gethostname(), **fields}
         with naming_the_disk(f"event {name!r}", self.folder, len(json.dumps(line))):
-            append_json(self.folder / EVENTS, line)
+            patiently(lambda: append_json(self.folder / EVENTS, line))
 
     def count(self, name: str) -> int:
         """Number of events with a name."""
@@ -139,17 +139,18 @@ class Run(Generic[ExperimentT]):
     def write(self) -> None:
         """Create the folder, or update its configuration and environment."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            patiently(lambda: self.folder.mkdir(parents=True, exist_ok=True))
             write_text(self.folder / CONFIG, yaml.safe_dump(to_dict(self.config), sort_keys=False))
             write_text(self.folder / ENVIRONMENT, json.dumps(environment(), indent=1))
         except OSError as error:
-            raise InputError(
-                f"run folder {self.folder} cannot be written ({error.strerror}). Use another --run-dir"
+            what_to_do = remedy(error) or "Look at it"
+            raise (InputError if error.errno in READ_ONLY else FailedError)(
+                f"run folder {self.folder} cannot be written ({error.strerror}). {what_to_do}, or use another --run-dir"
             ) from error
 
     def reopen(self) -> None:
         """Mark the run as unfinished: it is trained again, or longer."""
-        (self.folder / DONE).unlink(missing_ok=True)
+        patiently(lambda: (self.folder / DONE).unlink(missing_ok=True))
 
     def finish(self, step: int) -> None:
         """Mark the run as finished."""

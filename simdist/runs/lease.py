@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from simdist.core.errors import FailedError, InputError
-from simdist.core.files import TEMPORARY, sync
+from simdist.core.files import PASSING, TEMPORARY, remedy, sync
 from simdist.core.requeue import job_id
 from simdist.runs.folder import LEASE
 from simdist.runs.records import RecordError, read_record
@@ -36,8 +36,6 @@ REFRESH = 3.0  # seconds between two touches
 PATIENCE = 30.0  # seconds without a touch after which a holder on another host counts as dead
 CLAIM = re.compile(r"(\d{8})\.(json|released)")
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOENT)
-"""Failures of a network file system that are over after some seconds."""
 
 
 class LeaseLostError(InputError):
@@ -171,9 +169,10 @@ class Lease:
                     break
             except OSError as error:
                 if error.errno not in PASSING or time.monotonic() > end:
+                    what_to_do = remedy(error) or "Look at that folder"
                     raise FailedError(
-                        f"{self._folder} cannot be written ({error.strerror}). Make {self._run} writable and run the "
-                        "same command again"
+                        f"{self._folder} cannot be written ({error.strerror}). {what_to_do} and run the same command "
+                        "again"
                     ) from error
                 time.sleep(self._refresh / 4)
         for path in self._folder.iterdir():  # what earlier processes left; claims being made fail and are tried again

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simdist.config.schema import Config, identity, to_dict
-from simdist.core.files import append_json, naming_the_disk, numbered_lines, replacing, sync, write_text
+from simdist.core.files import append_json, naming_the_disk, numbered_lines, patiently, replacing, sync, write_text
 from simdist.runs.collapsed_modules import collapsed_modules, is_patience_over
 from simdist.runs.folder import Run
 from simdist.runs.records import MetricsRecord, RecordError, parse_json, read_lines
@@ -133,8 +133,8 @@ class MetricsLog:
         size = sum(len(json.dumps(line)) for line in self._unwritten)
         what = f"metrics of step {steps[0]}" if steps else "metrics"
         with naming_the_disk(what, self._run.folder, size):
-            self._write()
-            sync(self._run.metrics)
+            patiently(self._write)
+            patiently(lambda: sync(self._run.metrics))
 
     def _write(self) -> None:
         while self._unwritten:

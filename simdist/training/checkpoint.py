@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from simdist.core.errors import InputError
-from simdist.core.files import naming_the_disk, sync
+from simdist.core.files import naming_the_disk, patiently, sync
 from simdist.core.output import write_error
 from simdist.runs.checkpoints import (
     MANIFEST,
@@ -95,14 +95,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention) 
     final = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{final.name}{UNFINISHED}"
     with naming_the_disk(f"checkpoint {final}", folder, num_bytes(checkpoint)):
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            _write(temporary, checkpoint)
-            _put_in_place(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        patiently(lambda: _replace(final, temporary, checkpoint))
     prune(folder, checkpoint.step, retention)
     return final
+
+
+def _replace(final: Path, temporary: Path, checkpoint: Checkpoint) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, checkpoint)
+        _put_in_place(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def prune(folder: Path, step: int, retention: Retention) -> None:

@@ -17,20 +17,12 @@ from typing import Any
 
 from simdist.data.splits import open_split
 from simdist.runs.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE
-from tests.chaos.lab import Disturbed, Lab, Processes, Row, pack
+from tests.chaos import write_sites
+from tests.chaos.lab import BAD_INPUT, FAILED, PREEMPTED, Disturbed, Lab, Processes, Row, expect, pack
 from tests.support.damage import flip, unchanged_times
 from tests.support.small_disk import SmallDisk, small_disk
 
 Fault = Callable[[Lab, Random, int], Row]
-PREEMPTED, FAILED, BAD_INPUT = 75, 1, 2
-
-
-def _expect(row: Row, condition: bool, what: str) -> None:
-    """Count a fault as survived, or note what else happened."""
-    row.injected += 1
-    row.survived += condition
-    if not condition:
-        row.notes.append(what)
 
 
 def _unless_done(run: Disturbed) -> bool:
@@ -61,7 +53,7 @@ def _kills(name: str, variant: str, phase: str, most: int, more: tuple[str, ...]
                 codes = processes.end(patience=60)
                 if codes[rank] == -signal.SIGKILL:
                     others = [code for r, code in enumerate(codes) if r != rank]
-                    _expect(row, None not in others, f"a rank hangs when another is killed: {processes.log()[-1500:]}")
+                    expect(row, None not in others, f"a rank hangs when another is killed: {processes.log()[-1500:]}")
             run.compare(row, lab.reference(variant, **options))
         return row
 
@@ -79,7 +71,7 @@ def worker_killed(lab: Lab, rng: Random, times: int) -> Row:
                 os.kill(worker, signal.SIGKILL)
 
         processes = _hit(run, rng, "step", 12, kill)
-        _expect(row, processes.end() == [0], processes.log()[-1500:])
+        expect(row, processes.end() == [0], processes.log()[-1500:])
         run.compare(row, lab.reference("joint"))
     return row
 
@@ -107,7 +99,7 @@ def _signals(name: str, variant: str, to: str) -> Fault:
                 codes = set(processes.end())
                 wanted = {0} if to == "worker" else {PREEMPTED}
                 if codes != {0} or to == "worker":
-                    _expect(row, codes == wanted, f"exit codes {codes}: {processes.log()[-1500:]}")
+                    expect(row, codes == wanted, f"exit codes {codes}: {processes.log()[-1500:]}")
             run.compare(row, lab.reference("joint" if variant == "workers" else variant))
         return row
 
@@ -126,7 +118,7 @@ def lease_taken_over(lab: Lab, rng: Random, times: int) -> Row:
         first.signal(signal.SIGCONT)
         codes = first.end(patience=60)
         stopped = "Stopping without writing" in first.log()
-        _expect(row, not problem and codes == [BAD_INPUT] and stopped, f"{problem} {codes} {first.log()[-1500:]}")
+        expect(row, not problem and codes == [BAD_INPUT] and stopped, f"{problem} {codes} {first.log()[-1500:]}")
         run.compare(row, lab.reference("joint"))
     return row
 
@@ -146,7 +138,7 @@ def _full_disk(name: str, more: tuple[str, ...], said: str) -> Fault:
                 codes, log = processes.end(), processes.log()
                 if codes != [0]:
                     one_line = "Traceback" not in log and "No space left on device" in log and said in log
-                    _expect(row, codes == [FAILED] and one_line, f"{codes}: {log[-1500:]}")
+                    expect(row, codes == [FAILED] and one_line, f"{codes}: {log[-1500:]}")
                 (disk.folder / "ballast").unlink()
                 run.compare(row, lab.reference("joint", **options))
         return row
@@ -175,7 +167,7 @@ def full_disk_while_packing(lab: Lab, rng: Random, times: int) -> Row:
             error = packing.communicate()[1]
             said = "No space left on device; what is missing needs about" in error and error.count("\n") == 1
             if packing.returncode != 0:
-                _expect(row, packing.returncode == FAILED and said, error)
+                expect(row, packing.returncode == FAILED and said, error)
             disk.resize(5000)
             _compare_packing(row, lab, disk.folder / "out")
     return row
@@ -197,7 +189,7 @@ def packing_killed(lab: Lab, rng: Random, times: int) -> Row:
             os.killpg(packing.pid, signal.SIGKILL) if packing.poll() is None else None
             packing.communicate()
             if packing.returncode == -signal.SIGKILL:
-                _expect(row, True, "")
+                expect(row, True, "")
         packing = pack(lab.corpus, out, "--shard-samples=1")
         packing.communicate()
         _compare_packing(row, lab, out, "--shard-samples=1")
@@ -240,7 +232,7 @@ def shards_damaged(lab: Lab, rng: Random, times: int) -> Row:
         processes = run.start()
         codes, log = processes.end(), processes.log()
         named = f"shards in {path.parent} are damaged: {path.name}" in log
-        _expect(row, codes == [BAD_INPUT] and named and "Traceback" not in log, f"{codes}: {log[-1500:]}")
+        expect(row, codes == [BAD_INPUT] and named and "Traceback" not in log, f"{codes}: {log[-1500:]}")
         path.write_bytes(good)
     run.compare(row, lab.reference("joint"))
     return row
@@ -265,7 +257,7 @@ def sample_rotten(lab: Lab, rng: Random, times: int) -> Row:
         log = (run.traces / "log.0").read_text()
         for sample in rows:
             named = f"skipping corrupt sample: {split.index.key[sample]} in " in log
-            _expect(row, named, f"{split.index.key[sample]} is not named in {log[-1500:]}")
+            expect(row, named, f"{split.index.key[sample]} is not named in {log[-1500:]}")
     return row
 
 
@@ -281,7 +273,7 @@ def header_rotten(lab: Lab, rng: Random, times: int) -> Row:
     run = Disturbed(lab, "joint", f"{root.name}-run", root=root)
     run.compare(row, lab.reference("joint"))
     for _ in range(min(times, len(split.index))):
-        _expect(row, row.equal, "")
+        expect(row, row.equal, "")
     return row
 
 
@@ -296,7 +288,7 @@ def shard_away(lab: Lab, rng: Random, times: int) -> Row:
         time.sleep(rng.uniform(0.2, 1.5))
         hidden.rename(root / "train")
         codes = processes.end()
-        _expect(row, codes == [0], f"{codes}: {processes.log()[-1500:]}")
+        expect(row, codes == [0], f"{codes}: {processes.log()[-1500:]}")
         run.compare(row, lab.reference("joint"))
     return row
 
@@ -319,7 +311,7 @@ def checkpoints_damaged(lab: Lab, rng: Random, times: int) -> Row:
         (run.folder / "DONE").unlink(missing_ok=True)
         run.compare(row, lab.reference("joint"))
         log = (run.traces / "log.0").read_text()
-        _expect(row, f"checkpoint {newest} is damaged (" in log, log[-1500:])
+        expect(row, f"checkpoint {newest} is damaged (" in log, log[-1500:])
     return row
 
 
@@ -338,7 +330,7 @@ def not_finite(lab: Lab, rng: Random, times: int) -> Row:
         run.compare(row, lab.reference("joint", **options))
         log = (run.traces / "log.0").read_text()
         said = "rolled back to its weights of step" if count == 3 else f"module {module} skips a step"
-        _expect(row, said in log, log[-1500:])
+        expect(row, said in log, log[-1500:])
     return row
 
 
@@ -381,4 +373,5 @@ FAULTS: dict[str, Fault] = {
     "shards away": shard_away,
     "damaged checkpoints": checkpoints_damaged,
     "not finite": not_finite,
+    **{f"{kind} in {name}": write_sites.fault(name, kind) for name in write_sites.CASES for kind in write_sites.KINDS},
 }

@@ -24,7 +24,7 @@ from simdist.training.checkpoint import load_checkpoint
 from tests.chaos.child import Order
 from tests.support.forked import Zygote, free_port
 from tests.support.packing_cases import SmallCorpus, small_corpus
-from tests.support.training import lines
+from tests.support.training import lines, short_training
 
 SLOW = 240.0  # seconds after which a process that should have ended counts as hung
 VARIANTS: dict[str, list[str]] = {
@@ -34,6 +34,8 @@ VARIANTS: dict[str, list[str]] = {
     "stagewise": ["--train.max_steps=6", "--train.schedule=stagewise", "--train.cache_latents=true"],
 }
 WORLD = {"two ranks": 2}
+PREEMPTED, FAILED, BAD_INPUT = 75, 1, 2
+CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 @dataclass
@@ -57,6 +59,14 @@ class Row:
     repeated: int = 0
     equal: bool = True
     notes: list[str] = field(default_factory=list)
+
+
+def expect(row: Row, condition: bool, what: str) -> None:
+    """Count a fault as survived, or note what else happened."""
+    row.injected += 1
+    row.survived += condition
+    if not condition:
+        row.notes.append(what)
 
 
 class Processes:
@@ -127,9 +137,9 @@ class Disturbed:
         """The same command, whatever happened to the last one."""
         world = WORLD.get(self.variant, 1)
         argv = [*self.lab.arguments(self.variant, self.root), f"--run-dir={self.folder}", *self.more, *more]
-        common = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        common = CPU
         if world > 1:
-            common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+            common = common | {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
             common |= {"MASTER_PORT": str(free_port())}
         ranks = [{"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {} for r in range(world)]
         orders = [Order(argv, str(self.traces), r, common | ranks[r], **self.options) for r in range(world)]
@@ -188,6 +198,8 @@ class Lab:
         self.shards = folder / "shards"
         pack(self.corpus, self.shards, "--encoding=flac", "--shard-samples=4").communicate()
         self._references: dict[tuple[str, ...], Result] = {}
+        self.undisturbed: dict[str, tuple[int, dict[str, Any]]] = {}
+        """Of the commands in `write_sites`: number of operations that write, and what is left."""
 
     def arguments(self, variant: str, root: Path) -> list[str]:
         return [
@@ -196,6 +208,15 @@ class Lab:
             *("--train.precision=no", "--train.checkpoint_every=4", "--train.validate_every=0.6"),
             *("--train.log_every=3", "--train.validate_batches=100", *VARIANTS[variant]),
         ]
+
+    def trained(self) -> Path:
+        """A run that others are made from; not to be written to."""
+        folder = self.folder / "trained"
+        if not folder.exists():
+            argv = short_training(self.shards, folder, "--train.max_steps=4", "--data.num_workers=0")
+            printed, _ = self.zygote.command("simdist.train", *argv, environ=CPU).communicate(SLOW)
+            assert (folder / "DONE").exists(), printed
+        return folder
 
     def reference(self, variant: str, **options: Any) -> Result:
         """The run that nobody disturbs."""

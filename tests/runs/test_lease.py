@@ -290,12 +290,15 @@ def test_a_short_failure_of_the_file_system_ends_nothing(
         assert failed
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EROFS, "Make it writable"), (errno.EACCES, "Make it writable"), (errno.ENOSPC, "Free some space")],
+)
 def test_a_folder_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, "write", number, 1000)
-    said = rf"lease cannot be written \({os.strerror(number)}\)\. Make .* writable and run the same command again"
+    said = rf"lease cannot be written \({os.strerror(number)}\)\. {remedy} and run the same command again"
     with pytest.raises(FailedError, match=said):
         quick(tmp_path).__enter__()
 
