@@ -27,6 +27,7 @@ from simdist.data.splits import Split
 
 WAV_HEADER = 44  # bytes before the first sample of the WAV files that simdist.pack writes
 NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .npy
+MAGNITUDE = 0x7FFF  # the bits of a float16 without its sign: as integers they sort like the magnitudes, NaN last
 
 
 class CorruptSampleError(InputError):
@@ -92,7 +93,7 @@ class CropReader:
 
         Raises:
             CorruptSampleError: the member cannot be decoded, or ends too early.
-            InputError: the tar cannot be read.
+            InputError: the tar cannot be read, or latents are damaged.
         """
         index = self._split.index
         available = min(count, int(index.num_samples[row]) - start)
@@ -123,6 +124,9 @@ class CropReader:
         index = self._split.index
         frame = (int(index.size[row]) - NPY_HEADER) // int(index.num_samples[row])  # bytes
         content = self._bytes(row, count * frame, int(index.offset[row]) + NPY_HEADER + start * frame)
+        largest = np.float16(self._split.manifest.shards[int(index.shard[row])].get("largest", np.inf))
+        if (np.frombuffer(content, dtype="<u2") & MAGNITUDE).max(initial=0) > largest.view(np.uint16):
+            raise ValueError("a value is not finite, or larger than any that was written")
         return np.frombuffer(content, dtype="<f2").reshape(-1, frame // 2)
 
     def _decode_flac(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
@@ -136,9 +140,14 @@ class CropReader:
             if member.failure is not None:
                 raise member.failure
 
-    def _corrupt(self, row: int) -> CorruptSampleError:
+    def _corrupt(self, row: int) -> InputError:
         index = self._split.index
         path = self._split.shard_path(int(index.shard[row]))
+        if self._split.manifest.encoding == "npy":
+            return InputError(
+                f"the latents of {index.key[row]} in {path} are damaged. Run the same command again; "
+                "it computes them again"
+            )
         return CorruptSampleError(
             f"{index.key[row]} in {path} cannot be decoded. Check the shards with simdist.pack --verify"
         )
