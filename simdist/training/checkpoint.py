@@ -37,7 +37,7 @@ from simdist.runs.checkpoints import (
     step_of,
 )
 
-STATE_KEYS = ("step", "consumed", "fingerprint", "recovery", "nonfinite_steps", "bad_samples")
+STATE_KEYS = ("step", "consumed", "fingerprint", "test_fingerprint", "recovery", "nonfinite_steps", "bad_samples")
 OLD_NAMES = {  # of keys in state.json until November 2026
     "courses": "recovery",
     "bad_steps": "nonfinite_steps",
@@ -66,6 +66,8 @@ class Checkpoint:
     """Number of consecutive steps that each module has skipped; [] for none."""
     bad_samples: list[str] = field(default_factory=list)
     """Why corrupt samples were skipped."""
+    test_fingerprint: str = ""
+    """Fingerprint of the test split; empty without validation."""
 
     def on_host(self) -> Checkpoint:
         """A copy in host memory."""

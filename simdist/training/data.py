@@ -43,6 +43,11 @@ class TrainingData:
         return self.clips.split.manifest.fingerprint
 
     @property
+    def test_fingerprint(self) -> str:
+        """Fingerprint of the test split; empty without validation."""
+        return "" if self._test_clips is None else self._test_clips.split.manifest.fingerprint
+
+    @property
     def test_clips(self) -> Clips:
         assert self._test_clips is not None
         return self._test_clips
