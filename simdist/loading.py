@@ -36,7 +36,7 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source} does not exist; name a run folder, a checkpoint in one, or a reference checkpoint")
-    if source.is_file():
+    if not source.is_dir():
         if source.name in (MODEL, "config.yaml"):
             raise InputError(f"{source} is a part of a run; name the run folder, or its checkpoint folder step_…")
         if config is None:
