@@ -33,6 +33,7 @@ from simdist.runs.checkpoints import (
     REPLACED,
     STATE,
     UNFINISHED,
+    CheckpointGoneError,
     checkpoint_folders,
     step_of,
 )
@@ -189,12 +190,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a verified checkpoint to the CPU.
 
     Raises:
+        CheckpointGoneError: it was removed meanwhile.
         InputError: it contains anything but tensors and numbers.
     """
     try:
         state = json.loads((folder / STATE).read_text(), object_hook=_with_current_names)
         optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         return Checkpoint(**state, model=load_file(folder / MODEL), optimizer=optimizer)
+    except FileNotFoundError as error:
+        raise CheckpointGoneError(folder) from error
     except (pickle.UnpicklingError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
         raise InputError(
             f"checkpoint {folder} was not written by simdist ({type(error).__name__}), so nothing in it was run. "
