@@ -13,7 +13,7 @@ from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.models.reference_checkpoints import load_reference_checkpoint
-from simdist.runs.checkpoints import MODEL, choose_checkpoint, verify_checkpoint
+from simdist.runs.checkpoints import MODEL, CheckpointGoneError, load_chosen, verify_checkpoint
 from simdist.runs.folder import CONFIG, existing_run
 from simdist.training.checkpoint import load_checkpoint
 
@@ -35,18 +35,32 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
     """
     source = Path(source)
     if not source.exists():
+        if source.name.startswith("step_"):
+            raise CheckpointGoneError(source)
         raise InputError(f"{source} does not exist; name a run folder, a checkpoint in one, or a reference checkpoint")
-    if source.is_file():
-        if source.name in (MODEL, "config.yaml"):
+    if not source.is_dir():
+        if source.name in (MODEL, CONFIG):
             raise InputError(f"{source} is a part of a run; name the run folder, or its checkpoint folder step_…")
         if config is None:
             raise InputError(f"{source} does not say its architecture; name a preset: {', '.join(preset_names())}")
         return load_reference_checkpoint(source, as_config(config))[0].eval()
-    checkpoint, run = _find_checkpoint(source)
-    settings = as_config(config if config is not None else run / "config.yaml")
-    encoder = GreedyEncoder(settings.model, settings.loss, settings.seed)
-    state = load_checkpoint(checkpoint).model
-    load_weights(encoder, state, str(checkpoint))
+    if not source.name.startswith("step_"):
+        if not (source / CONFIG).is_file():
+            raise InputError(f"{source} is neither a run folder, nor a checkpoint of one, nor a reference checkpoint")
+        settings = as_config(source / CONFIG if config is None else config)
+        return load_chosen(source, None, lambda checkpoint: _encoder_of(checkpoint, settings))
+    settings = as_config(source.resolve().parent.parent / CONFIG if config is None else config)
+    problem = verify_checkpoint(source)
+    if problem is not None:
+        if not source.exists():
+            raise CheckpointGoneError(source)
+        raise InputError(f"checkpoint {source} is damaged: {problem}; take another of the same run")
+    return _encoder_of(source, settings)
+
+
+def _encoder_of(checkpoint: Path, config: Config) -> GreedyEncoder:
+    encoder = GreedyEncoder(config.model, config.loss, config.seed)
+    load_weights(encoder, load_checkpoint(checkpoint).model, str(checkpoint))
     return encoder.eval()
 
 
@@ -71,10 +85,9 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
     mirrored(config.model, module)
     folder = find_decoder(run, module, loss, untrained)
-    checkpoint = choose_checkpoint(folder)
     settings = read_tree(DecodingConfig, folder / CONFIG)
     decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
-    load_weights(decoder, load_checkpoint(checkpoint).model, str(checkpoint))
+    load_chosen(folder, None, lambda found: load_weights(decoder, load_checkpoint(found).model, str(found)))
     return decoder.eval()
 
 
@@ -123,15 +136,3 @@ def as_config(config: str | Path | Config) -> Config:
 def preset_names() -> list[str]:
     """Names of the presets in `configs/`."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def _find_checkpoint(source: Path) -> tuple[Path, Path]:
-    """The verified checkpoint folder that `source` means, and the run that it belongs to."""
-    if source.name.startswith("step_"):
-        problem = verify_checkpoint(source)
-        if problem is not None:
-            raise InputError(f"checkpoint {source} is damaged: {problem}; take another of the same run")
-        return source, source.resolve().parent.parent
-    if not (source / "config.yaml").is_file():
-        raise InputError(f"{source} is neither a run folder, nor a checkpoint of one, nor a reference checkpoint")
-    return choose_checkpoint(source), source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,14 @@ import torch
 
 import simdist
 from simdist.config.load import CONFIGS, read_config
+from simdist.config.schema import Config
 from simdist.core.console import run
 from simdist.core.errors import InputError
 from simdist.import_reference import __main__ as import_reference_command
+from simdist.models.encoder import GreedyEncoder
+from simdist.runs.folder import Run
 from simdist.train import __main__ as train_command
+from simdist.training.checkpoint import Checkpoint, Retention, load_checkpoint, save_checkpoint
 
 DEBUG = ["--config", str(CONFIGS / "sim_librispeech.yaml"), "--config", str(CONFIGS / "debug.yaml"), "--data.crop=8000"]
 AUDIO = torch.randn(2, 1, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -39,6 +45,43 @@ def test_from_a_run_and_from_its_checkpoint(speech: Path, tmp_path: Path) -> Non
         simdist.load_encoder(tmp_path / "run")
     with pytest.raises(InputError, match=r"step_00000004 is damaged"):
         simdist.load_encoder(tmp_path / "run" / "checkpoints" / "step_00000004")
+
+
+def test_while_a_training_saves_and_removes_checkpoints(tiny: Config, tmp_path: Path) -> None:
+    """Each load finds a whole checkpoint, however often the one that it reads is removed."""
+    run, ended, saved = Run(tmp_path / "run", tiny), threading.Event(), 0
+    run.write()
+    state = GreedyEncoder(tiny.model, tiny.loss).state_dict()
+
+    def save() -> None:
+        nonlocal saved
+        while not ended.wait(0.01):
+            saved += 1
+            save_checkpoint(run.checkpoints, Checkpoint(saved, 4, "", state, []), Retention(1))
+
+    save_checkpoint(run.checkpoints, Checkpoint(0, 4, "", state, []), Retention(1))
+    training = threading.Thread(target=save)
+    training.start()
+    try:
+        for _ in range(15):
+            simdist.load_encoder(run.folder)
+    finally:
+        ended.set()
+        training.join()
+    assert saved > 3
+
+
+def test_a_checkpoint_that_was_removed(tiny: Config, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", tiny)
+    run.write()
+    checkpoint = Checkpoint(1, 4, "", GreedyEncoder(tiny.model, tiny.loss).state_dict(), [])
+    removed = save_checkpoint(run.checkpoints, checkpoint, Retention(1))
+    save_checkpoint(run.checkpoints, replace(checkpoint, step=2), Retention(1))
+    words = rf"^checkpoint {removed} does not exist, or was removed while it was read. Choose another one"
+    with pytest.raises(InputError, match=words):
+        load_checkpoint(removed)
+    with pytest.raises(InputError, match=words):
+        simdist.load_encoder(removed)
 
 
 def test_from_upstream_widths_are_read_off_the_tensors(upstream: Path) -> None:
@@ -71,7 +114,6 @@ def test_an_upstream_checkpoint_that_does_not_fit(upstream: Path, preset: str | 
 @pytest.mark.parametrize("preset", ["gim_librispeech", "cpc_librispeech", "gim_artificial_speech", "vgim_thesis"])
 def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: Path) -> None:
     """Files as upstream writes them: DataParallel's prefix, and an `encoder_var` that GIM and CPC never use."""
-    from simdist.models.encoder import GreedyEncoder
     from simdist.models.reference_checkpoints import reference_names
 
     config = read_config(CONFIGS / f"{preset}.yaml", CONFIGS / "debug.yaml")

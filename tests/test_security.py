@@ -206,14 +206,12 @@ def test_names_in_a_manifest_stay_in_its_folder(shards: Path, name: object, wher
     if where == "shard" or name != 7:
         with pytest.raises(InputError) as raised:
             open_split(shards, "train")
-        shown = name if where == "shard" else str(name)
-        assert f"{path} is not a manifest of simdist (it names {shown!r}, which is no plain file name)" in str(
-            raised.value
-        )
+        words = "Expected `str`, got `int`" if name == 7 else f"it names {name!r}, which is no plain file name"
+        assert str(raised.value).startswith(f"{path} is not a manifest of simdist ({words}")
         with pytest.raises(SystemExit) as ended:  # packing reads it too, by another way
             run(pack_main, ["librispeech", str(shards.parent / "corpus" / "source"), str(shards)])
         assert ended.value.code == 2
-        assert "which is no plain file name" in capsys.readouterr().err
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["../../evil", "/evil", "a/b", "..", "a\\b"])

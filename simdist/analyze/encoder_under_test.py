@@ -25,7 +25,7 @@ from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Encoding, GreedyModule
 from simdist.probe.feature_extractors import FeatureExtractor, trained_extractor
 from simdist.probe.feature_spec import as_audio
-from simdist.runs.checkpoints import choose_checkpoint
+from simdist.runs.checkpoints import load_chosen
 from simdist.runs.folder import Run, existing_run
 
 BATCH = 32  # clips encoded together
@@ -64,8 +64,8 @@ def open_encoder(settings: AnalysisSettings) -> EncoderUnderTest:
     latest = settings.checkpoint.strip() == "latest"
     if not latest and not settings.checkpoint.strip().isdecimal():
         raise InputError(f"--checkpoint is {settings.checkpoint!r}; it must be latest, or one step such as 200")
-    checkpoint = choose_checkpoint(run.folder, None if latest else int(settings.checkpoint))
-    extractor = trained_extractor(checkpoint, run.config)
+    step = None if latest else int(settings.checkpoint)
+    extractor = load_chosen(run.folder, step, lambda checkpoint: trained_extractor(checkpoint, run.config))
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if on_gpu else "cpu")
     extractor.network.to(device)

@@ -6,12 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar
 
@@ -33,6 +36,7 @@ PASSING = {
 """Errors that a network file system gives and takes back."""
 PATIENCE = 30.0  # seconds until such an error is taken for one that stays
 TEMPORARY = ".tmp-"  # prefix of the names of unfinished files
+ABANDONED = 7 * 86400.0  # seconds without a change after which an unfinished file of another machine has no owner
 
 
 class HashedWriter:
@@ -117,7 +121,8 @@ def sync(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that is synced and renamed to `path` if the block ends without an error."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    remove_leftovers(path.parent)
+    temporary = temporary_path(path)
     try:
         yield temporary
         sync(temporary)
@@ -126,6 +131,45 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where to write a file or folder before it gets its name, which says what process writes it."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}@{_machine()}@{path.name}")
+
+
+@cache
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder`. Only the first call in a process looks."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            owner = re.match(rf"{re.escape(TEMPORARY)}(\d+)@([^@]+)@.", path.name)
+            with suppress(OSError):
+                if owner is None or _is_owned(int(owner[1]), owner[2], path.lstat().st_mtime):
+                    continue
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@cache
+def _machine() -> str:
+    """What gives process numbers their meaning: containers on one host may have its name and their own numbers."""
+    try:
+        return f"{socket.gethostname()}.{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _is_owned(pid: int, machine: str, changed: float) -> bool:
+    """Whether a process may still be writing an unfinished file."""
+    if machine != _machine():
+        return time.time() - changed < ABANDONED
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,9 +18,9 @@ import soundfile
 
 from simdist.config.schema import SAMPLE_RATE
 from simdist.core.files import read_regular
+from simdist.data.splits import WAV_HEADER
 
 Pcm = npt.NDArray[np.int16]  # (num_samples,)
-WAV_HEADER = 44  # bytes before the first sample of a WAV that `encode` wrote
 BLOCK_SAMPLES = 1 << 22  # decoded at once: a header can announce any number of samples
 CLIPPED_SHARE = 0.001  # of samples at full scale; the worst of 636 utterances of LibriSpeech has 0.00002
 _FULL_SCALE = 1 << 15

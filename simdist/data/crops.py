@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from simdist.config.schema import SAMPLE_RATE
 from simdist.core.errors import InputError
 from simdist.data.shard_files import RETRY_SECONDS, Clock, ShardFiles
-from simdist.data.splits import Split
+from simdist.data.splits import NPY_HEADER, WAV_HEADER, Split
 
-WAV_HEADER = 44  # bytes before the first sample of the WAV files that simdist.pack writes
-NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .npy
+MAGNITUDE = 0x7FFF  # the bits of a float16 without its sign: as integers they sort like the magnitudes, NaN last
 
 
 class CorruptSampleError(InputError):
@@ -82,6 +83,7 @@ class CropReader:
     def __init__(self, split: Split, retry_seconds: float = RETRY_SECONDS, clock: Clock | None = None) -> None:
         self._split = split
         self._files = ShardFiles(split, retry_seconds, clock)
+        self._good_headers: set[int] = set()
         self._decoders = {"wav": self._decode_wav, "flac": self._decode_flac, "npy": self._decode_npy}
 
     def read(self, row: int, start: int, count: int) -> npt.NDArray[Any]:
@@ -92,13 +94,13 @@ class CropReader:
 
         Raises:
             CorruptSampleError: the member cannot be decoded, or ends too early.
-            InputError: the tar cannot be read.
+            InputError: the tar cannot be read, or latents are damaged.
         """
         index = self._split.index
         available = min(count, int(index.num_samples[row]) - start)
         try:
             decoded = self._decoders[self._split.manifest.encoding](row, start, available)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
             raise self._corrupt(row) from error
         if len(decoded) != available:
             raise self._corrupt(row)
@@ -116,13 +118,21 @@ class CropReader:
         return self._files.read(int(self._split.index.shard[row]), count, offset)
 
     def _decode_wav(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
-        offset = int(self._split.index.offset[row]) + WAV_HEADER + 2 * start
+        begin = int(self._split.index.offset[row])
+        if row not in self._good_headers:
+            if self._bytes(row, WAV_HEADER, begin) != wav_header(int(self._split.index.num_samples[row])):
+                raise ValueError("it is not PCM16 at 16 kHz in one channel, or has another length")
+            self._good_headers.add(row)
+        offset = begin + WAV_HEADER + 2 * start
         return np.frombuffer(self._bytes(row, 2 * count, offset), dtype="<i2")
 
     def _decode_npy(self, row: int, start: int, count: int) -> npt.NDArray[np.float16]:
         index = self._split.index
         frame = (int(index.size[row]) - NPY_HEADER) // int(index.num_samples[row])  # bytes
         content = self._bytes(row, count * frame, int(index.offset[row]) + NPY_HEADER + start * frame)
+        largest = np.float16(self._split.manifest.shards[int(index.shard[row])].get("largest", np.inf))
+        if (np.frombuffer(content, dtype="<u2") & MAGNITUDE).max(initial=0) > largest.view(np.uint16):
+            raise ValueError("a value is not finite, or larger than any that was written")
         return np.frombuffer(content, dtype="<f2").reshape(-1, frame // 2)
 
     def _decode_flac(self, row: int, start: int, count: int) -> npt.NDArray[np.int16]:
@@ -130,18 +140,32 @@ class CropReader:
         member = _TarMember(partial(self._bytes, row), int(index.offset[row]), int(index.size[row]))
         try:
             with soundfile.SoundFile(cast("BinaryIO", member)) as sound:
+                if (sound.samplerate, sound.channels, sound.frames) != (SAMPLE_RATE, 1, int(index.num_samples[row])):
+                    raise ValueError("it has another rate, several channels, or another length")
                 sound.seek(start)
                 return np.asarray(sound.read(count, dtype="int16"), dtype=np.int16)
         finally:
             if member.failure is not None:
                 raise member.failure
 
-    def _corrupt(self, row: int) -> CorruptSampleError:
+    def _corrupt(self, row: int) -> InputError:
         index = self._split.index
         path = self._split.shard_path(int(index.shard[row]))
+        if self._split.manifest.encoding == "npy":
+            return InputError(
+                f"the latents of {index.key[row]} in {path} are damaged. Run the same command again; "
+                "it computes them again"
+            )
         return CorruptSampleError(
             f"{index.key[row]} in {path} cannot be decoded. Check the shards with simdist.pack --verify"
         )
+
+
+def wav_header(num_samples: int) -> bytes:
+    """The first 44 bytes of a WAV that simdist.pack writes."""
+    size, rate = 2 * num_samples, SAMPLE_RATE
+    layout = "<4sI8sIHHIIHH4sI"
+    return struct.pack(layout, b"RIFF", 36 + size, b"WAVEfmt ", 16, 1, 1, rate, 2 * rate, 2, 16, b"data", size)
 
 
 @dataclass(frozen=True)
@@ -160,13 +184,19 @@ def read_corpus(reader: CropReader, split: Split, progress: bool = False) -> Dec
     """Decode a whole split into memory.
 
     Raises:
-        InputError: a tar cannot be read.
+        InputError: a tar cannot be read, or the split does not fit into memory.
     """
     from rich.progress import track
 
     lengths = split.index.num_samples
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    samples = np.zeros(int(lengths.sum()), dtype=np.int16)
+    try:
+        samples = np.zeros(int(lengths.sum()), dtype=np.int16)
+    except MemoryError as error:
+        raise InputError(
+            f"{split.folder} takes {2 * int(lengths.sum()):,} bytes of memory when decoded, which cannot be had. "
+            "Set --data.cache none"
+        ) from error
     corrupt: set[int] = set()
 
     def load(row: int) -> None:

@@ -64,7 +64,7 @@ def open_clips(config: DataConfig, name: str) -> Clips:
     check_shards(split)
     if split.manifest.sample_rate != 16_000:
         raise InputError(
-            f"{split.folder} was packed at {split.manifest.sample_rate} Hz; simdist trains at 16,000 Hz: pack again"
+            f"{split.folder} was packed at {split.manifest.sample_rate:,} Hz; simdist trains at 16,000 Hz: pack again"
         )
     long_enough = split.index.num_samples >= config.crop
     rows = np.arange(len(split.index)) if config.short_clips == "pad" else np.flatnonzero(long_enough)

@@ -13,25 +13,44 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from simdist.core.errors import InputError
+from simdist.core.files import open_regular, read_regular
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 PHONE_HOP = 160  # samples between two phone labels: 10 ms at 16 kHz
+WAV_HEADER = 44  # bytes before the first sample of the WAV files that simdist.pack writes
+NPY_HEADER = 128  # bytes before the first value of a two-dimensional array in .npy
+FLAC_DENSITY = 6554  # samples per byte at most: a frame takes 10 bytes or more and holds 65,535 samples or fewer
+NOT_IN_NAMES = frozenset("/\\\0") | {chr(code) for code in range(0xD800, 0xE000)}  # surrogates cannot be encoded
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 def is_plain(name: object) -> bool:
     """Whether a name that was read from a file stays in the folder that it is looked up in."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    return isinstance(name, str) and name not in ("", ".", "..") and NOT_IN_NAMES.isdisjoint(name)
+
+
+class ShardEntry(TypedDict):
+    """A tar in a manifest."""
+
+    name: str
+    sha256: str
+    bytes: Count
+    num_samples: Count
+    num_seconds: float
+    largest: NotRequired[float]
+    """Of latents: the largest magnitude of a value."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +63,11 @@ class Manifest:
     encoding: Literal["flac", "wav", "npy"]
     """`npy` are latents that a stagewise run cached: (frames, channels) float16, and "samples" are frames."""
     sample_rate: int
-    num_samples: int
+    num_samples: Count
     """Utterances in the split."""
     num_seconds: float
-    shards: list[dict[str, Any]]
-    """For each tar, in order: `name`, `sha256`, `bytes`, `num_samples`, `num_seconds`."""
+    shards: list[ShardEntry]
+    """The tars, in order."""
     labels: dict[str, list[str]]
     """Class names: `speaker`, `syllable`, `vowel` are one an utterance, `phone` one each 10 ms."""
     fingerprint: str
@@ -58,8 +77,6 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Raise ValueError where a name could lead out of the folder: shards and labels become names of files."""
-        if self.encoding not in ("flac", "wav", "npy"):
-            raise ValueError(f"its encoding is {self.encoding!r}, not flac, wav or npy")
         for name in [shard["name"] for shard in self.shards] + list(self.labels):
             if not is_plain(name):
                 raise ValueError(f"it names {name!r}, which is no plain file name")
@@ -95,7 +112,9 @@ class Index:
 
     @staticmethod
     def load(path: Path) -> Index:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_regular(path, None) as file, np.load(file, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > path.stat().st_size:
+                raise ValueError("it is compressed, and may have any size")
             plain = {f.name: stored[f.name] for f in dataclasses.fields(Index) if f.name != "labels"}
             labels = {name.removeprefix("label_"): stored[name] for name in stored if name.startswith("label_")}
         return Index(**plain, labels=labels)
@@ -134,12 +153,13 @@ def open_split(root: str | Path, name: str) -> Split:
     if not (folder / MANIFEST).is_file():
         state = "packing was not finished" if any(folder.iterdir()) else "the folder is empty"
         raise InputError(f"{folder} has no {MANIFEST}: {state}; run `{how}` (it continues where it stopped)")
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = _open_manifest(folder / MANIFEST)
     try:
         index = Index.load(folder / INDEX)
         _check_index(index, manifest)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{folder / INDEX} cannot be used ({error}); pack again with --overwrite") from error
+    except Exception as error:  # zipfile and numpy raise many kinds for what is no index
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{folder / INDEX} cannot be used ({reason}); pack again with --overwrite") from error
     return Split(folder, manifest, index)
 
 
@@ -151,31 +171,71 @@ def _check_index(index: Index, manifest: Manifest) -> None:
     for name, column in columns.items():
         if column.shape != (len(index),):
             raise ValueError(f"its column {name!r} has the shape {column.shape}, not ({len(index)},)")
+        if len(index) and column.dtype.kind != ("U" if name == "key" else "i"):
+            raise ValueError(f"its column {name!r} has the type {column.dtype}")
+    _check_labels(index, manifest)
     if len(index) == 0:
         return
     if index.shard.min() < 0 or index.shard.max() >= len(manifest.shards):
         raise ValueError("it names a shard that the manifest does not have")
-    sizes = np.array([shard["bytes"] for shard in manifest.shards], dtype=np.int64)[index.shard]
-    inside = (index.offset >= 0) & (index.size >= 0) & (index.offset + index.size <= sizes) & (index.num_samples > 0)
+    inside = (index.num_samples > 0) & _lies_inside(index.offset, index.size, index, manifest)
+    inside &= (index.phones_offset < 0) | _lies_inside(index.phones_offset, index.phones_size, index, manifest)
     for row in np.flatnonzero(~inside)[:1]:
         raise ValueError(f"sample {index.key[row]} does not lie inside its shard")
-    for key in index.key.tolist():
+    for row in np.flatnonzero(~_has_room(index, manifest.encoding))[:1]:
+        count, size = int(index.num_samples[row]), int(index.size[row])
+        raise ValueError(
+            f"sample {index.key[row]} cannot have {count:,} samples in {size:,} bytes of {manifest.encoding}"
+        )
+    keys = index.key.tolist()
+    for key in keys:
         if not is_plain(key):
             raise ValueError(f"it names a sample {key!r}, which is no plain file name")
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"it names {len(keys) - len(set(keys))} samples more than once")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _check_labels(index: Index, manifest: Manifest) -> None:
+    wanted = {name: len(classes) for name, classes in manifest.labels.items() if name != "phone"}
+    if index.labels.keys() != wanted.keys():
+        raise ValueError(f"it has the labels {sorted(index.labels)} and {MANIFEST} {sorted(wanted)}")
+    for name, classes in index.labels.items():
+        if len(classes) and not -1 <= classes.min() <= classes.max() < wanted[name]:
+            raise ValueError(f"its label {name!r} has classes that {MANIFEST} does not name")
+
+
+def _lies_inside(offset: np.ndarray, size: np.ndarray, index: Index, manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """(num_samples,) whether bytes [offset, offset + size) are in the sample's shard."""
+    ends = np.array([shard["bytes"] for shard in manifest.shards], dtype=np.int64)[index.shard]
+    return (offset >= 0) & (size > 0) & (offset <= ends) & (size <= ends - offset)
+
+
+def _has_room(index: Index, encoding: str) -> npt.NDArray[np.bool_]:
+    """(num_samples,) whether a member of its size can have as many samples as the index says."""
+    if encoding == "flac":
+        return index.num_samples // FLAC_DENSITY <= index.size
+    if encoding == "wav":
+        return (index.size - WAV_HEADER) // 2 == index.num_samples
+    return (index.size > NPY_HEADER) & ((index.size - NPY_HEADER) % index.num_samples == 0)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises OSError or ValueError if it cannot be read, or is no manifest."""
     try:
-        stored = json.loads(path.read_text())
-        version = stored["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        stored = json.loads(read_regular(path))
+        return msgspec.convert({field.name: stored[field.name] for field in dataclasses.fields(Manifest)}, Manifest)
+    except (KeyError, TypeError, RecursionError, msgspec.ValidationError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _open_manifest(path: Path) -> Manifest:
+    try:
+        manifest = read_manifest(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a manifest of simdist ({error}); pack again with --overwrite") from error
-    if version != FORMAT_VERSION:
+    if manifest.format_version != FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {version}, this simdist reads {FORMAT_VERSION}; "
+            f"{path} has format version {manifest.format_version}, this simdist reads {FORMAT_VERSION}; "
             "pack again with --overwrite, or use the simdist that packed it"
         )
-    try:
-        return Manifest(**{f.name: stored[f.name] for f in dataclasses.fields(Manifest)})
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest of simdist ({error}); pack again with --overwrite") from error
+    return manifest

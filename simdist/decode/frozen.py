@@ -13,7 +13,7 @@ from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.loading import load_encoder
 from simdist.models.encoder import GreedyEncoder, hash_weights
-from simdist.runs.checkpoints import choose_checkpoint, step_of
+from simdist.runs.checkpoints import load_chosen, step_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
     if wanted.untrained:
         encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
     else:
-        checkpoint = choose_checkpoint(run, wanted.checkpoint)
-        encoder, step = load_encoder(checkpoint, config), step_of(checkpoint)
+        encoder, step = load_chosen(run, wanted.checkpoint, lambda found: (load_encoder(found, config), step_of(found)))
     weights = hash_weights(encoder)[:16]
     if wanted.encoder_weights not in ("", weights):
         raise InputError(

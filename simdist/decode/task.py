@@ -70,6 +70,10 @@ class DecoderTask:
         return self._data.fingerprint
 
     @property
+    def test_fingerprint(self) -> str:
+        return self._data.test_fingerprint
+
+    @property
     def validation_clips(self) -> int:
         return self._data.validation_clips
 

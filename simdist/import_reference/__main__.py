@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from simdist.config.load import experiment_parser, parse_experiment
 from simdist.config.schema import RUN_DIR
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError
-from simdist.core.files import TEMPORARY
+from simdist.core.files import remove_leftovers, temporary_path
 
 DESCRIPTION = """\
 Create a run folder from a checkpoint of the reference implementation (model_N.ckpt), to train, probe or decode it.
@@ -37,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from simdist.training.checkpoint import Checkpoint, Retention, save_checkpoint
 
     encoder, config = load_reference_checkpoint(parsed.CHECKPOINT, config)
-    imported = Run(parsed.run.with_name(f"{TEMPORARY}{os.getpid()}-{parsed.run.name}"), config)
+    imported = Run(temporary_path(parsed.run), config)
+    remove_leftovers(parsed.run.parent)
     try:
         imported.write()
         save_checkpoint(imported.checkpoints, Checkpoint(0, 0, "", encoder.state_dict(), []), Retention(last=1))

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zipfile
 from pathlib import Path
+from typing import BinaryIO, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from simdist.config.schema import Config
 from simdist.core.errors import InputError
+from simdist.core.files import open_regular
 from simdist.models.encoder import GreedyEncoder
+
+MOST_BYTES = 2**32  # of a checkpoint; those that were published have some 100 MB
 
 
 def reference_names(encoder: GreedyEncoder) -> dict[str, str]:
@@ -39,7 +44,7 @@ def _upstream_name(name: str, convs: list[int]) -> str:
     return f"{owners.get(owner, 'loss.predictor')}.{rest}"
 
 
-def is_upstream(state: object) -> bool:
+def _is_reference(state: object) -> TypeGuard[dict[object, object]]:
     """Whether something that was unpickled is a state dict of the reference encoder."""
     return isinstance(state, dict) and any("fullmodel." in str(name) for name in state)
 
@@ -57,9 +62,10 @@ def load_reference_checkpoint(path: Path, config: Config) -> tuple[GreedyEncoder
     """
     state = _read(path)
     config = _fit_widths(config, state, path)
-    encoder = GreedyEncoder(config.model, config.loss, config.seed)
-    ours = encoder.state_dict()
-    names = reference_names(encoder)
+    with torch.device("meta"):  # shapes alone: widths that do not fit could need more memory than there is
+        shapes = GreedyEncoder(config.model, config.loss, config.seed)
+    ours = shapes.state_dict()
+    names = reference_names(shapes)
     translated = {}
     for name, theirs in names.items():
         if theirs not in state:
@@ -73,44 +79,87 @@ def load_reference_checkpoint(path: Path, config: Config) -> tuple[GreedyEncoder
     for theirs in sorted(state):
         if theirs not in names.values() and ".encoder_var." not in theirs:
             raise InputError(f"{path} has a tensor {theirs}, which this config has no place for; {_presets(state)}")
+    encoder = GreedyEncoder(config.model, config.loss, config.seed)
     encoder.load_state_dict(translated)
     return encoder, config
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    """Tensors by the names of the reference implementation, without `module.`; all checked by `_problem`."""
+    if not path.exists() or path.is_dir():
         raise InputError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}; name model_N.ckpt")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, with advice to unpickle what could run code
-        kind = type(error).__name__
-        raise InputError(f"{path} is not a checkpoint of tensors ({kind}); name model_N.ckpt") from error
-    if not is_upstream(state):
+        file = open_regular(path, MOST_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; name model_N.ckpt") from error
+    with file:
+        try:
+            if zipfile.is_zipfile(file) and _unpacked_bytes(file) > path.stat().st_size:
+                raise ValueError("it is compressed, and may have any size")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds, with advice to unpickle what could run code
+            kind = type(error).__name__
+            raise InputError(f"{path} is not a checkpoint of tensors ({kind}); name model_N.ckpt") from error
+    if not _is_reference(state):
         raise InputError(f"{path} is not a checkpoint of the reference encoder: it has no tensor fullmodel.…")
-    plain = {re.sub(r"^module\.", "", name): tensor for name, tensor in state.items()}
+    for name, value in state.items():
+        problem = _problem(name, value)
+        if problem:
+            raise InputError(f"{path} cannot be used: {problem}")
+    plain = {re.sub(r"^module\.", "", name): tensor for name, tensor in cast("dict[str, Tensor]", state).items()}
     return {re.sub(r"\.layer (\d+)\.", r".\1.", name): tensor for name, tensor in plain.items()}
+
+
+def _unpacked_bytes(file: BinaryIO) -> int:
+    with zipfile.ZipFile(file) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def _problem(name: object, value: object) -> str:
+    """What is wrong with an entry of a state dict; empty if it is a tensor of finite numbers that the file has."""
+    if not isinstance(name, str):
+        return f"it has a tensor named {name!r}, not by a string"
+    if not isinstance(value, Tensor):
+        return f"{name} is not a tensor but {type(value).__name__}"
+    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+        return f"{name} is a tensor of another layout than a plain one"
+    if value.is_meta:
+        return f"{name} is a tensor without values"
+    if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+        return f"{name} is a tensor of {str(value.dtype).removeprefix('torch.')}, not of floating-point numbers"
+    if value.nbytes > value.untyped_storage().nbytes():  # strides of 0 repeat a value without end
+        return f"{name}, of shape {tuple(value.shape)}, announces more values than the file has"
+    return "" if value.isfinite().all() else f"{name} has values that are NaN or infinite"
 
 
 def _fit_widths(config: Config, state: dict[str, Tensor], path: Path) -> Config:
     """Replace width, context width and prediction steps by those of the tensors."""
-    first = state.get("fullmodel.0.encoder.encoder.0.0.weight")
-    if first is None:
-        raise InputError(f"{path} has no tensor fullmodel.0.encoder.encoder.0.0.weight: it holds no audio encoder")
-    width = first.shape[0]
-    grus = [tensor for name, tensor in sorted(state.items()) if name.endswith("gru.weight_hh_l0")]
+    name = "fullmodel.0.encoder.encoder.0.0.weight"
+    if name not in state:
+        raise InputError(f"{path} has no tensor {name}: it holds no audio encoder")
+    width = _size(state, name, 0, path)
+    grus = [name for name in sorted(state) if name.endswith("gru.weight_hh_l0")]
+    context_width = _size(state, grus[0], 1, path) if grus else config.model.context_width
     modules = []
     for m, module in enumerate(config.model.modules):
-        predictor = state.get(f"fullmodel.{m}.loss.predictor.weight")
-        steps = None if predictor is None or predictor.shape[0] % width else predictor.shape[0] // width
+        predictor = f"fullmodel.{m}.loss.predictor.weight"
+        rows = _size(state, predictor, 0, path) if predictor in state else 0
+        steps = rows // width if rows and rows % width == 0 else None
         known = module.prediction_steps or config.loss.prediction_steps
         modules.append(module if steps in (None, known) else dataclasses.replace(module, prediction_steps=steps))
-    model = dataclasses.replace(
-        config.model,
-        width=width,
-        context_width=grus[0].shape[1] if grus else config.model.context_width,
-        modules=tuple(modules),
-    )
-    return dataclasses.replace(config, model=model)
+    try:
+        model = dataclasses.replace(config.model, width=width, context_width=context_width, modules=tuple(modules))
+        return dataclasses.replace(config, model=model)
+    except ValueError as error:
+        raise InputError(f"{path} does not fit this config: {error}") from error
+
+
+def _size(state: dict[str, Tensor], name: str, dimension: int, path: Path) -> int:
+    shape = tuple(state[name].shape)
+    if len(shape) <= dimension or shape[dimension] < 1:
+        raise InputError(f"{path}: tensor {name} has the shape {shape}, which no encoder has")
+    return shape[dimension]
 
 
 def _presets(state: dict[str, Tensor]) -> str:

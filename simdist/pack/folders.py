@@ -12,7 +12,7 @@ from typing import Any
 
 from simdist.core.errors import InputError, shortened
 from simdist.core.files import TEMPORARY, write_json
-from simdist.data.splits import INDEX, MANIFEST, Manifest
+from simdist.data.splits import INDEX, MANIFEST, Manifest, read_manifest
 from simdist.pack.corpora import CorpusProblem, some_names, visible
 from simdist.pack.shards import DiskError, Shard, ShardJob, read_sidecar, sidecar_path
 
@@ -66,9 +66,8 @@ def stored_manifest(folder: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text())
-        return Manifest(**{f.name: stored[f.name] for f in dataclasses.fields(Manifest)})
-    except (ValueError, KeyError, TypeError) as error:
+        return read_manifest(path)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a manifest of this simdist ({error}); remove {folder} to pack it from scratch"
         ) from error

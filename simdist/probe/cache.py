@@ -1,7 +1,7 @@
 """Features on disk: encoded once, shared by every probe, rank and job that needs them.
 
     CACHE/KEY/entry.json              what it is, and the bytes it is to take when complete
-    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio
+    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio, with their sha256
     CACHE/locks/                      locks of shards, and of readers
 
 KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so entries never mix
@@ -23,14 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from simdist.config.schema import SAMPLE_RATE
-from simdist.core.errors import InputError
+from simdist.core.errors import FailedError, InputError
 from simdist.core.file_locks import SharedLock
 from simdist.core.files import replacing, write_json
+from simdist.core.output import write_error
 from simdist.core.signals import SignalHandler
 from simdist.data.splits import Split
 from simdist.probe.feature_extractors import FeatureExtractor
@@ -39,6 +40,7 @@ from simdist.probe.work_sharing import POLL_SECONDS, share
 
 SHARD_SAMPLES = 120 * SAMPLE_RATE  # audio in a shard of features: the unit of work and of loss
 GIGABYTE = 10**9
+CHECKSUM = "sha256"  # metadata of a shard
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,9 @@ class FeatureCache:
                 f"module_{module}": torch.cat([found[row][place][module] for row in rows])
                 for module in range(len(extractor.dimensions))
             }
-            with replacing(self._shard(entry, number)) as temporary:
-                temporary.write_bytes(save(tensors))  # its own save_file makes files that nobody else may read
+            _check_finite(tensors, extractor)
+            with replacing(self._shard(entry, number)) as temporary:  # save_file makes files that nobody else may read
+                temporary.write_bytes(save(tensors, {CHECKSUM: _checksum(tensors)}))
         return len(rows)
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -198,14 +201,13 @@ class FeatureCache:
         shards = []
         for number in range(len(rows)):
             path = self._shard(entry, number)
-            try:
-                shards.append(load_file(path))
-                complete = all(len(tensor) == sum(counts[number]) for tensor in shards[-1].values())
-            except (SafetensorError, FileNotFoundError):
-                complete = False
-            if not complete:
-                path.unlink(missing_ok=True)
+            tensors = _read_whole(path)
+            if tensors is None or any(len(tensor) != sum(counts[number]) for tensor in tensors.values()):
+                if path.exists():
+                    write_error(f"features in {path} are damaged; computing them again")
+                    path.unlink(missing_ok=True)
                 return None
+            shards.append(tensors)
         return Features(shards, rows, counts)
 
     def _hold(self, entry: CacheEntry) -> SharedLock:
@@ -250,6 +252,36 @@ class FeatureCache:
                 f"the features need {size / GIGABYTE:.3g} GB, and {self._folder} may hold {self._limit / GIGABYTE:.3g} "
                 f"GB, of which {sum(taken.values()) / GIGABYTE:.3g} GB are in use; raise --cache-gb, "
                 "or probe fewer labels in one command"
+            )
+
+
+def _read_whole(path: Path) -> dict[str, Tensor] | None:
+    """Map a shard; None if it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(CHECKSUM)
+        tensors = load_file(path)
+    except (SafetensorError, FileNotFoundError):
+        return None
+    return tensors if _checksum(tensors) == expected else None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().numpy()))  # pyright: ignore[reportArgumentType]: before Python 3.12
+    return digest.hexdigest()
+
+
+def _check_finite(tensors: dict[str, Tensor], extractor: FeatureExtractor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            what = f"the encoder of step {extractor.step:,}" if extractor.kind == "trained" else extractor.kind
+            raise FailedError(
+                f"features of {what} ({name}) are NaN, infinite or too large for {tensor.dtype}. Probe an earlier "
+                "checkpoint with --checkpoint, or leave out the cache with --cached false"
             )
 
 

@@ -143,8 +143,9 @@ def read_phones(split: Split, row: int, num_classes: int) -> npt.NDArray[np.int6
             tar.seek(int(index.phones_offset[row]))
             content = tar.read(int(index.phones_size[row]))
         phones = np.load(io.BytesIO(content), allow_pickle=False).astype(np.int64)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"the phones of {key} in {path} cannot be read ({error}); pack again") from error
+    except Exception as error:  # numpy raises many kinds for what is no array
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the phones of {key} in {path} cannot be read ({reason}); pack again") from error
     frames = num_phone_frames(int(index.num_samples[row]))
     if phones.ndim != 1 or abs(len(phones) - frames) > PHONE_TOLERANCE:
         raise InputError(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from simdist.core.errors import InputError
 from simdist.core.files import patiently, sha256_of
@@ -22,6 +23,19 @@ from simdist.core.files import patiently, sha256_of
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
 UNFINISHED, REPLACED, REMOVED = ".tmp", ".old", ".removed"
 """Endings of the names of folders that do not count as checkpoints: being written, replaced, removed."""
+
+
+Loaded = TypeVar("Loaded")
+
+
+class CheckpointGoneError(InputError):
+    """A checkpoint was removed while it was read: a running training keeps the newest ones only."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"checkpoint {folder} does not exist, or was removed while it was read. Choose another one; "
+            "train.keep_every keeps some permanently"
+        )
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -101,7 +115,7 @@ def good_checkpoints(folder: Path, report: Callable[[str], None]) -> Iterator[Pa
         problem = verify_checkpoint(candidate)
         if problem is None:
             yield candidate
-        else:
+        elif candidate.exists():  # otherwise a running training has just removed it
             report(f"checkpoint {candidate} is damaged ({problem}); skipping it")
 
 
@@ -114,21 +128,45 @@ def choose_checkpoint(run: Path, step: int | None = None) -> Path:
     Raises:
         InputError: there is no complete checkpoint, or none of this step, or it is damaged.
     """
-    folder, damaged = run / "checkpoints", []
-    if step is None:
-        newest = latest_checkpoint(folder, damaged.append)
-        if newest is None:
-            raise InputError("; ".join([f"{run} has no complete checkpoint. Train it first", *damaged]))
-        return newest
+    folder = run / "checkpoints"
     found = {step_of(path): path for path in checkpoint_folders(folder)}
+    if step is None:
+        damaged: list[str] = []
+        newest = latest_checkpoint(folder, damaged.append)
+        if newest is not None:
+            return newest
+        if checkpoint_folders(folder) != list(found.values()):  # a training saves and removes them meanwhile
+            return choose_checkpoint(run)
+        raise InputError("; ".join([f"{run} has no complete checkpoint. Train it first", *damaged]))
     if step not in found:
         there = ", ".join(map(str, sorted(found)))
         remedy = f"it has {there}. Choose one of them" if found else "it has none. Train it first"
         raise InputError(f"{run} has no checkpoint of step {step}; {remedy}")
     problem = verify_checkpoint(found[step])
+    if problem is not None and not found[step].exists():
+        raise CheckpointGoneError(found[step])
     if problem is not None:
         raise InputError(f"checkpoint {found[step]} is damaged: {problem}. Choose another one")
     return found[step]
+
+
+def load_chosen(run: Path, step: int | None, load: Callable[[Path], Loaded]) -> Loaded:
+    """Load the checkpoint of a step, or the newest complete one even if a running training removes checkpoints.
+
+    Args:
+        run: folder of a run or a decoder.
+        step: None for the newest.
+        load: reads a checkpoint folder; raises `CheckpointGoneError` if that is removed meanwhile.
+
+    Raises:
+        InputError: see `choose_checkpoint`.
+    """
+    while True:
+        try:
+            return load(choose_checkpoint(run, step))
+        except CheckpointGoneError:
+            if step is not None:
+                raise
 
 
 def verify_checkpoint(folder: Path) -> str | None:
@@ -147,6 +185,10 @@ def _difference(folder: Path) -> str | None:
     for name in (MODEL, OPTIMIZER, STATE):
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if files.get(name) != {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}:
+        try:
+            found = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if files.get(name) != found:
             return f"{name} differs from its sha256"
     return None

@@ -68,6 +68,10 @@ class EncoderTask:
         return self._data.fingerprint
 
     @property
+    def test_fingerprint(self) -> str:
+        return self._data.test_fingerprint
+
+    @property
     def validation_clips(self) -> int:
         return self._data.validation_clips
 
@@ -145,7 +149,7 @@ class EncoderTask:
         folder = self._run.folder / "latents" / f"module_{frozen[-1].number}"
         log(f"latents of module {frozen[-1].number}: {folder}")
         cache = LatentCache(folder / data.train_split, frozen, self._data.clips, data.crop, seed, data.retry_seconds)
-        cache.write(self._process)
+        cache.write(self._process, log)
         latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
         loader = self._data.load(open_clips(latents, data.train_split), latents)
         return InputSource(loader, stage, cache.skipped)

@@ -33,11 +33,12 @@ from simdist.runs.checkpoints import (
     REPLACED,
     STATE,
     UNFINISHED,
+    CheckpointGoneError,
     checkpoint_folders,
     step_of,
 )
 
-STATE_KEYS = ("step", "consumed", "fingerprint", "recovery", "nonfinite_steps", "bad_samples")
+STATE_KEYS = ("step", "consumed", "fingerprint", "test_fingerprint", "recovery", "nonfinite_steps", "bad_samples")
 OLD_NAMES = {  # of keys in state.json until November 2026
     "courses": "recovery",
     "bad_steps": "nonfinite_steps",
@@ -66,6 +67,8 @@ class Checkpoint:
     """Number of consecutive steps that each module has skipped; [] for none."""
     bad_samples: list[str] = field(default_factory=list)
     """Why corrupt samples were skipped."""
+    test_fingerprint: str = ""
+    """Fingerprint of the test split; empty without validation."""
 
     def on_host(self) -> Checkpoint:
         """A copy in host memory."""
@@ -191,12 +194,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a verified checkpoint to the CPU.
 
     Raises:
+        CheckpointGoneError: it was removed meanwhile.
         InputError: it contains anything but tensors and numbers.
     """
     try:
         state = json.loads((folder / STATE).read_text(), object_hook=_with_current_names)
         optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         return Checkpoint(**state, model=load_file(folder / MODEL), optimizer=optimizer)
+    except FileNotFoundError as error:
+        raise CheckpointGoneError(folder) from error
     except (pickle.UnpicklingError, SafetensorError, ValueError, TypeError, RuntimeError, EOFError) as error:
         raise InputError(
             f"checkpoint {folder} was not written by simdist ({type(error).__name__}), so nothing in it was run. "

@@ -32,6 +32,7 @@ class TrainingData:
             self.clips = open_clips(config.data, config.data.train_split)
             self._test_clips = self._open_test_clips() if validate else None
             self._check_parts()
+            self._check_audio()
         manifests = [clips.split.manifest for clips in (self.clips, self._test_clips) if clips is not None]
         fingerprints = {f"the fingerprint of split {each.split}": each.fingerprint[:12] for each in manifests}
         check_equal(process.cpu_group, f"data in {config.data.root}", fingerprints)
@@ -41,6 +42,11 @@ class TrainingData:
     def fingerprint(self) -> str:
         """Fingerprint of the training split."""
         return self.clips.split.manifest.fingerprint
+
+    @property
+    def test_fingerprint(self) -> str:
+        """Fingerprint of the test split; empty without validation."""
+        return "" if self._test_clips is None else self._test_clips.split.manifest.fingerprint
 
     @property
     def test_clips(self) -> Clips:
@@ -88,6 +94,11 @@ class TrainingData:
                 f"train.accumulate={parts} does not divide the {per_rank} clips per rank of "
                 f"data.batch_size={batch_size}. Use a divisor of {per_rank}"
             )
+
+    def _check_audio(self) -> None:
+        for clips in filter(None, (self.clips, self._test_clips)):
+            if clips.split.manifest.encoding == "npy":
+                raise InputError(f"{clips.split.folder} contains latents, not audio. Set --data.root to packed audio")
 
     def _open_test_clips(self) -> Clips:
         clips = open_clips(self._config.data, self._config.data.test_split)

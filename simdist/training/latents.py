@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +25,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from webdataset.writer import TarWriter
 
-from simdist.core.errors import InputError
+from simdist.core.errors import FailedError, InputError
 from simdist.core.files import TEMPORARY, replacing, sha256_of, write_json
 from simdist.core.random_streams import stream_seed
 from simdist.core.signals import SignalHandler, StoppedError
 from simdist.data.crops import CorruptSampleError, CropReader
-from simdist.data.integrity import damaged_shards
 from simdist.data.loader import Clips
 from simdist.data.shard_files import RETRY_SECONDS
 from simdist.data.splits import FORMAT_VERSION, INDEX, MANIFEST, Index, Manifest, open_split
+from simdist.training.agreement import together
 from simdist.training.distributed import Process
 from simdist.training.step import NumberedModule
 
@@ -62,42 +64,70 @@ class LatentCache:
         self.skipped: tuple[str, ...] = ()
         """Why utterances are not in the split: the messages of their `CorruptSampleError`s."""
 
-    def write(self, process: Process) -> None:
-        """Write missing shards on all ranks, then complete the split on rank 0.
+    def write(self, process: Process, log: Callable[[str], None]) -> None:
+        """Write missing and damaged shards on all ranks, then the index and manifest on rank 0.
 
-        Corrupt samples are left out and listed in `skipped`.
+        Every shard that is there already is compared with its sha256: rot changes neither size nor time. Corrupt
+        samples are left out and listed in `skipped`.
+
+        Args:
+            process: this process in its world.
+            log: prints a line on the terminal.
 
         Raises:
             StoppedError: on all ranks, if any was asked to stop. Complete shards stay.
-            InputError: the disk is full.
+            InputError: on all ranks; the disk is full, or a module's latents cannot be stored.
         """
         accelerator, identity = process.accelerator, self._identity()
-        if accelerator.is_main_process:
-            self._begin(identity)
-        accelerator.wait_for_everyone()
-        shards = np.unique(self._clips.split.index.shard[self._clips.rows])
+        with together(process.cpu_group), self._naming_the_disk():
+            if accelerator.is_main_process:
+                self._begin(identity)
+        shards = np.unique(self._clips.split.index.shard[self._clips.rows]).tolist()
         rank, world = accelerator.process_index, accelerator.num_processes
+        damaged = False
         for first in range(0, len(shards), world):  # in lockstep, so that all ranks can stop together
-            if first + rank < len(shards):
-                self._write_missing(int(shards[first + rank]), accelerator, process.stop)
+            with together(process.cpu_group), self._naming_the_disk():
+                if first + rank < len(shards):
+                    damaged |= self._complete(shards[first + rank], accelerator, process.stop)
             process.check_stop()
-        if accelerator.is_main_process and not (self._folder / MANIFEST).exists():
-            self._finish([int(shard) for shard in shards], identity)
-        accelerator.wait_for_everyone()
+        if process.cpu_group.all_reduce_max(int(damaged))[0]:
+            log(f"latents in {self._folder} were damaged; the damaged shards are computed again")
+        with together(process.cpu_group), self._naming_the_disk():
+            if accelerator.is_main_process:
+                self._finish(shards, identity)
         self.skipped = tuple(open_split(self._folder.parent, self._folder.name).manifest.packed_with.get("skipped", []))
 
-    def _write_missing(self, shard: int, accelerator: Accelerator, stop: SignalHandler) -> None:
-        if (self._folder / MANIFEST).exists() or self._sidecar(shard).exists():
-            return
+    def _complete(self, shard: int, accelerator: Accelerator, stop: SignalHandler) -> bool:
+        """Write a shard that is missing or damaged. Returns whether it was damaged."""
+        begun = self._sidecar(shard).exists()
+        if begun and self._is_whole(shard):
+            return False
         try:
             self._write_shard(shard, accelerator, stop)
         except StoppedError:
-            return  # without this shard; `write` stops all ranks
+            return False  # without this shard; `write` stops all ranks
+        return begun
+
+    @contextmanager
+    def _naming_the_disk(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"latents cannot be written to {self._folder} ({error.strerror}). They take about "
                 f"{self._expected_bytes():,} bytes. Free some space, or set --train.cache_latents false --force"
             ) from error
+
+    def _is_whole(self, shard: int) -> bool:
+        """Whether a shard and what is known of it are as they were written."""
+        try:
+            known = self._read_sidecar(shard)
+            return known["checksum"] == _checksum(known) and sha256_of(self._shard(shard)) == known["shard"]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _read_sidecar(self, shard: int) -> dict[str, Any]:
+        return json.loads(self._sidecar(shard).read_text())
 
     def _identity(self) -> str:
         """sha256 of the frozen weights and the audio."""
@@ -118,25 +148,11 @@ class LatentCache:
                 path.unlink()
             with replacing(marker) as temporary:
                 temporary.write_text(identity)
-        if (self._folder / MANIFEST).exists():
-            self._drop_damaged()
-
-    def _drop_damaged(self) -> None:
-        """Remove damaged shards and the manifest, so that these shards are written again."""
-        try:
-            split = open_split(self._folder.parent, self._folder.name)
-            damaged = {split.manifest.shards[i]["name"] for i in damaged_shards(split)}
-        except InputError:  # index or manifest
-            damaged = {path.name for path in self._folder.glob("shard-*.tar")}
-            (self._folder / MANIFEST).unlink()
-        for name in sorted(damaged):
-            (self._folder / MANIFEST).unlink(missing_ok=True)
-            (self._folder / f".{Path(name).stem}.json").unlink(missing_ok=True)
 
     def _write_shard(self, shard: int, accelerator: Accelerator, stop: SignalHandler) -> None:
         index, rows, skipped = self._clips.split.index, [], []
-        final = self._folder / f"shard-{shard:06d}.tar"
-        with replacing(final) as temporary:
+        largest = 0.0
+        with replacing(self._shard(shard)) as temporary:
             with TarWriter(str(temporary), mtime=0) as tar:
                 for row in self._clips.rows[index.shard[self._clips.rows] == shard]:
                     stop.check()
@@ -145,13 +161,27 @@ class LatentCache:
                     except CorruptSampleError as error:
                         skipped.append(str(error))
                         continue
+                    largest = max(largest, self._largest(latent, str(index.key[row])))
                     tar.write({"__key__": str(index.key[row]), "npy": latent})
                     rows.append({"key": str(index.key[row]), "row": int(row), "num_samples": len(latent)})
             with tarfile.open(temporary) as tar:
                 for row, member in zip(rows, tar, strict=True):
                     row["offset"], row["size"] = member.offset_data, member.size
-            facts = {"name": final.name, "sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
-        write_json(self._sidecar(shard), {"rows": rows, "shard": facts, "skipped": skipped})
+            size, name = temporary.stat().st_size, self._shard(shard).name
+            facts = {"name": name, "sha256": sha256_of(temporary), "bytes": size, "largest": largest}
+        content = {"rows": rows, "shard": facts, "skipped": skipped}
+        write_json(self._sidecar(shard), content | {"checksum": _checksum(content)})
+
+    def _largest(self, latent: np.ndarray, key: str) -> float:
+        """The largest magnitude of a latent."""
+        largest = float(np.abs(latent).max())
+        if not np.isfinite(largest):
+            raise FailedError(
+                f"module {self._trainers[-1].number} makes values of {key} that are NaN, infinite or beyond "
+                f"{np.finfo(latent.dtype).max:,.0f}, which cannot be cached in float16. Look at the module's metrics; "
+                "--train.cache_latents false --force continues without the cache"
+            )
+        return largest
 
     @torch.no_grad()
     def _encode(self, row: int, accelerator: Accelerator) -> np.ndarray:
@@ -168,7 +198,7 @@ class LatentCache:
         return stored[0].cpu().half().numpy()
 
     def _finish(self, shards: list[int], identity: str) -> None:
-        sidecars = [json.loads(self._sidecar(shard).read_text()) for shard in shards]
+        sidecars = [self._read_sidecar(shard) for shard in shards]
         rows = [row | {"shard": number} for number, s in enumerate(sidecars) for row in s["rows"]]
         none = np.full(len(rows), -1, dtype=np.int64)
         index = Index(
@@ -195,9 +225,12 @@ class LatentCache:
             shards=[s["shard"] | {"num_samples": len(s["rows"]), "num_seconds": 0.0} for s in sidecars],
             labels={},
             fingerprint=identity,
-            packed_with={"skipped": [text for s in sidecars for text in s.get("skipped", [])]},
+            packed_with={"skipped": [text for s in sidecars for text in s["skipped"]]},
         )
         write_json(self._folder / MANIFEST, asdict(manifest))
+
+    def _shard(self, shard: int) -> Path:
+        return self._folder / f"shard-{shard:06d}.tar"
 
     def _sidecar(self, shard: int) -> Path:
         return self._folder / f".shard-{shard:06d}.json"
@@ -208,6 +241,12 @@ class LatentCache:
         for layer in [layer for trainer in self._trainers for layer in trainer.module.config.layers]:
             samples = layer.output_frames(samples)
         return 2 * channels * samples
+
+
+def _checksum(sidecar: dict[str, Any]) -> str:
+    """sha256 of everything else in a sidecar."""
+    content = {name: value for name, value in sidecar.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def sampled(stored: Tensor, trainer: NumberedModule, generator: torch.Generator) -> Tensor:

@@ -44,6 +44,11 @@ class TrainingTask(Protocol):
         ...
 
     @property
+    def test_fingerprint(self) -> str:
+        """Fingerprint of the test split; empty without validation."""
+        ...
+
+    @property
     def validation_clips(self) -> int:
         """Number of clips of one validation."""
         ...
@@ -109,6 +114,7 @@ def snapshot(
         step=step,
         consumed=consumed,
         fingerprint=task.fingerprint,
+        test_fingerprint=task.test_fingerprint,
         model=task.model.state_dict(),
         optimizer=task.state(),
         recovery=[asdict(state) for state in states] if any(state != RecoveryState() for state in states) else [],
@@ -121,15 +127,19 @@ def restore(task: TrainingTask, checkpoint: Checkpoint, folder: Path) -> None:
     """Load a checkpoint of the run in `folder` into its task.
 
     Raises:
-        InputError: the run was trained on other data.
+        InputError: the run was trained or validated on other data.
     """
-    if checkpoint.fingerprint not in ("", task.fingerprint):
-        error = InputError(
-            f"the training data differs from that of the run in {folder} (fingerprint {task.fingerprint[:12]}, was "
-            f"{checkpoint.fingerprint[:12]}). Restore it, or use a new --run-dir"
-        )
-        error.is_shared = True  # ranks have compared their data, and loaded one checkpoint
-        raise error
+    for split, now, before in (
+        ("training", task.fingerprint, checkpoint.fingerprint),
+        ("test", task.test_fingerprint, checkpoint.test_fingerprint),
+    ):
+        if now and before and now != before:
+            error = InputError(
+                f"the {split} data differs from that of the run in {folder} (fingerprint {now[:12]}, was "
+                f"{before[:12]}). Restore it, or move the folder away to start from scratch"
+            )
+            error.is_shared = True  # ranks have compared their data, and loaded one checkpoint
+            raise error
     task.load(checkpoint.model, checkpoint.optimizer)
     for module, state in zip(task.modules, checkpoint.recovery, strict=False):
         module.recovery = RecoveryState(**state)

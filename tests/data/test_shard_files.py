@@ -137,7 +137,7 @@ def test_a_corpus_of_more_shards_than_files_may_be_open(split: Split, monkeypatc
     facts = split.manifest.shards[0]
     for i in range(5):
         shutil.copy(split.shard_path(0), split.folder / f"copy-{i}.tar")
-    split.manifest.shards[:] = [facts | {"name": f"copy-{i}.tar"} for i in range(5)]
+    split.manifest.shards[:] = [{**facts, "name": f"copy-{i}.tar"} for i in range(5)]
     files = ShardFiles(split)
     before = len(os.listdir("/proc/self/fd"))
     for i in (0, 1, 2, 3, 4, 0, 1):

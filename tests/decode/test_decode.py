@@ -173,6 +173,20 @@ def test_a_stop_while_measuring_measures_later(run_folder: Path, settings: Setti
     assert (folder / "result.json").exists()
 
 
+def test_another_test_split_is_refused(run_folder: Path, settings: Settings, train: Train, tmp_path: Path) -> None:
+    """Also when only the measuring is left: its results would be of other clips than the validations."""
+    root = shutil.copytree(settings().data.root, tmp_path / "shards")
+    config = settings(steps=2, examples=0, data=replace(settings().data, root=str(root)))
+    folder = train(run_folder, config)
+    for name in ("DONE", "result.json"):
+        (folder / name).unlink()
+    (root / "test").rename(root / "before")
+    shutil.copytree(root / "train", root / "test")
+    with pytest.raises(InputError, match=r"^the test data differs from that of the run in .*0-mse \(fingerprint"):
+        train(run_folder, config)
+    assert not (folder / "result.json").exists()
+
+
 def test_finished_says_so_and_more_steps_need_force(
     run_folder: Path, settings: Settings, train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

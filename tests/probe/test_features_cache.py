@@ -19,6 +19,7 @@ from simdist.probe.examples import LiveExamples
 from simdist.probe.feature_extractors import FeatureExtractor, mfcc_extractor, trained_extractor, untrained_extractor
 from simdist.probe.feature_spec import FeatureSpec
 from simdist.probe.labels import read_targets
+from tests.support.damage import flip, unchanged_times
 
 CPU = torch.device("cpu")
 VIEWS = (FeatureSpec("frames"), FeatureSpec("pooled", "mean"), FeatureSpec("pooled", "max", crop=5120, crops=2))
@@ -104,14 +105,36 @@ def test_sampled_latents_are_drawn_and_repeat(trained: Path, tmp_path: Path) -> 
     assert not torch.allclose(first.shards[0]["module_0"], plain.shards[0]["module_0"], atol=1e-3)
 
 
-def test_a_damaged_shard_is_encoded_again(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "rotten", "renamed"])
+def test_a_damaged_shard_is_encoded_again(
+    trained: Path, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     wanted = entries(trained, VIEWS[1])
     whole = read(tmp_path, wanted)[0].shards[1]["module_3"].clone()
     shard = sorted((tmp_path / wanted[0].key).glob("shard-*"))[1]
-    shard.write_bytes(shard.read_bytes()[:-100])
+    content = shard.read_bytes()
+    if damage == "cut":
+        shard.write_bytes(content[:-100])
+    elif damage == "rotten":
+        with unchanged_times(shard):
+            flip(shard, len(content) - 100)
+    else:  # rot in the header: two modules change places
+        swapped = content.replace(b"module_3", b"module_X").replace(b"module_2", b"module_3")
+        shard.write_bytes(swapped.replace(b"module_X", b"module_2"))
     counted: list[int] = []
     assert torch.equal(read(tmp_path, wanted, counted=counted)[0].shards[1]["module_3"], whole)
     assert sum(counted) == len(shard_rows(wanted[0].split)[1])
+    assert capfd.readouterr().err == f"features in {shard} are damaged; computing them again\n"
+
+
+def test_features_that_are_not_finite_are_not_stored(trained: Path, tmp_path: Path) -> None:
+    wanted = entries(trained, VIEWS[0])
+    next(wanted[0].extractor.network.parameters()).data.fill_(1e30)
+    with pytest.raises(
+        InputError, match=r"^features of the encoder of step 120 \(module_\d\) are NaN, infinite or too"
+    ):
+        read(tmp_path, wanted)
+    assert not list((tmp_path / wanted[0].key).glob("shard-*"))
 
 
 def test_the_bound_holds_and_the_oldest_make_room(trained: Path, tmp_path: Path) -> None:

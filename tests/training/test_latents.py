@@ -6,13 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from simdist.config.schema import Config
+from simdist.core.errors import InputError
+from simdist.data.crops import NPY_HEADER, CropReader
 from simdist.data.splits import MANIFEST, open_split
-from tests.support.damage import flip, rotten_copy
-from tests.support.training import lines, train, weights
+from simdist.runs.folder import open_run
+from tests.support.damage import flip, rotten_copy, unchanged_times
+from tests.support.training import build_trainer, lines, train, weights
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 
@@ -45,23 +49,74 @@ def test_an_utterance_that_does_not_decode_is_left_out_and_told(cached: Config, 
     assert_same(tmp_path / "run", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("damage", ["flipped", "lost", "index", "half written"])
+@pytest.mark.parametrize(
+    "damage", ["rotten", "flipped", "lost", "index", "half written", "lost of unfinished", "sidecar"]
+)
 def test_damaged_latents_are_made_again(cached: Config, tmp_path: Path, damage: str) -> None:
     train(cached, tmp_path / "whole")
     train(cached, tmp_path / "parts", stop_at=15)
     folder = tmp_path / "parts" / "latents" / "module_0" / "train"
     sound = json.loads((folder / MANIFEST).read_text())["shards"]
-    if damage == "flipped":
-        flip(folder / "shard-000000.tar")
+    shard, sidecar = folder / "shard-000000.tar", folder / ".shard-000000.json"
+    content = shard.read_bytes()
+    if damage == "rotten":
+        with unchanged_times(shard):
+            flip(shard)
+    elif damage == "flipped":
+        flip(shard)
     elif damage == "lost":
-        (folder / "shard-000000.tar").unlink()
+        shard.unlink()
     elif damage == "index":
         (folder / "index.npz").write_bytes(b"torn")
-    else:
+    elif damage == "half written":
         (folder / MANIFEST).unlink()
-        (folder / ".shard-000000.json").unlink()
+        sidecar.unlink()
         (folder / ".tmp-4711-shard-000000.tar").write_bytes(b"of a process that was killed")
+    elif damage == "lost of unfinished":
+        (folder / MANIFEST).unlink()
+        shard.unlink()
+    else:
+        known = json.loads(sidecar.read_text())
+        known["rows"][1]["offset"] += 512
+        sidecar.write_text(json.dumps(known))
+        (folder / "index.npz").unlink()
     train(cached, tmp_path / "parts")
+    assert shard.read_bytes() == content
     assert json.loads((folder / MANIFEST).read_text())["shards"] == sound
     assert not list(folder.glob(".tmp-*"))
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_latents_that_are_sound_are_kept(cached: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(cached, tmp_path / "run", stop_at=15)
+    shard = tmp_path / "run" / "latents" / "module_0" / "train" / "shard-000000.tar"
+    written = shard.stat().st_mtime_ns
+    train(cached, tmp_path / "run", stop_at=18)
+    assert shard.stat().st_mtime_ns == written
+    assert "computed again" not in capsys.readouterr().out
+    flip(shard)
+    train(cached, tmp_path / "run")
+    assert f"latents in {shard.parent} were damaged; the damaged shards are computed again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -30000.0])
+def test_latents_that_rot_while_they_are_read_end_the_run(cached: Config, tmp_path: Path, value: float) -> None:
+    train(cached, tmp_path / "run", stop_at=15)
+    split = open_split(tmp_path / "run" / "latents" / "module_0", "train")
+    reader, row = CropReader(split), 3
+    assert np.isfinite(reader.read_all(row)).all()
+    with split.shard_path(int(split.index.shard[row])).open("r+b") as tar:
+        tar.seek(int(split.index.offset[row]) + NPY_HEADER + 100)
+        tar.write(np.float16(value).tobytes())
+    with pytest.raises(InputError, match=rf"^the latents of {split.index.key[row]} in .* Run the same command again"):
+        reader.read_all(row)
+    assert len(reader.read(row, 20, 5)) == 5
+
+
+def test_a_module_whose_latents_cannot_be_stored_is_named(cached: Config, tmp_path: Path) -> None:
+    train(cached, tmp_path / "run", stop_at=12)
+    trainer = build_trainer(open_run(tmp_path / "run", cached))
+    trainer.resume()
+    trainer.task.modules[0].module.mu.weight.data.fill_(1e30)
+    with pytest.raises(InputError, match=r"^module 0 makes values of .* that are NaN, infinite or beyond 65,504"):
+        trainer.fit()

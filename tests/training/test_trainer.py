@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,8 +95,26 @@ def test_other_data_is_refused(tiny: Config, tmp_path: Path) -> None:
     state = tmp_path / "run" / "checkpoints" / "step_00000005" / "state.json"
     checkpoint = load_checkpoint(state.parent)
     trainer = build_trainer(open_run(tmp_path / "run", tiny))
-    with pytest.raises(InputError, match=r"training data differs .* Restore it, or use a new --run-dir"):
+    with pytest.raises(
+        InputError, match=r"training data differs .* Restore it, or move the folder away to start from scratch"
+    ):
         restore(trainer.task, replace(checkpoint, fingerprint="0" * 64), trainer.run.folder)
+
+
+def test_another_test_split_is_refused(tiny: Config, tmp_path: Path) -> None:
+    """Its validations would be compared with those of the first one."""
+    root = shutil.copytree(tiny.data.root, tmp_path / "shards")
+    config = replace(tiny, data=replace(tiny.data, root=str(root)))
+    train(config, tmp_path / "run", stop_at=5)
+    (root / "test").rename(root / "before")
+    shutil.copytree(root / "train", root / "test")
+    with pytest.raises(
+        InputError, match=r"^the test data differs from that of the run in .*, was .* Restore it, or move"
+    ):
+        train(config, tmp_path / "run")
+    unvalidated = replace(config, train=replace(config.train, validate_every=0, max_steps=7))
+    run = open_run(tmp_path / "run", unvalidated, force=True)
+    assert build_trainer(run).resume() == 5
 
 
 def test_another_architecture_is_refused_by_its_first_tensor(tiny: Config, tmp_path: Path) -> None:
