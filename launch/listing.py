@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import yaml
 
 from simdist.config.schema import Config, to_dict
 from simdist.core.errors import InputError
-from simdist.core.files import TEMPORARY, write_json
+from simdist.core.files import temporary_path, write_json
 
 from .naming import command
 from .plan import Job, Length, Plan, PlannedRun
@@ -29,7 +28,7 @@ def write_plan(plan: Plan, configs: Mapping[str, Config]) -> None:
         text = yaml.dump(to_dict(config), Dumper=DUMPER, sort_keys=False)
         file = plan.config_file(run)
         if not file.exists() or file.read_text() != text:  # not synced: made again by the next command if it is lost
-            temporary = file.with_name(f"{TEMPORARY}{os.getpid()}-{file.name}")
+            temporary = temporary_path(file)
             temporary.write_text(text)
             temporary.replace(file)
     write_json(plan.folder / FILE, json.loads(json.dumps(dataclasses.asdict(plan), default=str)))

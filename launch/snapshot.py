@@ -12,11 +12,10 @@ import json
 import os
 import shutil
 import subprocess
-import uuid
 from pathlib import Path
 
 from simdist.core.errors import InputError
-from simdist.core.files import TEMPORARY
+from simdist.core.files import temporary_path
 from simdist.core.secrets import is_private, redacted
 from simdist.runs.folder import DIFF, SNAPSHOT
 
@@ -48,7 +47,7 @@ def take_snapshot(root: Path, folder: Path) -> Path:
     target = folder.absolute() / _hash(root, files)
     if target.is_dir():
         return target
-    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    temporary = temporary_path(target)
     for file in files:
         copy = temporary / file
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,6 @@ def sync(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that is synced and renamed to `path` if the block ends without an error."""
-    remove_leftovers(path.parent)
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -134,7 +133,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where to write a file or folder before it gets its name, which says what process writes it."""
+    """Where to write a file or folder before it gets its name; removes what killed processes have left there."""
+    remove_leftovers(path.parent)
     return path.with_name(f"{TEMPORARY}{os.getpid()}@{_machine()}@{path.name}")
 
 

@@ -172,6 +172,10 @@ class AsyncCheckpointer:
         if self._error is not None:
             raise self._error
 
+    def prune(self, step: int) -> None:
+        """Remove old checkpoints, once the one of `step` is known to be complete."""
+        prune(self._folder, step, self._retention)
+
     def forget(self) -> None:
         """Write the next checkpoint even if its step was saved before."""
         self._saved = -1

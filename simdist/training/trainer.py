@@ -91,6 +91,8 @@ class Trainer:
         checkpoint = shared_checkpoints.newest(self.run, self._process, self.metrics.log)
         if checkpoint is not None:
             restore(self.task, checkpoint, self.run.folder)
+            if self._is_main:
+                self._checkpointer.prune(checkpoint.step)  # a process was killed before it came to that
             self.step, self._consumed = checkpoint.step, checkpoint.consumed
             self._ranks.corrupt = set(checkpoint.bad_samples)
             self._recovery.skipped = checkpoint.nonfinite_steps or self._recovery.skipped

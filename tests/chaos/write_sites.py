@@ -139,9 +139,8 @@ def fault(name: str, kind: str) -> Callable[[Lab, Random, int], Row]:
             different = _different(expected, contents(place))
             if different:
                 row.equal = False
-                row.notes.append(f"site {site}: {place} differs in {different}")
-            else:
-                shutil.rmtree(place)
+                kept = place.rename(lab.folder / f"{kind} in {name} at {site}")
+                row.notes.append(f"site {site}: {kept} differs in {different}")
         return row
 
     return hit
@@ -182,8 +181,9 @@ def _undisturbed(lab: Lab, name: str) -> tuple[int, dict[str, Any]]:
 
 
 def _place(lab: Lab, name: str) -> Path:
-    """A new folder, with what the command needs."""
-    place = lab.folder / f"{name}-{len(list(lab.folder.iterdir()))}"
+    """An empty folder, with what the command needs; always the same, because a sweep's hashes contain its path."""
+    place = lab.folder / f"{name}-sites"
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     if CASES[name].needs_run:
         shutil.copytree(lab.trained(), place / "run")
