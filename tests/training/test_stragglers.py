@@ -61,6 +61,20 @@ def slow_everywhere() -> None:
     pause_in_steps(("0", "1"))
 
 
+def slow_at_first() -> None:
+    """Rank 0 is faster for the first `STEPS` steps."""
+    from simdist.train.encoder_task import EncoderTask
+
+    with_a_short_window()
+    step = EncoderTask.step
+
+    def slow(self: Any, stage: int, batch: Any, given: Any) -> Any:
+        time.sleep(PAUSE if os.environ["RANK"] == "1" or given.number >= STEPS else 0)
+        return step(self, stage, batch, given)
+
+    EncoderTask.step = slow
+
+
 def slow_backward() -> None:
     from simdist.training.step import ModuleTrainer
 
@@ -129,6 +143,14 @@ def test_equal_ranks_are_not_named(speech: Path, tmp_path: Path, zygote: Zygote)
     assert "slower than" not in printed
     assert len(times) == 1 + STEPS // 2
     assert {len(column) for seconds in times for column in seconds.values()} == {2}
+
+
+def test_a_rank_that_is_no_longer_slow_is_named_no_longer(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
+    more = f"--train.max_steps={2 * STEPS}"
+    printed, events, _ = trained(speech, tmp_path / "runs" / "run", zygote, "slow_at_first", more)
+    assert [[slow["rank"] for slow in event["ranks"]] for event in events] == [[1], []]
+    assert printed.count("slower than") == printed.count("no rank is slow any more, at step") == 1
+    assert loose_runs(tmp_path / "runs", set()).rows[0].progress.stragglers == ""
 
 
 def test_a_single_process_compares_nothing(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
