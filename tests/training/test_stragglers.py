@@ -72,7 +72,7 @@ def slow_at_first() -> None:
         time.sleep(PAUSE if os.environ["RANK"] == "1" or given.number >= STEPS else 0)
         return step(self, stage, batch, given)
 
-    EncoderTask.step = slow
+    EncoderTask.step = slow  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def slow_backward() -> None:
