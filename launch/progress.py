@@ -31,6 +31,8 @@ class Progress:
     """Seconds since its process last touched its lease; None if none holds it."""
     warning: str = ""
     """What a person should know, such as that it runs on the CPU although there are GPUs; empty if nothing."""
+    stragglers: str = ""
+    """Ranks that are slower than the others, by node; empty if there are none."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -62,4 +64,5 @@ def read_progress(folder: Path, length: Length, now: float) -> Progress:
         host=started.host,
         heartbeat=heartbeat_age(folder, now),
         warning=started.warning,
+        stragglers=started.stragglers,
     )

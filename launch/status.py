@@ -146,10 +146,10 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
     parts: list[RenderableType] = [_table(found.name, rows)]
     if len(rows) < len(found.rows):
         parts.append(Text(f"… and {len(found.rows) - len(rows)} more runs (--rows {len(found.rows)} shows all)"))
-    warned = [row for row in rows if row.progress.warning]
-    parts += [Text(f"{row.run}: {row.progress.warning}", "yellow") for row in warned[:SHOWN_FAILURES]]
+    warned = [(row.run, text) for row in rows for text in (row.progress.warning, row.progress.stragglers) if text]
+    parts += [Text(f"{name}: {text}", "yellow") for name, text in warned[:SHOWN_FAILURES]]
     if len(warned) > SHOWN_FAILURES:
-        parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} more runs with a warning (--json lists all)"))
+        parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} more warnings (--json lists all)"))
     failed = [name for name, state in found.states.items() if state.status == "failed"]
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))

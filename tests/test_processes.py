@@ -132,7 +132,7 @@ def test_the_survivor_of_a_killed_rank_says_so_and_asks_to_be_run_again(
 
 def test_a_rank_that_is_missing_in_a_hang_is_named(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
     folder = tmp_path / "run"
-    argv = short_training(speech, folder, "--train.max_steps=1000", "--train.hang_timeout=2")
+    argv = short_training(speech, folder, "--train.max_steps=1000", "--train.hang_timeout=4")
     ranks = Ranks(zygote, "simdist.train", 2, *argv)
     wait_for_lines(ranks, folder, 2)
     ranks.processes[1].send_signal(signal.SIGSTOP)
@@ -140,12 +140,11 @@ def test_a_rank_that_is_missing_in_a_hang_is_named(speech: Path, tmp_path: Path,
     ranks.processes[1].send_signal(signal.SIGCONT)
     codes, printed = ranks.end()
     assert codes == [75, 75], printed
-    hang = r"no progress in 2 s \(train\.hang_timeout\) of rank 0 \(.*\): (.*), step \d+; no report of rank 1\."
+    hang = r"no progress in 4 s \(train\.hang_timeout\) of rank 0 \(.*\): (.*), step \d+; no report of rank 1\."
     found = re.search(hang, printed)
     assert found, printed
     assert found[1] in ("agreeing with the other ranks", "training")
     assert "rank 1" not in (folder / "stacks-rank0.txt").read_text()
-    assert not (folder / "stacks-rank1.txt").exists()
 
 
 def lose_shards_on_rank_1() -> None:

@@ -12,6 +12,7 @@ import torch.distributed.nn.functional as collective
 from torch import Tensor, nn
 
 from simdist.models.precision import wide
+from simdist.models.span_timer import COLLECTIVES
 
 
 def world() -> tuple[int, int]:
@@ -31,7 +32,15 @@ def gather_clips(latent: Tensor) -> tuple[Tensor, int]:
     rank, size = world()
     if size == 1:
         return latent, 0
-    return torch.cat(collective.all_gather(latent.contiguous())), rank * len(latent)
+    return torch.cat(_all_gather(latent.contiguous())), rank * len(latent)
+
+
+def _all_gather(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors of all ranks, with gradient."""
+    with COLLECTIVES.span(tensor.device):
+        gathered = collective.all_gather(tensor)
+    COLLECTIVES.span_backward(gathered[0])
+    return gathered
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
@@ -46,7 +55,7 @@ class SyncBatchNorm(nn.BatchNorm1d):
             return super().forward(input)
         values = wide(input)
         variance, mean = torch.var_mean(values, dim=0, correction=0)  # (C,) of this rank
-        means, variances = torch.stack(collective.all_gather(torch.stack([mean, variance]))).unbind(1)  # (ranks, C)
+        means, variances = torch.stack(_all_gather(torch.stack([mean, variance]))).unbind(1)  # (ranks, C)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
         track(self, mean.detach(), variance.detach(), count=len(input) * len(means))

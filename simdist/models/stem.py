@@ -32,6 +32,7 @@ from simdist.models.convolution import (
     taps_gradient,
 )
 from simdist.models.ranks import SyncBatchNorm, track, world
+from simdist.models.span_timer import COLLECTIVES
 
 LARGEST_WINDOW = 64  # D up to which a covariance of windows costs less than a pass over the output
 CHUNK_BYTES = {"cpu": 2**22}  # of the first layer's output at a time; elsewhere:
@@ -124,7 +125,8 @@ def _over_ranks(center: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     if world()[1] == 1:
         return center, covariance
     moments = torch.cat([center[None], covariance + center.outer(center)]) / world()[1]
-    dist.all_reduce(moments)
+    with COLLECTIVES.span(moments.device):
+        dist.all_reduce(moments)
     return moments[0], moments[1:] - moments[0].outer(moments[0])
 
 

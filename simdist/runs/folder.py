@@ -29,6 +29,7 @@ from simdist.runs.records import EventRecord, read_lines
 
 ExperimentT = TypeVar("ExperimentT", bound=Experiment, default=Config)
 
+STRAGGLERS = "stragglers"  # event: which ranks are slow now
 SLOW_PRECISION = "slow_precision"  # event: bf16 is emulated, or was replaced by float32 for that reason
 LEASE = "lease"  # the only file of a run that was killed right after its start
 CONFIG, ENVIRONMENT, EVENTS, METRICS, CHECKPOINTS, DONE = (

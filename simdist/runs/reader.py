@@ -13,11 +13,11 @@ from pathlib import Path
 
 from simdist.core.files import open_regular
 from simdist.runs.checkpoints import checkpoint_folders, step_of
-from simdist.runs.folder import CHECKPOINTS, EVENTS
+from simdist.runs.folder import CHECKPOINTS, EVENTS, STRAGGLERS
 from simdist.runs.lease import PATIENCE, newest_claim
 from simdist.runs.records import EventRecord, MetricsRecord, RecordError, parse_json, read_lines
 
-TAIL_BYTES = 16_384
+TAIL_BYTES = 65_536  # a record has up to 30 bytes per rank
 STEP_EVENTS = ("start", "resumed", "stopped", "finished")
 
 
@@ -56,19 +56,23 @@ class Starts:
     """Host of the last start."""
     warning: str
     """The last warning since then, such as a missing GPU; empty if there is none."""
+    stragglers: str
+    """Ranks that are slow now, by node; empty if there are none."""
 
 
 def starts(folder: Path) -> Starts:
-    """Restarts, last host and warning of a run."""
-    restarts, host, warning = 0, "", ""
+    """Restarts, last host, warning and slow ranks of a run."""
+    restarts, host, warning, stragglers = 0, "", "", ""
     with suppress(OSError):
         for event in read_lines(folder / EVENTS, EventRecord)[0]:
             restarts += event.event == "resumed"
             if event.event in ("start", "resumed"):
-                host, warning = event.host, ""
+                host, warning, stragglers = event.host, "", ""
             elif event.event == "no_gpu":
                 warning = event.text
-    return Starts(restarts, host, warning)
+            elif event.event == STRAGGLERS:
+                stragglers = event.text
+    return Starts(restarts, host, warning, stragglers)
 
 
 def heartbeat_age(folder: Path, now: float) -> float | None:

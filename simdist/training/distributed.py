@@ -5,6 +5,7 @@ Annotations are not postponed in this module, because DDP inspects the type of a
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simdist.core.errors import InputError
 from simdist.core.signals import SignalHandler, StoppedError
+from simdist.models.span_timer import COLLECTIVES
 from simdist.training.deepspeed_settings import check_started, is_wanted, read_plugin
 from simdist.training.hardware import SLOW_BF16, emulates_bf16, uses_cpu
 from simdist.training.watchdog import Watchdog
@@ -144,7 +146,8 @@ class OverlappedReduction:
     def wait(self) -> None:
         """Wait until the gradients are averaged; on a GPU, make its stream wait."""
         for work, sent, gradients in self._pending:
-            work.wait()
+            with COLLECTIVES.span(sent.device):
+                work.wait()
             for gradient, mean in zip(gradients, sent.split([each.numel() for each in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
         self._pending.clear()
@@ -176,6 +179,15 @@ class CpuGroup:
         tensor = torch.tensor(values)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return tensor.tolist()
+
+    def gather_numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """Equally many numbers of each rank, in the order of ranks."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        if self._group is None:
+            return [mine.tolist()]
+        gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, mine, group=self._group)
+        return [each.tolist() for each in gathered]
 
     def gather(self, value: Any) -> list[Any]:
         """Values of all ranks, in their order. Slow."""

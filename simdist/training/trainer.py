@@ -15,7 +15,6 @@ from simdist.runs.folder import Run
 from simdist.runs.lease import Lease
 from simdist.runs.metrics import MetricsLog
 from simdist.runs.schedule import Schedule
-from simdist.runs.throughput import Throughput
 from simdist.training import shared_checkpoints
 from simdist.training.agreement import Agreement
 from simdist.training.checkpoint import AsyncCheckpointer, Checkpoint, Retention
@@ -23,7 +22,9 @@ from simdist.training.distributed import Process, mean_metrics
 from simdist.training.profiler import StepProfile
 from simdist.training.recovery import Recovery
 from simdist.training.step import Step, StepOutcome
+from simdist.training.stragglers import StragglerWatch
 from simdist.training.task import TrainingTask, restore, snapshot
+from simdist.training.throughput import Throughput
 
 
 class Trainer:
@@ -56,8 +57,9 @@ class Trainer:
         self._ranks = Agreement(process, config.data.max_bad_samples, self._record_corrupt_sample)
         retention = Retention(config.train.keep_last, config.train.keep_every)
         self._checkpointer = AsyncCheckpointer(run.checkpoints, retention, self._check_lease)
-        self._throughput = Throughput(config)
         device = self._accelerator.device
+        self._throughput = Throughput(config, device, self._accelerator.num_processes)
+        self._stragglers = StragglerWatch(process.cpu_group, self.metrics.log, self._event)
         self._recovery = Recovery(task, config.train, device, self._checkpoints, self.metrics.log, self._event)
 
     def fit(self) -> None:
@@ -78,7 +80,8 @@ class Trainer:
                     batch = self._next(batches)
                     self._agree()
                     step = self._begin_step()
-                    outcome = self.task.step(stage, batch, step)
+                    with self._throughput.taking_step():
+                        outcome = self.task.step(stage, batch, step)
                     self._complete(stage, batch, step, outcome)
                     if self.schedule.validates(self.step):
                         self._validate()
@@ -104,12 +107,13 @@ class Trainer:
         last = self._consumed + steps * self.config.data.batch_size
         batches = self.task.batches(stage, self._consumed, last, self.metrics.log)
         self._throughput.reset(self.step)
+        self._stragglers.restart()
         return batches if self.profile is None else self.profile.watched(batches)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch. If there is none, the next agreement of the ranks raises the reason."""
         self._watchdog.progress("loading data", self.step)
-        with self._ranks.held(), self._throughput.waiting():
+        with self._ranks.held(), self._throughput.spending("data"):
             batch = next(batches)
             self._ranks.skip(batch.skipped)
             return batch
@@ -128,8 +132,10 @@ class Trainer:
         self._recovery.push(self.task.learning(stage), outcome.nonfinite)
         self._watchdog.started()
         if step.measure:
-            speed = self._throughput.read(self.step)
-            self._record("train", [outcome.metrics], {"lr": step.lr, "beta": step.beta, **speed})
+            speed, times = self._throughput.read(self.step)
+            with self._throughput.spending("saving"):
+                ranks = self._stragglers.record(times, self.step)
+                self._record("train", [outcome.metrics], {"lr": step.lr, "beta": step.beta, **speed, **ranks})
         self.metrics.advance(self.step)
         if self.profile is not None:
             self.profile.step_taken()
@@ -150,7 +156,8 @@ class Trainer:
         with self._ranks.held():
             self._check_lease()
             self._checkpointer.check()
-        signal_number, flags = self._ranks.reach(self._recovery.flags(everything))
+        with self._throughput.spending("agreement"):
+            signal_number, flags = self._ranks.reach(self._recovery.flags(everything))
         self._recovery.count(flags, self.step)
         return signal_number
 
@@ -192,11 +199,12 @@ class Trainer:
     def _save(self) -> None:
         """Start to write a checkpoint of this step."""
         self._watchdog.progress("saving")
-        checkpoint = snapshot(self.task, self.step, self._consumed, self._recovery.skipped, self._ranks.corrupt)
-        if self._is_main:
-            with self._ranks.held():
-                self.metrics.flush()
-                self._checkpointer.save(checkpoint)
+        with self._throughput.spending("saving"):
+            checkpoint = snapshot(self.task, self.step, self._consumed, self._recovery.skipped, self._ranks.corrupt)
+            if self._is_main:
+                with self._ranks.held():
+                    self.metrics.flush()
+                    self._checkpointer.save(checkpoint)
 
     def _checkpoints(self) -> Iterator[Checkpoint]:
         """All complete checkpoints, newest first, once none is being written."""

@@ -39,7 +39,7 @@ from simdist.training.distributed import Process
 
 Settings = Callable[..., DecodingConfig]
 Train = Callable[..., Path]
-TIMING = ("samples_per_s", "audio_s_per_s", "data_wait")
+TIMING = ("samples_per_s", "audio_s_per_s", "data_wait", "ranks")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -123,6 +123,28 @@ def test_a_run_that_has_no_gpu_says_so_in_the_table(sweep: Plan) -> None:
     assert overview(sweep, SLURM.scheduler, now=1004.0).rows[1].progress.warning == ""
 
 
+def test_slow_ranks_are_shown_until_the_next_start(sweep: Plan) -> None:
+    folder = sweep.jobs[of_kind(sweep, "train")[1]].folder
+    append_json(
+        folder / "events.jsonl", {"event": "stragglers", "step": 150, "text": "rank 3 (n7) is slow.", "time": 0}
+    )
+    found = overview(sweep, SLURM.scheduler, now=1004.0)
+    console = Console(file=io.StringIO(), width=240)
+    console.print(as_renderable(found))
+    assert f"{found.rows[1].run}: rank 3 (n7) is slow." in console.file.getvalue()  # type: ignore[attr-defined]
+    append_json(folder / "events.jsonl", {"event": "resumed", "host": "n2", "time": 1})
+    assert overview(sweep, SLURM.scheduler, now=1004.0).rows[1].progress.stragglers == ""
+
+
+def test_records_of_a_thousand_ranks_are_read(sweep: Plan) -> None:
+    folder = sweep.jobs[of_kind(sweep, "train")[1]].folder
+    times = dict.fromkeys(("step", "data_wait", "collective_wait"), [0.1234] * 1024)
+    line = {"kind": "train", "step": 210, "modules": [{"module": 0, "loss": 2.0}], "samples_per_s": 8.0, "ranks": times}
+    append_json(folder / "metrics.jsonl", line)
+    progress = overview(sweep, SLURM.scheduler, now=1004.0).rows[1].progress
+    assert (progress.step, progress.losses) == (210, (2.0,))
+
+
 def test_runs_of_no_sweep_are_shown_too(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "by_hand"
     trains(folder, 50, heartbeat=995.0)

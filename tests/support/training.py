@@ -96,5 +96,5 @@ def weights(folder: Path, step: int = 40) -> dict[str, Tensor]:
 
 
 def lines(folder: Path) -> list[dict]:
-    timing = ("samples_per_s", "audio_s_per_s", "data_wait")
+    timing = ("samples_per_s", "audio_s_per_s", "data_wait", "ranks")
     return [{k: v for k, v in line.items() if k not in timing} for line in read_json_lines(folder / "metrics.jsonl")]
