@@ -3,7 +3,7 @@
     python -m benchmarks.loader [--source LIBRISPEECH] [--crops 2000]
 
 `--source` is a folder in LibriSpeech's layout, of which its train-clean-100 is taken if it is there: clips of another
-length give another ratio. It is packed twice, as FLAC and as WAV. Without it, ten minutes of speech are synthesised.
+length give another ratio. It is packed twice, as FLAC and as WAV. Without it, ten minutes of speech are synthesized.
 All is read from the page cache, so this measures the processor, not the disk; on one thread, for threads of torch that
 wait for work count as processor time.
 """

@@ -16,7 +16,7 @@ if __name__ == "__main__" and not __package__:  # run as a script: relative impo
 
 from simdist.config.parser import Parser
 from simdist.core.console import run
-from simdist.core.errors import EXIT_OK, InputError
+from simdist.core.errors import EXIT_OK, InputError, counted
 
 from .graph import done_jobs
 from .listing import find_sweeps, read_plan
@@ -29,13 +29,15 @@ from .states import find_states, process_runs
 
 DESCRIPTION = """\
 Cancel a sweep's jobs in SLURM's queue, children first, so that none starts while its parents end. Running jobs get
-SIGTERM, save, and are not requeued. A sweep on this machine is asked to save and end. The same command of
-python launch/sweep.py resumes the cancelled jobs.
+SIGTERM, save, and are not requeued. A sweep on this machine is asked to save and end as a whole. To resume, run the
+same command of python launch/sweep.py.
 
 Examples:
   python launch/cancel.py smoke
   python launch/cancel.py smoke smoke-90eec1de smoke-8434
   python launch/cancel.py smoke --stage probe
+
+Exit codes: 0 cancelled, or nothing to cancel; 2 wrong input, or SLURM does not answer.
 """
 OWNER = "sweep.json"  # the process that runs a sweep on this machine
 OWNER_WORD = "sweep"  # in its command
@@ -44,11 +46,17 @@ OWNER_WORD = "sweep"  # in its command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog=command("cancel"), description=as_typed(DESCRIPTION))
-    parser.add_argument("SWEEP", type=str, help="Name or file of a sweep.")
+    parser.add_argument("SWEEP", type=str, help="Name or YAML file of a sweep.")
     parser.add_argument(
-        "RUN", type=str, nargs="*", default=[], help="Cancel only these runs: names or their beginnings."
+        "RUN",
+        type=str,
+        nargs="*",
+        default=[],
+        help="Cancel only the jobs of these runs: names, such as smoke-90eec1de, or first letters of names.",
     )
-    parser.add_argument("--stage", type=str | None, default=None, help="Cancel only jobs of this stage.")
+    parser.add_argument(
+        "--stage", type=str | None, default=None, help="Cancel only the jobs of this stage, such as probe."
+    )
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)
     (folder,) = find_sweeps(parsed.sweeps, parsed.SWEEP)
@@ -59,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _end_local(plan, owner, everything=len(wanted) == len(plan.jobs))
         return EXIT_OK
     names = _cancel_on_cluster(plan, wanted)
-    print(f"cancelled {len(names)} jobs of {plan.name}" if names else f"no job of {plan.name} is queued or running")
+    print(
+        f"cancelled {counted(len(names), 'job')} of {plan.name}"
+        if names
+        else f"no job of {plan.name} is queued or running"
+    )
     for name in names[:20]:
         print(f"  {name}")
     if len(names) > 20:

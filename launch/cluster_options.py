@@ -34,7 +34,7 @@ def add_cluster_options(parser: Parser) -> None:
     """Add `--partition`, `--account`, … to the parser."""
     group = parser.add_argument_group("resources that jobs request from SLURM, overriding the profile")
     add = group.add_argument
-    add("--partition", type=str | None, default=None, help="Partition, or several as a,b.")
+    add("--partition", type=str | None, default=None, help="Partition, or several, such as a,b.")
     add("--account", type=str | None, default=None, help="Account to charge.")
     add("--qos", type=str | None, default=None, help="Quality of service.")
     add("--nodes", type=int | None, default=None, help="Nodes per training job.")
@@ -42,10 +42,15 @@ def add_cluster_options(parser: Parser) -> None:
         "--gpus-per-node",
         type=str | None,
         default=None,
-        help="GPUs per node of a training job, as 4 or a100:4; 0 for none.",
+        help="GPUs per node of a training job, such as 4 or a100:4; 0 for none.",
     )
     add("--time", type=str | None, default=None, help="Time limit of a job: minutes, HH:MM:SS or D-HH:MM:SS.")
-    add("--mem", type=str | None, default=None, help="Memory per node, of all jobs but packing and reports.")
+    add(
+        "--mem",
+        type=str | None,
+        default=None,
+        help="Memory per node, such as 60G. A number without a unit is in MB. Packing and reports keep their own.",
+    )
     add("--constraint", type=str | None, default=None, help="Features that nodes must have, such as a100.")
     add(
         "--setup",

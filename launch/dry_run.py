@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from simdist.cluster.discovery import Limits
 from simdist.config.schema import Config
+from simdist.core.errors import counted
 
 from .cluster_options import ON_THIS_MACHINE
 from .estimate import StageCost, measure, stage_costs
@@ -64,7 +65,7 @@ def show(
 
 def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
     """Packing and the first runs; the others have the same stages."""
-    tree = Tree(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs")
+    tree = Tree(f"{plan.name}: {counted(len(plan.runs), 'run')}, {counted(len(plan.jobs), 'job')}")
     for job in plan.jobs.values():
         if job.kind == "pack":
             tree.add(_line(job, states))
@@ -74,10 +75,10 @@ def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
         for job in own[1:]:
             branch.add(_line(job, states))
     if len(plan.runs) > SHOWN_RUNS:
-        tree.add(f"… and {len(plan.runs) - SHOWN_RUNS} more runs with the same stages")
+        tree.add(f"… and {counted(len(plan.runs) - SHOWN_RUNS, 'more run')} with the same stages")
     for job in plan.jobs.values():
         if job.kind == "report":
-            tree.add(_line(job, states) + f"  after {len(job.parents)} jobs")
+            tree.add(_line(job, states) + f"  after {counted(len(job.parents), 'job')}")
     return tree
 
 

@@ -22,13 +22,17 @@ from .plan import SWEEPS, Job
 from .records import Record, Records
 
 DESCRIPTION = """\
-Print the log of a job, named in full (`probe/RUN/speaker-module3`), or of the job of a run that was started last, named
-by the run or its beginning. --follow continues when the job is requeued or gets a successor.
+Print the end of the log of a job, or of the latest job of a run. --follow also shows the log of the job's successor.
+
+NAME is a run, such as smoke-90eec1de, or the first letters of one; or a job, such as train/smoke-90eec1de or
+probe/smoke-90eec1de/speaker-module3. `python launch/status.py --json` lists all jobs.
 
 Examples:
   python launch/logs.py smoke-90eec1de --follow
   python launch/logs.py train/smoke-90eec1de --lines 200
   python launch/logs.py smoke-90eec1de --list
+
+Exit codes: 0 shown; 2 wrong input, such as a job that was not started yet.
 """
 LOOK_SECONDS = 0.5
 RECORD_SECONDS = 5.0  # between two looks for a successor's log
@@ -49,9 +53,9 @@ class Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog=command("logs"), description=as_typed(DESCRIPTION))
-    parser.add_argument("NAME", type=str, help="Name of a run or its beginning, or name of a job.")
-    parser.add_argument("--lines", type=int, default=50, help="Number of lines from the end.")
-    parser.add_argument("--follow", action="store_true", help="Keep printing new lines.")
+    parser.add_argument("NAME", type=str, help="Run, first letters of a run, or job; see above.")
+    parser.add_argument("--lines", type=int, default=50, help="Number of lines to print, from the end.")
+    parser.add_argument("--follow", action="store_true", help="Keep printing new lines until Ctrl-C.")
     parser.add_argument("--list", action="store_true", help="Print the paths of all matching logs instead.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)

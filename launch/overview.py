@@ -19,7 +19,7 @@ from .records import Held, Record, Records
 from .scheduler import Scheduler
 from .states import JobState, Status, find_states
 
-WORST_FIRST: tuple[Status, ...] = ("failed", "running", "queued", "stopped", "cancelled", "never", "missing", "done")
+WORST_FIRST: tuple[Status, ...] = ("failed", "running", "queued", "stopped", "cancelled", "blocked", "missing", "done")
 
 
 @dataclass(frozen=True)

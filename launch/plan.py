@@ -1,4 +1,4 @@
-"""A sweep as a graph of jobs: pack, train, probe, decode, analyse, report. Pure: nothing is looked up or written here.
+"""A sweep as a graph of jobs: pack, train, probe, decode, analyze, report. Pure: nothing is looked up or written here.
 
 A job is done when certain files exist, wherever and by whomever it was run: that makes every executor idempotent. Pack
 and train leave such files themselves; for the others `launch.job` leaves a marker in the run's folder, so that removing

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, counted
 from simdist.runs.reader import is_held
 
 from .graph import blocked_by, is_younger
@@ -24,8 +24,8 @@ from .records import Record
 from .scheduler import JobStatus, Scheduler
 from .slurm import NEVER, SlurmScheduler, has_slurm
 
-Status = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "never"]
-"""`stopped` resumes when it is started again; `never`: a parent failed."""
+Status = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "blocked"]
+"""`stopped` resumes when it is started again; `blocked`: a parent failed or was cancelled."""
 ALIVE = ("running", "queued")
 
 
@@ -114,7 +114,7 @@ def process_runs(pid: int, word: str) -> bool:
 
 def _on_cluster(record: Record, status: JobStatus) -> JobState:
     if status.phase == "blocked" or status.reason == NEVER:
-        return JobState("never", "what it depends on failed", in_queue=status.is_alive)
+        return JobState("blocked", "what it depends on failed", in_queue=status.is_alive)
     if status.phase in ("running", "queued"):
         return JobState(status.phase, status.reason, status.nodes, in_queue=True)
     if record.cancelled:
@@ -153,7 +153,7 @@ def _with_blocked(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState
     }
     for name, root in blocked_by(plan, failed).items():
         if states[name].status not in ("done", "running"):
-            states[name] = JobState("never", f"{root} {states[root].status}", in_queue=states[name].in_queue)
+            states[name] = JobState("blocked", f"{root} {states[root].status}", in_queue=states[name].in_queue)
     return states
 
 
@@ -163,9 +163,9 @@ def _with_reports(plan: Plan, states: dict[str, JobState]) -> dict[str, JobState
         if not job.runs_after_failure or states[job.name].status in ("done", *ALIVE):
             continue
         done = [parent for parent in job.parents if states[parent].status == "done"]
-        others = [parent for parent in job.parents if states[parent].status in ("failed", "never", "cancelled")]
+        others = [parent for parent in job.parents if states[parent].status in ("failed", "blocked", "cancelled")]
         if others and len(done) + len(others) == len(job.parents) and is_younger(plan, job, done):
-            states[job.name] = JobState("done", f"without {len(others)} jobs that failed or were cancelled")
+            states[job.name] = JobState("done", f"without {counted(len(others), 'job')}, failed or cancelled")
     return states
 
 

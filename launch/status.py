@@ -22,7 +22,7 @@ from rich.text import Text
 
 from simdist.config.parser import Parser
 from simdist.core.console import run
-from simdist.core.errors import EXIT_OK, InputError
+from simdist.core.errors import EXIT_OK, InputError, counted
 
 from .listing import find_sweeps, read_plan
 from .naming import as_typed, command
@@ -36,10 +36,15 @@ DESCRIPTION = """\
 Show a table of all runs: stage, state, step, time left, loss of each module, restarts, node, age of the heartbeat. The
 sources are the run folders, squeue and sacct, in this order.
 
+States: done; running; queued; missing (not started, or its options have changed); stopped (interrupted; the sweep's
+command resumes it); failed; cancelled; blocked (a job that it needs failed or was cancelled).
+
 Examples:
   python launch/status.py
   python launch/status.py smoke --watch
   python launch/status.py configs/sweeps/smoke.yaml --json
+
+Exit codes: 0 shown, whatever the states are; 2 wrong input, or SLURM does not answer.
 """
 COLORS = {"failed": "bold red", "running": "green", "queued": "cyan", "done": "dim", "stopped": "yellow"}
 LOG_LINES = 5
@@ -52,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(prog=command("status"), description=as_typed(DESCRIPTION))
     parser.add_argument(
-        "SWEEP", type=str | None, nargs="?", default=None, help="Name or file of a sweep; default: all."
+        "SWEEP", type=str | None, nargs="?", default=None, help="Name or file of a sweep. Default: all sweeps and runs."
     )
-    parser.add_argument("--watch", action="store_true", help="Refresh every few seconds.")
-    parser.add_argument("--every", type=float, default=5.0, help="--watch: seconds between refreshes.")
+    parser.add_argument("--watch", action="store_true", help="Refresh the table until Ctrl-C.")
+    parser.add_argument("--every", type=float, default=5.0, help="With --watch: seconds between refreshes.")
     parser.add_argument(
         "--rows", type=int, default=200, help="Maximum number of runs to show per sweep, failed ones first."
     )
-    parser.add_argument("--json", action="store_true", help="Print everything as JSON.")
+    parser.add_argument("--json", action="store_true", help="Print all runs and jobs as JSON instead.")
     parser.add_argument("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     parser.add_argument("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps.")
     parsed = parser.parse_args(argv)
@@ -145,28 +150,32 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
         rows = sorted(rows, key=lambda row: WORST_FIRST.index(row.status))[:num_rows]
     parts: list[RenderableType] = [_table(found.name, rows)]
     if len(rows) < len(found.rows):
-        parts.append(Text(f"… and {len(found.rows) - len(rows)} more runs (--rows {len(found.rows)} shows all)"))
+        parts.append(
+            Text(f"… and {counted(len(found.rows) - len(rows), 'more run')} (--rows {len(found.rows)} shows all)")
+        )
     warned = [(row.run, text) for row in rows for text in (row.progress.warning, row.progress.stragglers) if text]
     parts += [Text(f"{name}: {text}", "yellow") for name, text in warned[:SHOWN_FAILURES]]
     if len(warned) > SHOWN_FAILURES:
-        parts.append(Text(f"… and {len(warned) - SHOWN_FAILURES} more warnings (--json lists all)"))
+        parts.append(Text(f"… and {counted(len(warned) - SHOWN_FAILURES, 'more warning')} (--json lists all)"))
     failed = [name for name, state in found.states.items() if state.status == "failed"]
     for name in failed[:SHOWN_FAILURES]:
         parts.append(Text(f"{name} failed: {found.states[name].reason}", "bold red"))
         record = found.records.get(name)
         parts += [Text(f"    {line}") for line in last_lines(record, LOG_LINES)]
     if len(failed) > SHOWN_FAILURES:
-        parts.append(Text(f"… and {len(failed) - SHOWN_FAILURES} failed jobs more (--json lists all)"))
-    never = [(name, state.reason) for name, state in found.states.items() if state.status == "never"]
-    parts += [Text(f"{name} will never run: {reason}") for name, reason in never[:SHOWN_FAILURES]]
-    if len(never) > SHOWN_FAILURES:
-        parts.append(Text(f"… and {len(never) - SHOWN_FAILURES} jobs more that will never run"))
+        parts.append(Text(f"… and {counted(len(failed) - SHOWN_FAILURES, 'more failed job')} (--json lists all)"))
+    blocked = [(name, state.reason) for name, state in found.states.items() if state.status == "blocked"]
+    parts += [Text(f"{name} will never run: {reason}") for name, reason in blocked[:SHOWN_FAILURES]]
+    if len(blocked) > SHOWN_FAILURES:
+        parts.append(Text(f"… and {counted(len(blocked) - SHOWN_FAILURES, 'more job')} that will never run"))
     if found.num_held:
         fed = any(state.in_queue for state in found.states.values())
         again = "each job that ends submits some" if fed else "run the sweep's command again"
-        parts.append(Text(f"{found.num_held} jobs wait for room in the queue: {again}", "yellow"))
+        parts.append(
+            Text(f"{counted(found.num_held, 'job')} held back until there is room in the queue: {again}", "yellow")
+        )
     counts = ", ".join(f"{found.count(word)} {word}" for word in reversed(WORST_FIRST) if found.count(word))
-    parts.append(Text(f"{found.name}: {len(found.states)} jobs: {counts}"))
+    parts.append(Text(f"{found.name}: {counted(len(found.states), 'job')}: {counts}"))
     return Group(*parts)
 
 
@@ -189,7 +198,7 @@ def _cells(row: Row) -> list[RenderableType]:
     progress = row.progress
     total = "?" if progress.total is None else f"{progress.total:,}"
     left = duration(progress.seconds_left) if row.stage.startswith("train") and row.status == "running" else ""
-    reason = f" ({row.reason})" if row.reason and row.status not in ("done", "never", "failed") else ""
+    reason = f" ({row.reason})" if row.reason and row.status not in ("done", "blocked", "failed") else ""
     return [
         row.stage,
         Text(f"{row.status}{reason}", COLORS.get(row.status, "")),

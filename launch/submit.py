@@ -22,7 +22,7 @@ import filelock
 from rich.console import Console
 
 from simdist.cluster.discovery import Limits
-from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
+from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError, counted
 
 from .batch_scripts import BatchContext
 from .cluster_options import CLUSTER_FILE
@@ -274,8 +274,9 @@ class Submitter:
             return
         Held(self.cluster, tuple(job.name for job in held)).write(self.plan.folder)
         self.console.print(
-            f"{len(held)} jobs wait for room in the queue (limit: {self._limits.max_submit or 'reached'}). Each job "
-            "that ends submits what fits; so does running the same command again.",
+            f"{counted(len(held), 'job')} wait{'s' * (len(held) == 1)} for room in the queue "
+            f"(limit: {self._limits.max_submit or 'reached'}). Each job that ends submits what fits; so does "
+            "running the same command again.",
             markup=False,
         )
 
@@ -302,8 +303,8 @@ class Submitter:
         }
         if retry or wanted.submit:
             self.console.print(
-                f"{self.plan.name}: {len(self.plan.jobs)} jobs; {counts['done']} done, {counts['running']} running, "
-                f"{counts['queued']} queued; submitting {len(wanted.submit)}",
+                f"{self.plan.name}: {counted(len(self.plan.jobs), 'job')}; {counts['done']} done, "
+                f"{counts['running']} running, {counts['queued']} queued; submitting {len(wanted.submit)}",
                 markup=False,
             )
 
@@ -321,7 +322,9 @@ class Submitter:
         others = [r.job_id for name, r in latest if name not in self.plan.jobs and r.cluster != "local"]
         alive = [id for id, status in self.scheduler.look(others).items() if status.is_alive]
         self.scheduler.cancel(alive)
-        self.console.print(f"cancelled {len(alive)} jobs that {self.plan.name} no longer asks for", markup=False)
+        self.console.print(
+            f"cancelled {counted(len(alive), 'job')} that {self.plan.name} no longer asks for", markup=False
+        )
 
 
 def _is_submitted(states: Mapping[str, JobState], name: str, record: Record) -> bool:
@@ -337,5 +340,5 @@ def explain(plan: Plan, states: Mapping[str, JobState], records: Mapping[str, Re
             for line in last_lines(records.get(name), 5):
                 console.print(f"    {line}", markup=False)
     for name, state in states.items():
-        if state.status == "never":
+        if state.status == "blocked":
             console.print(f"{name} will never run: {state.reason}", markup=False)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from simdist.config.parser import Parser
 from simdist.core.console import run
-from simdist.core.errors import EXIT_OK, InputError
+from simdist.core.errors import EXIT_OK, InputError, counted
 from simdist.core.signals import SignalHandler
 
 from .cancel import OWNER, write_owner
@@ -58,11 +58,11 @@ Without SWEEP: `default` on synthetic speech, or `default_librispeech` if data/l
   {profiles}
 `slurm` uses the profile that SIMDIST_CLUSTER names, else ~/.config/simdist/cluster.yaml, else one derived from SLURM's
 partitions, GPUs and limits. Options such as --partition override it.
-Without --cluster: `slurm` if SLURM is configured, else `local`.
 
 See also: python launch/status.py, python launch/logs.py, python launch/cancel.py.
 
-Exit codes: 0 submitted or finished; 1 jobs failed; 2 wrong input; 75 or 130 stopped (run again to resume).
+Exit codes: 0 submitted or finished; 1 jobs failed (on SLURM only with --wait); 2 wrong input; 75 stopped by SIGTERM,
+130 with Ctrl-C (run the same command again to resume).
 """
 LOCK_SECONDS = 2.0
 FILE_COLUMNS = 120  # of a table that goes to a file or a pipe
@@ -111,7 +111,7 @@ def _parser() -> Parser:
     about = DESCRIPTION.format(shipped=shipped, profiles=", ".join(profile_names()))
     parser = Parser(prog=command("sweep"), description=as_typed(about))
     add = parser.add_argument
-    add("SWEEP", type=str | None, nargs="?", default=None, help="YAML file, or name of a shipped sweep.")
+    add("SWEEP", type=str | None, nargs="?", default=None, help="YAML file, or name of a shipped sweep; see above.")
     add(
         "overrides",
         type=str,
@@ -120,21 +120,27 @@ def _parser() -> Parser:
         metavar="key=value",
         help="Keys of the sweep or of the configuration; `stages.NAME=false` removes a stage.",
     )
-    add("--cluster", type=str | None, default=None, help="local, debug, slurm, or a profile.")
+    add(
+        "--cluster",
+        type=str | None,
+        default=None,
+        help="local, debug, slurm, or a profile; see above. Default: slurm if SLURM is configured, else local.",
+    )
     add("--dry-run", action="store_true", help="Print the graph, the sbatch scripts and the GPU-hours; submit nothing.")
     add(
         "--jobs",
         type=int | None,
         default=None,
-        help="local: maximum number of processes; null is one per GPU, or else one per two cores.",
+        help="With --cluster local: maximum number of processes. Default: one per GPU, or else one per two cores.",
     )
-    add("--prune", action="store_true", help="SLURM: cancel jobs of this sweep that the file no longer contains.")
+    add("--prune", action="store_true", help="On SLURM: cancel jobs of this sweep that the file no longer contains.")
     add(
         "--wait",
         action="store_true",
-        help="SLURM: wait for the jobs, and submit successors of those that could not requeue.",
+        help="On SLURM: stay until all jobs have ended, submit again those that were interrupted and could not requeue "
+        "themselves, and exit with 1 if any failed. Without it, the command ends once the jobs are in the queue.",
     )
-    add("--every", type=float, default=30.0, help="--wait: seconds between queries of the queue.")
+    add("--every", type=float, default=30.0, help="With --wait: seconds between queries of the queue.")
     add("--runs", type=Path, default=RUNS, help="Folder of the runs.")
     add("--sweeps", type=Path, default=SWEEPS, help="Folder of the sweeps' logs and reports.")
     add_cluster_options(parser)
@@ -201,7 +207,7 @@ def _run_on_this_machine(plan: Plan, cluster: str, jobs: int | None, console: Co
         console.print(text, markup=False)
 
     write_owner(plan.folder)
-    log(f"{plan.name}: {len(plan.runs)} runs, {len(plan.jobs)} jobs; logs in {plan.folder}/logs")
+    log(f"{plan.name}: {counted(len(plan.runs), 'run')}, {counted(len(plan.jobs), 'job')}; logs in {plan.folder}/logs")
     if cluster == "debug":
         outcome = run_here(plan, log)
     else:
@@ -224,7 +230,7 @@ def _conclude(plan: Plan, outcome: Outcome, console: Console) -> None:
             console.print(f"    {line}", markup=False)
     blocked = Counter(blocked_by(plan, outcome.failed).values())
     for root, number in blocked.items():
-        console.print(f"{number} jobs will not run because {root} failed", markup=False)
+        console.print(f"{counted(number, 'job')} will not run because {root} failed", markup=False)
     out = plan.folder / "report"
     report = next((job.name for job in plan.jobs.values() if job.kind == "report"), None)
     if report in outcome.done and (out / "report.txt").is_file():

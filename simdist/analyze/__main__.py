@@ -28,13 +28,14 @@ analysis.
   python -m simdist.analyze contribution --run-dir runs/sim --module 0
   python -m simdist.analyze compare runs/sim runs/gim
 
-Exit codes: 0 finished, 2 wrong input, 75 preempted (run again to continue), 130 stopped with Ctrl-C.
+Exit codes: 0 finished; 1 failed (such as a full disk); 2 wrong input; 75 preempted (run the same command again to
+resume); 130 stopped with Ctrl-C.
 """
 
 
 COMPARE = """\
 Compare two runs: density of their probe weights, contribution curves and total correlation in common plots. Missing
-analyses are run first; those that lack a probe or a decoder are skipped and named.
+analyses are run first. Those that lack a probe or a decoder are skipped, and listed.
 
   python -m simdist.analyze compare runs/sim runs/gim
   python -m simdist.analyze compare runs/sim runs/gim --module 0 --label vowel --clips 100"""
@@ -74,7 +75,7 @@ def analyze(which: str, settings: AnalysisSettings | CompareSettings, runs: tupl
             else:
                 command.work(which, settings)
         except StoppedError as stopped:
-            console.print("stopped. Finished results are kept; run the same command to continue")
+            console.print("stopped. Finished results are kept; run the same command to resume")
             return exit_code(stopped.signal_number)
     return EXIT_OK
 
@@ -85,6 +86,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     for name, entry in ANALYSES.items():
         subs[name] = Parser(description=entry.about)
         add_fields(subs[name], entry.settings)
+        subs[name].unlist(*entry.unlisted)
         commands.add_subcommand(name, subs[name], help=entry.short)
     subs["compare"] = Parser(description=COMPARE)
     subs["compare"].add_argument("RUN_A", type=str, help="Run folder; the comparison goes to its folder `analysis`.")

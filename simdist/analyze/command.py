@@ -30,7 +30,7 @@ from simdist.analyze.result_writer import (
     read_result,
 )
 from simdist.analyze.settings import AnalysisSettings
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, counted
 from simdist.core.files import write_json
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
@@ -129,7 +129,7 @@ class AnalyzeCommand:
         self.console.print(f"module {result['module']} ({state}):")
         for line in result["summary"]:
             self.console.print(f"  {escape(line)}")
-        self.console.print(f"  {len(result['files'])} files in {escape(str(folder))}")
+        self.console.print(f"  {counted(len(result['files']), 'file')} in {escape(str(folder))}")
 
 
 def finish(writer: ResultWriter, run: Run, identity: dict[str, Any], result: AnalysisResult, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Compare two runs module by module: density of probe weights, contribution curves, total correlation.
 
-Both runs are analysed first where they were not, with the same settings. What one of them cannot give is left out of
+Both runs are analyzed first where they were not, with the same settings. What one of them cannot give is left out of
 the figures and named in the result.
 """
 
@@ -29,7 +29,7 @@ from simdist.analyze.total_correlation import ESTIMATES, draw_estimate
 from simdist.analyze.weights import rescaled
 from simdist.analyze.weights_plots import WEIGHT, draw_densities
 from simdist.config.decoder import DEFAULT_LOSS
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, counted
 from simdist.loading import decoder_losses
 from simdist.probe.settings import modules_in
 
@@ -223,4 +223,4 @@ def _tell(command: AnalyzeCommand, folder: Path, result: AnalysisResult, writer:
     command.console.print("compared:")
     for line in result.summary:
         command.console.print(f"  {escape(line)}")
-    command.console.print(f"  {len(writer.files)} files in {escape(str(folder))}")
+    command.console.print(f"  {counted(len(writer.files), 'file')} in {escape(str(folder))}")

@@ -176,7 +176,7 @@ def draw_curves(axes: Axes, runs: dict[str, list[dict[str, float]]]) -> None:
         sizes = [point["dimensions"] for point in curve]
         style.line(axes, number, sizes, [point["median"] for point in curve], name)
         low, high = ([point[key] for point in curve] for key in ("lower_quartile", "upper_quartile"))
-        axes.fill_between(sizes, low, high, color=style.colour(number), alpha=0.15, linewidth=0)
+        axes.fill_between(sizes, low, high, color=style.color(number), alpha=0.15, linewidth=0)
     axes.axhline(1, color=style.GREY, linestyle=":", label="nothing replaced")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")

@@ -8,7 +8,7 @@
   disentanglement (a dimension serves one factor) and completeness (a factor is served by one dimension), each one minus
   an entropy; informativeness is the forests' test accuracy.
 
-Factors should be independent of each other; where syllables and vowels are both labelled, consonants stand for
+Factors should be independent of each other; where syllables and vowels are both labeled, consonants stand for
 syllables.
 """
 

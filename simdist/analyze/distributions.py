@@ -130,8 +130,8 @@ def histograms(z: Matrix, table: dict[str, Matrix], shown: int, where: str) -> F
     for panel in panels.flat[count:]:
         panel.set_visible(False)
     for axes, dimension in zip(panels.flat, chosen, strict=False):
-        axes.hist(z[:, dimension], bins=60, range=(-4, 4), density=True, color=style.colour(0), alpha=0.6)
-        axes.plot(grid, scipy.stats.norm.pdf(grid), color=style.colour(1), linewidth=1.2)
+        axes.hist(z[:, dimension], bins=60, range=(-4, 4), density=True, color=style.color(0), alpha=0.6)
+        axes.plot(grid, scipy.stats.norm.pdf(grid), color=style.color(1), linewidth=1.2)
         axes.set_title(
             f"dimension {dimension}: KL {table['kl'][dimension]:.2f}, KS {table['ks'][dimension]:.2f}", fontsize=8
         )
@@ -146,11 +146,11 @@ def profile(table: dict[str, Matrix], collapsed_below: float, where: str) -> Fig
     figure = style.new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     rank = np.arange(1, len(table["kl"]) + 1)
-    left.plot(rank, np.sort(table["kl"])[::-1], color=style.colour(0), marker="o", markersize=3)
+    left.plot(rank, np.sort(table["kl"])[::-1], color=style.color(0), marker="o", markersize=3)
     left.axhline(collapsed_below, color=style.GREY, linestyle=":", label="collapsed below")
     left.set_yscale("log")
     style.finish(left, "dimension, by KL", "KL to the prior (nats per frame)", where)
-    right.plot(rank, np.sort(table["ks"])[::-1], color=style.colour(1), marker="s", markersize=3)
+    right.plot(rank, np.sort(table["ks"])[::-1], color=style.color(1), marker="s", markersize=3)
     right.set_ylim(bottom=0)
     style.finish(right, "dimension, by distance", "KS distance to N(0, 1)", where)
     return figure

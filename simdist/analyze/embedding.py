@@ -1,7 +1,7 @@
-"""Latents in the plane: t-SNE (van der Maaten & Hinton 2008) or UMAP (McInnes et al. 2018), coloured by label.
+"""Latents in the plane: t-SNE (van der Maaten & Hinton 2008) or UMAP (McInnes et al. 2018), colored by label.
 
-A picture of this kind shows neighbourhoods, not distances or sizes of clusters; so how many of a vector's five nearest
-neighbours share its label is counted in the latent and in the plane, and compared with chance.
+A picture of this kind shows neighborhoods, not distances or sizes of clusters; so how many of a vector's five nearest
+neighbors share its label is counted in the latent and in the plane, and compared with chance.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ OTHERS = "others"
 
 
 def neighbour_agreement(points: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> float:
-    """Mean share of the five nearest neighbours (Euclidean) of (n, d) points that have a point's own class."""
+    """Mean share of the five nearest neighbors (Euclidean) of (n, d) points that have a point's own class."""
     finder = optional("sklearn.neighbors").NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(points) - 1)).fit(points)
     return float((classes[finder.kneighbors(return_distance=False)] == classes[:, None]).mean())
 
 
 def chance_agreement(classes: npt.NDArray[np.int64]) -> float:
-    """What `neighbour_agreement` is on average when neighbours are drawn at random without replacement."""
+    """What `neighbour_agreement` is on average when neighbors are drawn at random without replacement."""
     counts = np.bincount(classes)
     return float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
 
@@ -46,7 +46,7 @@ def perplexity_of(number: int, settings: EmbeddingSettings) -> float:
         InputError: too few vectors.
     """
     if number < FEWEST:
-        raise InputError(f"{number} vectors are too few for a map; it takes {FEWEST} or more labelled test clips")
+        raise InputError(f"{number} vectors are too few for a map; it takes {FEWEST} or more labeled test clips")
     perplexity = min(PERPLEXITY, number / 4) if settings.perplexity is None else settings.perplexity
     if number <= 3 * perplexity:
         raise InputError(
@@ -57,7 +57,7 @@ def perplexity_of(number: int, settings: EmbeddingSettings) -> float:
 
 
 def embed(values: npt.NDArray[np.float64], perplexity: float, settings: EmbeddingSettings) -> npt.NDArray[np.float64]:
-    """(n, C) -> (n, 2), of standardised dimensions.
+    """(n, C) -> (n, 2), of standardized dimensions.
 
     Raises:
         InputError: a package is missing.
@@ -126,7 +126,7 @@ def draw_classes(
     label: str,
     legend: bool = True,
 ) -> None:
-    """(n, 2) or (n, 3) points, each class in its colour and shape; of many classes the rarest share grey."""
+    """(n, 2) or (n, 3) points, each class in its color and shape; of many classes the rarest share gray."""
     counts = np.bincount(classes, minlength=len(names))
     shown = np.flatnonzero(counts)
     if len(shown) > style.MAX_CLASSES:
@@ -135,7 +135,7 @@ def draw_classes(
         axes.scatter(*points[rest].T, s=8, color="0.8", marker=".", label=OTHERS)
     for place, number in enumerate(shown):
         those = classes == number
-        looks: dict[str, Any] = {"color": style.class_colour(place), "marker": style.marker(place)}
+        looks: dict[str, Any] = {"color": style.class_color(place), "marker": style.marker(place)}
         axes.scatter(*points[those].T, s=14, alpha=0.7, linewidths=0, label=names[number], **looks)
     if legend:
         axes.legend(title=label, loc="center left", bbox_to_anchor=(1.01, 0.5), framealpha=0.9)
@@ -155,6 +155,6 @@ def _sentence(label: str, found: dict[str, Any]) -> str:
         100 * found[key] for key in ("neighbours_alike_in_latent", "neighbours_alike_in_plane", "chance")
     )
     return (
-        f"{label}: {latent:.0f} % of a vector's {NEIGHBOURS} nearest neighbours share its class in the latent, "
+        f"{label}: {latent:.0f} % of a vector's {NEIGHBOURS} nearest neighbors share its class in the latent, "
         f"{plane:.0f} % in the plane, {chance:.0f} % by chance"
     )

@@ -1,4 +1,4 @@
-"""What is analysed: the encoder of one checkpoint of a run, and latents of it.
+"""What is analyzed: the encoder of one checkpoint of a run, and latents of it.
 
 Legend: N clips or vectors, L frames, C channels of a latent, T audio samples.
 """

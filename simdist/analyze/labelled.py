@@ -148,7 +148,7 @@ def with_consonants(vectors: Vectors) -> Vectors:
 
 
 class LabelledAnalysis:
-    """What the analyses of labelled vectors share: finding them."""
+    """What the analyses of labeled vectors share: finding them."""
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: LabelSettings) -> None:
         self.encoder, self.module = encoder, module

@@ -35,7 +35,7 @@ Wave = npt.NDArray[np.float32]
 RANGE = 80.0  # dB below the loudest frequency that are shown
 MOST_TRAVERSED = 4  # dimensions that are traversed by default
 BATCH = 32  # latents decoded together
-BINS = 257  # of a drawn spectrum: neighbouring frequencies are averaged, because single ones of a long clip are noise
+BINS = 257  # of a drawn spectrum: neighboring frequencies are averaged, because single ones of a long clip are noise
 
 
 def open_decoder(encoder: EncoderUnderTest, module: int, loss: str | None) -> Decoder:
@@ -89,7 +89,7 @@ class DecodedAnalysis:
 def spectrum(audio: Wave) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Frequencies in kHz and power in dB (relative to full scale) of (T,) audio, a Hann window over all of it.
 
-    Powers of neighbouring frequencies are averaged to at most `BINS` points.
+    Powers of neighboring frequencies are averaged to at most `BINS` points.
     """
     window = np.hanning(len(audio))
     power = np.abs(np.fft.rfft(audio * window)) ** 2 / (window.sum() / 2) ** 2
@@ -112,8 +112,8 @@ def draw_audio(waves: list[Wave], names: list[str], title: str) -> Figure:
     spectra = [spectrum(wave) for wave in waves]
     loudest = max(float(decibels.max()) for _, decibels in spectra)
     for (left, right), wave, name, (frequencies, decibels) in zip(panels, waves, names, spectra, strict=True):
-        left.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, color=style.colour(0), linewidth=0.4)
-        right.plot(frequencies, decibels, color=style.colour(1), linewidth=0.7)
+        left.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, color=style.color(0), linewidth=0.4)
+        right.plot(frequencies, decibels, color=style.color(1), linewidth=0.7)
         left.set_title(name, loc="left", fontsize=8)
         for axes in (left, right):
             axes.grid(alpha=0.3)
@@ -202,7 +202,7 @@ class Traversal(DecodedAnalysis):
         figure = style.new_figure(6.5, 3.4)
         axes = figure.subplots()
         rank = np.arange(1, len(effects) + 1)
-        axes.plot(rank, np.sort(effects)[::-1], color=style.colour(0), marker="o", markersize=3)
+        axes.plot(rank, np.sort(effects)[::-1], color=style.color(0), marker="o", markersize=3)
         axes.set_ylim(bottom=0)
         style.finish(axes, "latent dimension, by effect", "RMS change of the audio (full scale 1)", self.where)
         writer.figure("effects", figure)

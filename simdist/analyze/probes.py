@@ -51,7 +51,7 @@ class TrainedProbe:
         return probe.eval()
 
     def weights(self) -> npt.NDArray[np.float64]:
-        """(K, C) weights of a linear probe; of standardised features where the probe standardises."""
+        """(K, C) weights of a linear probe; of standardized features where the probe standardizes."""
         return self.tensors()["output.weight"].double().numpy()
 
 

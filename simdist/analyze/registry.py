@@ -64,6 +64,7 @@ class RegisteredAnalysis:
     needs: frozenset[str]
     measurements: Callable[[Values], Iterator[Number]] | None
     table: Table | None
+    unlisted: tuple[str, ...]
 
 
 ANALYSES: dict[str, RegisteredAnalysis] = {}
@@ -80,6 +81,7 @@ def register(
     needs: tuple[Literal["prior", "decoder", "unbiased probe"], ...] = (),
     measurements: Callable[[Values], Iterator[Number]] | None = None,
     table: Table | None = None,
+    unlisted: tuple[str, ...] = (),
 ) -> Callable[[type[Settings]], type[Settings]]:
     """Class decorator that registers an analysis with the options that the decorated dataclass holds.
 
@@ -93,11 +95,12 @@ def register(
         needs: what must exist before the command that the report gives can run.
         measurements: the numbers in a result's `values` that go into results.csv and the report's table.
         table: how the report shows these numbers.
+        unlisted: inherited options without an effect here, which `--help` leaves out.
     """
 
     def decorate(settings: type[Settings]) -> type[Settings]:
         ANALYSES[name] = RegisteredAnalysis(
-            name, settings, implementation, short, about, heading, frozenset(needs), measurements, table
+            name, settings, implementation, short, about, heading, frozenset(needs), measurements, table, unlisted
         )
         return settings
 
@@ -117,7 +120,7 @@ def _distributions(values: Values) -> Iterator[Number]:
 @register(
     "distributions",
     "simdist.analyze.distributions:Distributions",
-    short="Compare each dimension with N(0, 1): histogram, KS distance, KL, collapse.",
+    short="Compare each dimension with N(0, 1): histogram, distance, KL, collapse.",
     about="""\
 Compare each dimension of a variational latent with N(0, 1): histogram, Kolmogorov-Smirnov distance, KL, and whether it
 is active. Warns about posterior collapse.
@@ -143,7 +146,7 @@ class DistributionsSettings(ClipSettings):
     """Options of `distributions`."""
 
     shown: int = 12
-    """Dimensions whose histograms are drawn: those with the largest and smallest KL."""
+    """Number of dimensions whose histograms are drawn, half with the largest and half with the smallest KL."""
     collapsed_below: float = 0.01
     """A dimension with a smaller KL, in nats per frame, counts as collapsed onto the prior."""
 
@@ -189,17 +192,17 @@ class WeightsSettings(AnalysisSettings):
     """Options of `weights`."""
 
     label: str = ""
-    """Labels whose probes are plotted, as syllable,vowel; empty takes every label with a matching probe."""
+    """Labels whose probes are plotted, such as syllable,vowel. Default: every label with a matching probe."""
     probe: Literal["linear", "lbfgs"] = "linear"
-    """Kind of probe, as in simdist.probe; it must have been trained without bias."""
+    """The --probe of simdist.probe that was trained, with --bias false."""
     pooling: Literal["mean", "max"] = "mean"
-    """Temporal pooling of the probe's features; phones are probed frame by frame."""
+    """The --pooling of simdist.probe that it was trained with. Probes of phones have none."""
     folder: str = field(default="", metadata=COMMAND)
-    """Name of one folder in RUN/probes to plot instead, with or without bias."""
+    """Plot this probe instead, with or without bias: the name of a folder in RUN/probes."""
     others: str = ""
-    """More run folders, comma-separated, whose weight densities are drawn into the same plot."""
+    """More run folders, separated by commas, whose densities of weights are drawn into the same plot."""
     origin: Literal["zero", "mean"] = "zero"
-    """Value of the dimensions that the decision map does not vary: zero, or the mean of the probe's training data."""
+    """Value of the dimensions that the decision map does not vary: zero, or their mean over the training data."""
 
 
 def _contribution(values: Values) -> Iterator[Number]:
@@ -232,9 +235,10 @@ class ContributionSettings(DecodedSettings):
     """Options of `contribution`."""
 
     sizes: str = "2,4,8,16,32,64,128,256,512"
-    """Numbers of dimensions to replace; a number above the latent's width replaces all."""
+    """How many dimensions to replace, one point of the curve each: numbers from 1, such as 2,4,8. One above the
+    latent's width replaces all."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Precision of decoding. bf16 is about twice as fast; the result warns where it is too coarse."""
+    """Precision of decoding. bf16 is about twice as fast; the command warns if it is too coarse."""
     batch: int = field(default=16, metadata=TUNING)
     """Clips decoded together. Small batches fit a CPU's cache; use hundreds on a GPU."""
 
@@ -257,19 +261,20 @@ Vary one latent dimension while all others stay fixed, decode, and write audio, 
   python -m simdist.analyze traversal --run-dir runs/sim --module 0 --start-at KEY --dimensions 3,17""",
     heading="Traversals",
     needs=("decoder",),
+    unlisted=("clips",),
 )
 @dataclass(frozen=True)
 class TraversalSettings(DecodedSettings):
     """Options of `traversal`."""
 
     start: str = field(default="zero", metadata={"options": ("--start-at", "--start")})
-    """Start of a traversal: zero (the prior's mean), or the key of a clip in the split."""
+    """Latent to start from: zero (the prior's mean), or that of the clip with this key in the split."""
     dimensions: str = ""
-    """Latent dimensions to vary, as 0,5; empty takes the four that change the audio most."""
+    """Latent dimensions to vary, such as 0,5. Default: the four that change the audio most."""
     steps: int = 5
-    """Points per traversal."""
+    """Number of values per dimension, evenly spaced."""
     reach: float = 2.68
-    """Range of a dimension: from minus to plus this value, the same in every frame."""
+    """Vary the dimension from -REACH to REACH, the same in every frame. The prior's standard deviation is 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -288,15 +293,16 @@ Decode points on the straight line between two clips' latents: audio, waveform a
   python -m simdist.analyze interpolation --run-dir runs/sim --module 0 --keys KEY_A,KEY_B --steps 9""",
     heading="Interpolations",
     needs=("decoder",),
+    unlisted=("clips",),
 )
 @dataclass(frozen=True)
 class InterpolationSettings(DecodedSettings):
     """Options of `interpolation`."""
 
     keys: str = ""
-    """Keys of two clips in the split, comma-separated; empty draws two."""
+    """Keys of two clips in the split: KEY_A,KEY_B. Default: two drawn at random."""
     steps: int = 5
-    """Points on the line, both ends included."""
+    """Number of points on the line, both ends included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -319,7 +325,7 @@ class SamplesSettings(DecodedSettings):
     """Options of `samples`."""
 
     samples: int = 6
-    """Latents to draw from N(0, I) and decode."""
+    """Number of latents to draw from N(0, I) and decode."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -338,8 +344,9 @@ def _total_correlation(values: Values) -> Iterator[Number]:
     "simdist.analyze.total_correlation:TotalCorrelation",
     short="Measure how much the dimensions depend on each other.",
     about="""\
-Estimate the total correlation of 10, 50, 100 … dimensions in nats, with Gaussian kernels and in closed form for a
-Gaussian latent. Each is compared with the same estimate on independent dimensions.
+Estimate the total correlation in nats (how much the dimensions depend on each other) of 2, 5, 10, … dimensions, with
+Gaussian kernels and in closed form for a Gaussian latent. Each is compared with the same estimate on independent
+dimensions.
 
   python -m simdist.analyze total-correlation --run-dir runs/sim
   python -m simdist.analyze total-correlation --run-dir runs/sim --latents sampled --frames 4000""",
@@ -359,13 +366,14 @@ class TotalCorrelationSettings(ClipSettings):
     """Options of `total-correlation`."""
 
     sizes: str = "2,5,10,50,100,512"
-    """Numbers of dimensions to measure; a number above the latent's width takes all."""
+    """How many dimensions to measure, one estimate each: numbers from 2, such as 2,10,50. One above the latent's width
+    uses all."""
     frames: int = 2000
     """Frames to estimate from, drawn at random from the clips."""
     bandwidth: float = 0.1
     """Standard deviation of the Gaussian kernels."""
     latents: Literal["deterministic", "sampled"] = "deterministic"
-    """Use a variational module's mean, or one sample of its latent."""
+    """What to use of a variational module: the mean of its Gaussian (`deterministic`), or one sample of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -384,9 +392,11 @@ def _disentanglement(values: Values) -> Iterator[Number]:
 @register(
     "disentanglement",
     "simdist.analyze.disentanglement:Disentanglement",
-    short="Score disentanglement (MIG, SAP, DCI) on speaker, phone, vowel, …",
+    short="Score how well dimensions match factors (MIG, SAP, DCI).",
     about="""\
-Score how far each dimension belongs to a single factor: MIG, SAP and DCI.
+Score how far each dimension of the latent belongs to a single factor (speaker, phone, syllable, vowel), and each factor
+to a single dimension: mutual information gap (MIG), separated attribute predictability (SAP), and disentanglement,
+completeness and informativeness (DCI).
 
   python -m simdist.analyze disentanglement --run-dir runs/sim
   python -m simdist.analyze disentanglement --run-dir runs/sim --label speaker,phone --examples 5000""",
@@ -408,7 +418,7 @@ class DisentanglementSettings(LabelSettings):
     """Options of `disentanglement`."""
 
     bins: int = 20
-    """Equal-width bins per dimension for mutual information (MIG)."""
+    """Number of equal-width bins per dimension, from which MIG estimates mutual information."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -445,17 +455,17 @@ class RobustnessSettings(AnalysisSettings):
     """Options of `robustness`."""
 
     label: str = ""
-    """Labels whose probes are tested, as syllable,vowel; empty takes every label with a matching probe."""
+    """Labels whose probes are tested, such as syllable,vowel. Default: every label with a matching probe."""
     probe: Literal["linear", "lbfgs", "mlp"] = "linear"
-    """Kind of probe, as in simdist.probe; it must have been trained with bias."""
+    """The --probe of simdist.probe that was trained, with a bias."""
     pooling: Literal["mean", "max", "flatten"] = "mean"
-    """Temporal pooling of the probe's features; phones are probed frame by frame."""
+    """The --pooling of simdist.probe that it was trained with. Probes of phones have none."""
     snr: str = "40,30,20,10,5,0,-5"
-    """Signal-to-noise ratios of the added noise in dB; clean audio is always tested as well."""
+    """Signal-to-noise ratios in dB, such as 20,10,0. Audio without noise is always tested as well."""
     attack: Literal["none", "fgsm"] = "fgsm"
-    """Adversarial perturbation at the same ratios: a step along the gradient's sign (FGSM), or none."""
+    """Adversarial perturbation to test at the same ratios: a step along the sign of the gradient (`fgsm`), or none."""
     examples: int = 400
-    """Test utterances, drawn at random; all if there are fewer."""
+    """Number of test utterances, drawn at random. If there are fewer, all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -466,9 +476,9 @@ class RobustnessSettings(AnalysisSettings):
 @register(
     "embedding",
     "simdist.analyze.embedding:Embedding",
-    short="Plot latents in two dimensions (t-SNE or UMAP), coloured by label.",
+    short="Plot latents in two dimensions (t-SNE or UMAP), colored by label.",
     about="""\
-Plot time-averaged latents of labelled clips (single frames for phones) in two dimensions by t-SNE or UMAP, coloured by
+Plot time-averaged latents of labeled clips (single frames for phones) in two dimensions by t-SNE or UMAP, colored by
 label.
 
   python -m simdist.analyze embedding --run-dir runs/sim --label syllable,vowel
@@ -481,8 +491,8 @@ class EmbeddingSettings(LabelSettings):
     method: Literal["tsne", "umap"] = "tsne"
     """t-SNE, or UMAP (needs the package umap-learn)."""
     perplexity: float | None = None
-    """Approximate number of neighbours of a point, for both methods. null takes 30, or a quarter of the vectors if
-    that is less."""
+    """Approximate number of neighbors of a point, for both methods. Default: 30, or a quarter of the vectors if that is
+    less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -492,9 +502,9 @@ class EmbeddingSettings(LabelSettings):
 @register(
     "scatter",
     "simdist.analyze.scatter:Scatter",
-    short="Plot three latent dimensions, coloured by label.",
+    short="Plot three latent dimensions, colored by label.",
     about="""\
-Plot three latent dimensions of labelled clips in space and in each plane, coloured by label.
+Plot three latent dimensions of labeled clips in space and in each plane, colored by label.
 
   python -m simdist.analyze scatter --run-dir runs/sim --label vowel
   python -m simdist.analyze scatter --run-dir runs/sim --label vowel --dimensions 0,5,7""",
@@ -504,4 +514,5 @@ class ScatterSettings(LabelSettings):
     """Options of `scatter`."""
 
     dimensions: str = ""
-    """Three latent dimensions, as 0,5,7; empty takes those that separate the label's classes best (largest F)."""
+    """Three latent dimensions, such as 0,5,7. Default: those that separate the label's classes best (largest F in an
+    analysis of variance)."""

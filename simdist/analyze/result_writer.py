@@ -76,7 +76,7 @@ class ResultWriter:
 
 
 class ModuleError(InputError):
-    """This module cannot be analysed so; another one of the encoder may."""
+    """This module cannot be analyzed so; another one of the encoder may."""
 
 
 class Analysis(Protocol):

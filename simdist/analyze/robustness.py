@@ -128,7 +128,7 @@ class Robustness:
         return Targets(targets.rows[chosen], [targets.classes[place] for place in chosen], targets.names)
 
     def _utterance(self, reader: _Reader, split: Split, row: int, classes: Tensor) -> tuple[npt.NDArray[np.int64], int]:
-        """(kinds, levels) vectors recognised, and how many there are; of an utterance's crops the first."""
+        """(kinds, levels) vectors recognized, and how many there are; of an utterance's crops the first."""
         clip = CropReader(split).read(row, *crop_of(split, row, reader.spec, 0))
         audio = as_audio([clip], self._subject.device)
         names = (self._settings.seed, "noise", split.manifest.split, str(split.index.key[row]))
@@ -181,9 +181,9 @@ def figure_of(curves: dict[str, list[dict[str, Any]]], majority: float, title: s
         snrs = [point["snr_db"] for point in noisy]
         style.line(axes, number, snrs, [point["accuracy"] for point in noisy], names[kind])
         low, high = ([point[key] for point in noisy] for key in ("low", "high"))
-        axes.fill_between(snrs, low, high, color=style.colour(number), alpha=0.15, linewidth=0)
+        axes.fill_between(snrs, low, high, color=style.color(number), alpha=0.15, linewidth=0)
         if number == 0:
-            axes.axhline(clean["accuracy"], color=style.colour(2), linestyle="--", label="clean audio")
+            axes.axhline(clean["accuracy"], color=style.color(2), linestyle="--", label="clean audio")
     axes.axhline(majority, color=style.GREY, linestyle=":", label="majority class")
     axes.invert_xaxis()
     axes.set_ylim(0, 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from simdist.config.schema import RUN_DIR, TUNING
+from simdist.config.schema import DATA_ROOT, RUN_DIR, TUNING
 from simdist.core.errors import InputError, require_option
 
 COMMAND = {"identity": False}  # which results are wanted; each result has its own value elsewhere
@@ -32,18 +32,18 @@ def numbers(option: str, text: str, kind: type = int) -> list[Any]:
 class AnalysisSettings:
     """Options of every analysis."""
 
-    run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR})
-    """Run folder to analyze; results go to its folder `analysis`."""
+    run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR, "required": True})
+    """Run folder to analyze. Results go to its folder `analysis`."""
     module: str = field(default="all", metadata=COMMAND)
-    """Greedy modules: 0,2 or -1 (the last) or all to which the analysis applies."""
+    """Greedy modules to analyze: numbers from 0, such as 0,2; -1 for the last; or all that the analysis applies to."""
     checkpoint: str = field(default="latest", metadata=COMMAND)
-    """Checkpoint of the encoder: latest, or a step such as 200."""
-    data_root: Path | None = field(default=None, metadata=TUNING)
-    """Folder of the packed splits; null takes the run's data.root."""
+    """Checkpoint of the encoder: latest, or its step, such as 200."""
+    data_root: Path | None = field(default=None, metadata={**TUNING, "options": DATA_ROOT})
+    """Folder of the packed splits. Default: the run's."""
     seed: int = 0
     """Seed for the choice of clips and frames, and for all noise."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=TUNING)
-    """Device of the networks; auto takes a GPU if there is one."""
+    """Device of the networks. `auto` uses a GPU if there is one."""
     force: bool = field(default=False, metadata=TUNING)
     """Repeat the analysis even if its result exists."""
 
@@ -56,11 +56,11 @@ class ClipSettings(AnalysisSettings):
     """Options of analyses that read clips without labels."""
 
     split: str | None = None
-    """Split to read clips from; null takes the run's data.test_split."""
+    """Split to read clips from. Default: the run's data.test_split."""
     clips: int = 200
-    """Number of clips, drawn at random; all if there are fewer."""
+    """Number of clips to read, drawn at random. If the split has fewer, all of them."""
     crop: int | None = None
-    """Length of a clip in samples at 16 kHz; null takes the run's data.crop."""
+    """Length of a clip in samples at 16 kHz. Default: the run's data.crop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +73,7 @@ class DecodedSettings(ClipSettings):
     """Options of analyses that decode latents to audio."""
 
     loss: str | None = None
-    """Loss of the decoder, as in simdist.decode; null takes mse, or the module's only decoder."""
+    """Which decoder of the module to use: the --loss it was trained with. Default: mse, or the only decoder."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ class LabelSettings(AnalysisSettings):
     """Options of analyses that read vectors with labels."""
 
     label: str = ""
-    """Labels, as syllable,vowel; empty takes every label of the shards with at least two classes."""
+    """Labels, such as syllable,vowel. Default: every label of the shards with at least two classes."""
     examples: int = 1000
-    """Number of vectors, drawn at random: time-averaged clips, or single frames if `phone` is among the labels."""
+    """Number of vectors, drawn at random. A vector is a clip's latent averaged over time, or a single frame if `phone`
+    is among the labels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,19 +96,20 @@ class CompareSettings:
     """Options of `compare`; every other option of the analyses it runs has its default."""
 
     module: str = "all"
-    """Greedy modules: 0,2 or -1 (the last) or all."""
+    """Greedy modules to compare: numbers from 0, such as 0,2; -1 for the last; or all."""
     label: str = ""
-    """Labels whose probe weights are compared, as syllable,vowel; empty takes those that both runs have."""
+    """Labels whose probe weights are compared, such as syllable,vowel. Default: those that both runs have."""
     loss: str | None = None
-    """Loss of the decoders whose contribution curves are compared; null takes one that both runs have."""
+    """Which decoders to compare the contribution curves of: the --loss they were trained with. Default: one that both
+    runs have."""
     clips: int = 200
-    """Number of clips, drawn at random; all if there are fewer."""
-    data_root: Path | None = None
-    """Folder of the packed splits; null takes each run's data.root."""
+    """Number of clips to read, drawn at random. If the split has fewer, all of them."""
+    data_root: Path | None = field(default=None, metadata={"options": DATA_ROOT})
+    """Folder of the packed splits. Default: each run's."""
     seed: int = 0
     """Seed for the choice of clips and frames."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the networks; auto takes a GPU if there is one."""
+    """Device of the networks. `auto` uses a GPU if there is one."""
 
     def __post_init__(self) -> None:
         require_option(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -1,4 +1,4 @@
-"""The one look of all figures: sizes, colours that the colour-blind tell apart, PNG and SVG of each."""
+"""The one look of all figures: sizes, colors that the color-blind tell apart, PNG and SVG of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simdist.core.files import replacing
-from simdist.probe.plots import COLOURS, DOTS, MARKERS
+from simdist.probe.plots import COLORS, DOTS, MARKERS
 
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 GREY = "0.45"
@@ -23,8 +23,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "simdist",
 }
 mpl.rcParams.update(STYLE)  # text takes its size when it is made, wherever that is
-CLASS_COLOURS = (*COLOURS, "#882255", "#999933")  # wine and olive of Paul Tol's palette
-MAX_CLASSES = 2 * len(CLASS_COLOURS)  # two of each colour, of different shape; with more, the rarest are grey together
+CLASS_COLORS = (*COLORS, "#882255", "#999933")  # wine and olive of Paul Tol's palette
+MAX_CLASSES = 2 * len(CLASS_COLORS)  # two of each color, of different shape; with more, the rarest are gray together
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -42,24 +42,24 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def colour(number: int) -> str:
-    """The colour of line or class `number`."""
-    return COLOURS[number % len(COLOURS)]
+def color(number: int) -> str:
+    """The color of line or class `number`."""
+    return COLORS[number % len(COLORS)]
 
 
-def class_colour(number: int) -> str:
-    """The colour of class `number` among the points of a scatter."""
-    return CLASS_COLOURS[number % len(CLASS_COLOURS)]
+def class_color(number: int) -> str:
+    """The color of class `number` among the points of a scatter."""
+    return CLASS_COLORS[number % len(CLASS_COLORS)]
 
 
 def marker(number: int) -> str:
-    """The marker of line or class `number`; with its class colour it is different for `MAX_CLASSES` of them."""
-    return MARKERS[(number + number // len(CLASS_COLOURS)) % len(MARKERS)]
+    """The marker of line or class `number`; with its class color it is different for `MAX_CLASSES` of them."""
+    return MARKERS[(number + number // len(CLASS_COLORS)) % len(MARKERS)]
 
 
 def line(axes: Axes, number: int, x: Any, y: Any, name: str, style: str = "-") -> None:
-    """One of several lines, told apart by colour and marker."""
-    axes.plot(x, y, color=colour(number), marker=marker(number), linestyle=style, markersize=4, label=name)
+    """One of several lines, told apart by color and marker."""
+    axes.plot(x, y, color=color(number), marker=marker(number), linestyle=style, markersize=4, label=name)
 
 
 def finish(axes: Axes, xlabel: str, ylabel: str, title: str = "", legend: bool = True) -> None:

@@ -174,7 +174,7 @@ def draw_estimate(axes: Axes, name: str, runs: dict[str, list[dict[str, Any]]]) 
         prefix = "" if len(runs) == 1 else f"{run}"
         style.line(axes, number, widths, [p["total_correlation"] for p in finite], prefix or "latent")
         style.line(axes, number, widths, [p["shuffled"] for p in finite], f"{prefix} shuffled".strip(), style=":")
-    titles = {"kde": "kernels", "kde_standardized": "kernels, standardised latent", "gaussian": "Gaussian closed form"}
+    titles = {"kde": "kernels", "kde_standardized": "kernels, standardized latent", "gaussian": "Gaussian closed form"}
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axes.set_ylim(bottom=0)

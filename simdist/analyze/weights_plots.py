@@ -41,9 +41,9 @@ def most_important(scaled: Matrix, order: npt.NDArray[np.int64], classes: list[s
     axes = figure.subplots()
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     for number, name in enumerate(classes):
-        looks: dict[str, Any] = {"color": style.class_colour(number), "marker": style.marker(number), "label": name}
+        looks: dict[str, Any] = {"color": style.class_color(number), "marker": style.marker(number), "label": name}
         if len(classes) > style.MAX_CLASSES:
-            looks = {"color": style.colour(0), "marker": "o", "label": "one class" if number == 0 else None}
+            looks = {"color": style.color(0), "marker": "o", "label": "one class" if number == 0 else None}
         shift = (number - (len(classes) - 1) / 2) * 0.6 / max(1, len(classes))
         axes.plot(np.arange(len(top)) + shift, scaled[number, top], linestyle="", markersize=5, **looks)
     axes.bar(range(len(top)), np.abs(scaled[:, top]).mean(0), color="0.85", width=0.9, zorder=0, label="mean magnitude")
@@ -67,11 +67,11 @@ def draw_densities(axes: Axes, runs: dict[str, Matrix]) -> None:
     grid = np.linspace(-1.2, 1.2, 400)
     for number, (name, scaled) in enumerate(runs.items()):
         values = scaled.ravel()
-        axes.hist(values, bins=40, range=(-1, 1), density=True, color=style.colour(number), alpha=0.15)
+        axes.hist(values, bins=40, range=(-1, 1), density=True, color=style.color(number), alpha=0.15)
         if values.std() > 0:
             density = scipy.stats.gaussian_kde(values)(grid)
             style_of_line = ("-", "--", "-.", ":")[number % 4]
-            axes.plot(grid, density, color=style.colour(number), linestyle=style_of_line, label=name)
+            axes.plot(grid, density, color=style.color(number), linestyle=style_of_line, label=name)
     axes.set_xlim(-1.2, 1.2)
 
 
@@ -82,8 +82,8 @@ def decision_map(
     present = np.unique(answers)
     figure = style.new_figure(5.6, 4.2)
     axes = figure.subplots()
-    palette = [style.class_colour(n) for n in range(len(present))]
-    if len(present) > len(style.CLASS_COLOURS):
+    palette = [style.class_color(n) for n in range(len(present))]
+    if len(present) > len(style.CLASS_COLORS):
         palette = mpl.colormaps[style.SEQUENTIAL](np.linspace(0, 1, len(present))).tolist()
     places = np.searchsorted(present, answers)
     extent = (-reach, reach, -reach, reach)

@@ -1,7 +1,7 @@
 """A decoder's experiment as one tree of frozen dataclasses, like `simdist.config.schema`. Imports no torch.
 
-What a decoder shares with its encoder (data, crop, batch, seed, tracking) is taken from the encoder's run unless it is
-given; learning rate and epochs are those of the paper's decoders, for an encoder's may be fifty times as large.
+What a decoder shares with its encoder (`FROM_RUN`) is taken from the encoder's run unless it is given; learning rate
+and epochs are those of the paper's decoders, for an encoder's may be fifty times as large.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ DecoderLoss = Literal["mse", "spectral", "fft", "mel", "stft", "mse+spectral", "
 LOSS_NAMES: tuple[str, ...] = get_args(DecoderLoss)
 DEFAULT_LOSS = "mse"
 EPOCHS, VALIDATE_EVERY = 200.0, 10.0
+TRAIN_FROM_RUN = ("validate_batches", "checkpoint_every", "keep_last", "log_every")
+FROM_RUN = ("seed", "data.*", "wandb.*", *(f"train.{key}" for key in TRAIN_FROM_RUN))
+"""Keys whose defaults are the encoder's run's."""
+ENCODERS_ONLY = ("train.schedule", "train.cache_latents")
+"""Keys of `TrainConfig` that a decoder cannot change."""
 
 
 @dataclass(frozen=True)
@@ -24,31 +29,34 @@ class DecodingConfig:
     """A decoder of one greedy module, on the frozen encoder of a run."""
 
     module: int = 0
-    """Greedy module to decode."""
+    """Greedy module to decode, counted from 0."""
     loss: DecoderLoss = DEFAULT_LOSS
-    """Distance between the decoded and the original waveform."""
+    """Distance between the decoded and the original waveform. `mse`: samples. `spectral`: STFT power. `fft`: magnitudes
+    and phases of the whole clip's Fourier transform. `mel`: mel bands in dB. `stft`: STFT magnitudes at three
+    resolutions. `mse+…`: the sum of two."""
     latents: Literal["sampled", "deterministic"] = "sampled"
-    """Train on samples of a variational latent, as traversals and prior samples need, or on its mean."""
+    """What to decode of a variational module: a new sample of its Gaussian in each step, so that the decoder also fits
+    traversals and samples of the prior, or its mean (`deterministic`). No difference for other modules."""
     width: int | None = None
-    """Channels between the decoder's layers; null takes the encoder's model.width."""
+    """Channels between the decoder's layers. Default: the encoder's model.width."""
     untrained: bool = False
-    """Decode the untrained encoder of the run's seed, as a baseline."""
+    """Decode the encoder as it was before training, with the initial weights of the run's seed, as a baseline."""
     checkpoint: int | None = None
-    """Checkpoint of the encoder; null takes the newest, or the one that the decoder was started on."""
+    """Step of the encoder's checkpoint. Default: the one the decoder was started on, or else the latest."""
     encoder_weights: str = ""
-    """Hash of the encoder's weights; filled in, so that a decoder is never continued on another encoder."""
+    """Hash of the encoder's weights; filled in, so that a decoder is never resumed on another encoder."""
     examples: int = field(default=4, metadata=TUNING)
     """Test clips to decode and write as WAV at each validation."""
     seed: int = 0
     """Seed for the decoder's initial weights, order, crops and noise."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Shards and batches; from the run."""
+    """Shards and batches."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=EPOCHS, validate_every=VALIDATE_EVERY))
     """The training loop."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    """Experiment tracking; from the run."""
+    """Experiment tracking."""
 
     def __post_init__(self) -> None:
         for name, lowest in (("module", 0), ("examples", 0), ("seed", 0), ("width", 1)):
@@ -78,10 +86,7 @@ def defaults_for(config: Config) -> DecodingConfig:
         train=TrainConfig(
             epochs=EPOCHS,
             validate_every=VALIDATE_EVERY,
-            validate_batches=train.validate_batches,
-            checkpoint_every=train.checkpoint_every,
-            keep_last=train.keep_last,
-            log_every=train.log_every,
+            **{key: getattr(train, key) for key in TRAIN_FROM_RUN},
         ),
         wandb=config.wandb,
     )

@@ -14,8 +14,8 @@ import jsonargparse
 import yaml
 
 from simdist.config import old_names
-from simdist.config.parser import Parser
-from simdist.config.schema import Config
+from simdist.config.parser import PRINT_CONFIG, Parser
+from simdist.config.schema import Config, to_dict
 from simdist.core.errors import InputError
 
 Tree = TypeVar("Tree")  # Config, or another tree of frozen dataclasses
@@ -35,6 +35,13 @@ def experiment_parser(prog: str, description: str, tree: type = Config) -> Parse
         "--config", action="config", help="YAML file with settings. May be given several times; later files win."
     )
     parser.add_class_arguments(tree)
+    for action in list(parser._actions):
+        if action.dest == "model.modules":  # as in a YAML file: --print_config cannot write dataclasses in a tuple
+            parser.set_defaults({action.dest: [to_dict(module) for module in action.default]})
+        elif action.dest == PRINT_CONFIG:
+            action.help = "Print the configuration of this command line as YAML, which --config reads, and exit."
+    parser.unlist("model.modules.help")  # it lists options that do not exist
+    parser.tree_keys = frozenset(item.name for item in dataclasses.fields(tree))
     return parser
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import fnmatch
 import os
 import re
 import typing
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Flat = TypeVar("Flat", bound="DataclassInstance")
-HIDDEN = ("help", "print_config", "print_shtab")
+PRINT_CONFIG = "print_config"
+UNLISTED = "simdist_unlisted"  # an attribute of argparse actions
+HIDDEN = ("help", PRINT_CONFIG, "print_shtab")
 jsonargparse.set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
     import_path_denylist=["*"],  # a `class_path` in a config would import, and thereby run, any module
@@ -39,12 +42,33 @@ class Parser(jsonargparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self._prefix: str | None = None
+        self.tree_keys: frozenset[str] | None = None
+        """Keys of a configuration's YAML file; None if the parser has none. All others are options of the command."""
 
     def parse_args(self, *args: Any, **kwargs: Any) -> jsonargparse.Namespace:  # pyright: ignore
         try:
             return super().parse_args(*args, **kwargs)
         except ImportError as error:  # a refused class_path, which jsonargparse does not always catch
             self.error(str(error), error)
+
+    def dump(self, namespace: jsonargparse.Namespace, *args: Any, **kwargs: Any) -> str:
+        """YAML of the configuration, without options of the command such as --run-dir."""
+        if self.tree_keys is not None:
+            own = {key: value for key, value in vars(namespace).items() if key in self.tree_keys}
+            namespace = jsonargparse.Namespace(own)
+        return super().dump(namespace, *args, **kwargs)
+
+    def unlist(self, *patterns: str) -> None:
+        """Leave the options whose keys match a shell pattern, such as `data.*`, out of the help; they still work."""
+        for action in self._actions:
+            if any(fnmatch.fnmatchcase(action.dest, pattern) for pattern in patterns):
+                setattr(action, UNLISTED, True)
+
+    def say_defaults(self, default: str, *patterns: str) -> None:
+        """Show `default` as the default of options whose keys match a pattern."""
+        for action in self._actions:
+            if any(fnmatch.fnmatchcase(action.dest, pattern) for pattern in patterns):
+                action.help = f"{action.help} Default: {default}."
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if self._prefix is not None:
@@ -132,7 +156,11 @@ def _readable(message: str, options: Mapping[str, str]) -> str:
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Help of up to 120 columns that keeps the line breaks of examples."""
+    """Help of up to 120 columns that keeps the line breaks of examples.
+
+    Each option ends with its type and default, where they say something. A text that ends with `Default: ….` says its
+    own, for defaults that are no constant, such as the number of CPUs.
+    """
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=34, width=min(int(os.environ.get("COLUMNS", 120)), 120))
@@ -141,24 +169,53 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         """Keep the usage to one line: an experiment has too many options to list twice."""
         listed = list(actions)
         if sum(bool(action.option_strings) for action in listed) > 20 and usage is None:
-            positional = " ".join(a.metavar or a.dest for a in listed if not a.option_strings)
-            files = "[--config FILE ...] " if any(action.dest == "config" for action in listed) else ""
-            usage = f"%(prog)s {files}[--KEY VALUE ...] {positional}".rstrip()
+            words = [f"{_option(a)} {a.metavar or a.dest.upper()}" for a in listed if a.option_strings and a.required]
+            words += ["[--config FILE ...]"] * any(action.dest == "config" for action in listed)
+            words += ["[--KEY VALUE ...]", *(a.metavar or a.dest for a in listed if not a.option_strings)]
+            usage = f"%(prog)s {' '.join(words)}"
         super().add_usage(usage, listed, groups, prefix)
 
-    def _expand_help(self, action: Any) -> str:
-        if action.dest == "model.modules":
-            return f"{action.help} (a list of layers, gru, prediction_steps; default: the four of SIM)"
-        text = super()._expand_help(action)
-        text = re.sub(r"<class 'Path'>|Path", "path", text) if "type: " in text else text
-        return re.sub(r"type: Literal\[[^]]*\], ", "", text)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.dest == "help":
+            return super()._get_help_string(action)
+        own = re.fullmatch(r"(?P<text>.*?)\s*Default: (?P<default>.*)\.", action.help or "", re.DOTALL)
+        facts = ["required"] if action.option_strings and action.required else []
+        kind = self._get_type_str(action) or ""
+        kind = re.sub(r" \| null$", "", kind).replace("Path", "path").removeprefix("<class '").removesuffix("'>")
+        facts += [f"type: {kind}"] if kind in ("int", "float", "path") else []
+        default = own["default"] if own else "" if action.nargs == 0 else _shown(action.default)
+        if action.default is None and "null" in (action.help or "") and not own:
+            default = "null"
+        facts += [f"default: {default}"] if default else []
+        return (own["text"] if own else action.help or "") + (f" ({', '.join(facts)})" if facts else "")
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Without the aliases for old commands."""
+        names = action.option_strings
+        if action.dest == PRINT_CONFIG:
+            return names[0]
+        try:
+            action.option_strings = names if action.dest == "help" else names[:1]
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = names
 
     def add_argument(self, action: Any) -> None:
-        if action.help != "Path to a configuration file.":  # `--data FILE` etc., which `--config` covers
+        is_file = action.help == "Path to a configuration file."  # `--data FILE` etc., which `--config` covers
+        if not is_file and not getattr(action, UNLISTED, False):
             super().add_argument(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for line in text.splitlines())
+
+
+def _shown(default: object) -> str:
+    """A default as one would type it; nothing where there is none."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, (list, tuple)):
+        return f"[{', '.join(map(str, default))}]" if default else ""
+    return "" if default in (None, argparse.SUPPRESS) else str(default)
 
 
 def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
@@ -175,7 +232,8 @@ def add_fields(parser: Parser, settings: type[DataclassInstance]) -> None:
             parser.add_argument(*names, action="store_true", help=texts[item.name])
         else:
             kind, text = hints[item.name], texts[item.name]
-            parser.add_argument(*names, dest=item.name, type=kind, default=item.default, help=text)
+            required = item.metadata.get("required", False)
+            parser.add_argument(*names, dest=item.name, type=kind, default=item.default, required=required, help=text)
 
 
 def fields_from(settings: type[Flat], parser: Parser, parsed: jsonargparse.Namespace) -> Flat:

@@ -22,6 +22,7 @@ PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
 RUN_DIR = ("--run-dir", "--run")  # `--run` for old commands; torchrun takes it for its own --run-path
+DATA_ROOT = ("--data.root", "--data-root")  # of commands without a configuration; the second for old commands
 PLACE = {"place": True}  # in a run's name, but a run may resume with another: the data's fingerprint is checked
 
 
@@ -122,15 +123,18 @@ class ModelConfig:
     context_width: int = 256
     """Channels of a GRU's output."""
     head: Literal["variational", "mu", "none"] = "variational"
-    """Head on a module's layers: `variational` (mu and log_var, SIM), `mu` (GIM, CPC), or `none` (Löwe's GIM)."""
+    """What a module's latent is, given its layers' output: `variational`, a sample of a Gaussian whose mean and log
+    variance are convolutions of it (SIM); `mu`, one convolution of it (GIM, CPC); `none`, the output itself (GIM by
+    Löwe et al.)."""
     head_kernel: int = 1
-    """Odd kernel size of the heads, padded to keep the number of frames (thesis: 3)."""
+    """Kernel size in frames of the head's convolutions: an odd number, zero-padded to keep the number of frames."""
     batch_norm: bool = True
     """Whether to use BatchNorm1d between each convolution and its ReLU."""
     sync_batch_norm: bool = False
-    """Whether BatchNorm uses statistics of all ranks instead of each rank's part of the batch."""
+    """Whether BatchNorm uses the statistics of all ranks instead of those of each rank's own clips."""
     modules: tuple[ModuleConfig, ...] = SIM_MODULES
-    """The greedy modules, starting at the audio."""
+    """The greedy modules, starting at the audio: a list with `layers` (a list with `kernel`, `stride`, `padding` and
+    `kind`, which is conv or maxpool), `gru` and `prediction_steps` of each. Default: the four of SIM."""
 
     def __post_init__(self) -> None:
         require(self.width > 0, "model.width", self.width, "at least 1")
@@ -162,15 +166,16 @@ class LossConfig:
     negatives: Literal["batch", "sequence", "global"] = "batch"
     """Source of negatives: latents of the rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`."""
     exclude_positive: bool = False
-    """Never draw the anchor's positive as a negative, which the reference implementation sometimes does."""
+    """Whether to keep the positive out of the negatives; the reference implementation sometimes draws it as one."""
     window: int = 128
-    """Maximum number of frames to score per clip, in one random window. 0 scores all frames."""
+    """Maximum number of consecutive frames per clip, at a random position, whose InfoNCE is computed. 0 uses all."""
     beta: float = 0.001
-    """Weight of the KL."""
+    """Weight of the KL divergence of variational latents from N(0, I) in the loss."""
     beta_warmup_epochs: float = 0.0
-    """Epochs of linear warm-up of beta from 0, against posterior collapse."""
+    """Epochs in which beta rises linearly from 0, against posterior collapse."""
     kl_reduction: Literal["sum", "mean"] = "sum"
-    """Reduction of the KL over time: `sum`, as in the reference implementation, or `mean`, independent of the crop."""
+    """Reduction of the KL over a clip's frames, after the mean over clips and channels: `sum`, as in the reference
+    implementation, grows with data.crop; `mean` does not."""
 
     def __post_init__(self) -> None:
         require(self.prediction_steps > 0, "loss.prediction_steps", self.prediction_steps, "at least 1")
@@ -213,13 +218,14 @@ class TrainConfig:
     epochs: float = 100.0
     """Passes over the training split. May be a fraction."""
     max_steps: int | None = None
-    """Maximum number of steps, if fewer than the epochs have."""
+    """Maximum number of optimizer steps: the run ends there if the epochs have more. null trains all epochs."""
     schedule: Literal["joint", "stagewise"] = "joint"
     """Train all modules in every step (`joint`) or one after the other (`stagewise`, epochs and steps per module)."""
     cache_latents: bool = False
-    """With `stagewise`: write the latents of a finished module to disk once and train the next module on them."""
+    """With `stagewise`: write the latents of a trained module to disk once and train the next module on them."""
     accumulate: int = 1
-    """Gradient accumulation: number of parts of a rank's batch per update. Negatives come from the same part."""
+    """Gradient accumulation: process each rank's batch in this many equal parts, which needs less memory, and then
+    update once. data.batch_size stays the size of an update; negatives come from the same part."""
     compress_gradients: bool = False
     """All-reduce gradients in bf16, which halves the traffic."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -233,11 +239,12 @@ class TrainConfig:
     keep_last: int = field(default=2, metadata=TUNING)
     """Number of newest checkpoints to keep."""
     keep_every: int = field(default=0, metadata=TUNING)
-    """Also keep every checkpoint whose step is a multiple of this. 0 disables it."""
+    """Also keep every checkpoint whose step is a multiple of this number. 0 keeps only the newest."""
     log_every: int = field(default=20, metadata=TUNING)
     """Steps between records in metrics.jsonl."""
     preempt_signals: tuple[str, ...] = field(default=("SIGTERM", "SIGUSR2"), metadata=TUNING)
-    """Signals on which a run saves and exits with 75. Ctrl-C always saves and exits with 130."""
+    """Signals on which a run saves and exits with 75, among SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP. Ctrl-C always saves
+    and exits with 130."""
     max_requeues: int = field(default=100, metadata=TUNING)
     """Maximum number of times that a preempted run requeues its SLURM job. 0 disables requeueing."""
     hang_timeout: float = field(default=1800.0, metadata=TUNING)
@@ -246,7 +253,8 @@ class TrainConfig:
     max_nonfinite_steps: int = field(default=10, metadata=TUNING)
     """Consecutive steps with a non-finite loss or gradient before a module is rolled back to its last checkpoint."""
     after_rollback: Literal["lr", "seed"] = field(default="lr", metadata=TUNING)
-    """What changes for a rolled-back module: `lr` halves its learning rate, `seed` draws other noise and negatives."""
+    """What is different after a module was rolled back, so that it does not fail again: `lr` halves its learning rate,
+    `seed` draws other noise and negatives."""
     max_rollbacks: int = field(default=5, metadata=TUNING)
     """Maximum number of rollbacks per module before the run fails."""
 

@@ -37,6 +37,11 @@ def shortened(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `1,234 clips`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
     """Raise a ValueError that names a key, its value and what is allowed, unless `condition` holds."""
     if not condition:

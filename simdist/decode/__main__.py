@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simdist.config.decoder import DecodingConfig, defaults_for
+from simdist.config.decoder import ENCODERS_ONLY, FROM_RUN, DecodingConfig, defaults_for
 from simdist.config.load import experiment_parser, read_config, tree_from
 from simdist.config.parser import Parser
 from simdist.config.schema import RUN_DIR, to_dict
@@ -27,19 +27,19 @@ CONFIG = "config.yaml"
 
 DESCRIPTION = """\
 Train a decoder from the latent of one greedy module of a frozen encoder to the waveform. It goes to
-RUN/decoders/MODULE-LOSS/, a folder with the same files as a run. Run the same command again to continue. Data, crop,
-batch size and seed default to those of the encoder's run.
+RUN/decoders/MODULE-LOSS/, a folder with the same files as a run. Run the same command again to resume.
 
 Examples:
   accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse
   accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse --untrained
   accelerate launch -m simdist.decode --run-dir runs/vgim --module 0 --loss mse+mel --train.epochs 100 --optim.lr 1e-3
 
---untrained decodes the encoder as the run's seed initialized it, as a baseline, in MODULE-LOSS-untrained/. When both
-are finished, their result.json and tables compare them.
+The results of --untrained go to MODULE-LOSS-untrained/. When both decoders are finished, their result.json and tables
+compare them.
 
 Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted, hung or
-lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved.
+lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved. `accelerate launch` turns every
+code but 0 into 1.
 """
 
 
@@ -47,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = _with_values(sys.argv[1:] if argv is None else argv)
     parser = experiment_parser("python -m simdist.decode", DESCRIPTION, DecodingConfig)
-    parser.add_argument(*RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder of the encoder.")
+    parser.add_argument(*RUN_DIR, dest="run", type=Path, required=True, help="Run folder of the encoder.")
     parser.add_argument(
-        "--force", action="store_true", help="Continue a decoder with changed settings, such as more epochs."
+        "--force", action="store_true", help="Resume a decoder with changed settings, such as more epochs."
     )
+    parser.unlist(*ENCODERS_ONLY)
     _hide(parser, "encoder_weights")
     folder = _named_run(argv)
     if folder is not None and (folder / CONFIG).is_file():
         parser.set_defaults(dict(_leaves(to_dict(defaults_for(read_config(folder / CONFIG))))))
+    else:
+        parser.say_defaults("the run's", *FROM_RUN)
     parsed = parser.parse_args(argv)
     config = tree_from(parser, parsed, DecodingConfig)
     from simdist.runs.folder import existing_run

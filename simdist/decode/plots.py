@@ -15,15 +15,15 @@ from simdist.decode.audio import Example
 
 WINDOW, HOP = 400, 80  # samples: 25 ms each 5 ms, where formants and pitch periods both show
 RANGE = 70.0  # dB below the loudest point that are shown
-COLOUR = "#0072B2"
-COLOURS, SCALE = "magma", Normalize(-RANGE, 0)
+COLOR = "#0072B2"
+COLORS, SCALE = "magma", Normalize(-RANGE, 0)
 DOTS = 150  # dots an inch
 
 
 def plot_examples(examples: list[Example], title: str, path: Path) -> None:
     """Each clip's waveform and spectrogram: the original in the left column, the decoded one in the right.
 
-    Both share axes and colours, so that what is missing or too quiet is seen as such.
+    Both share axes and colors, so that what is missing or too quiet is seen as such.
     """
     figure = Figure(figsize=(10, 3.4 * len(examples) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -34,17 +34,17 @@ def plot_examples(examples: list[Example], title: str, path: Path) -> None:
         for column, (name, sound) in enumerate(sounds.items()):
             waveform, spectrogram = rows[2 * number][column], rows[2 * number + 1][column]
             seconds = len(sound) / SAMPLE_RATE
-            waveform.plot(np.arange(len(sound)) / SAMPLE_RATE, sound, color=COLOUR, linewidth=0.4)
+            waveform.plot(np.arange(len(sound)) / SAMPLE_RATE, sound, color=COLOR, linewidth=0.4)
             waveform.set_title(name, fontsize=9)
             waveform.set_xlim(0, seconds)
             extent = (0.0, seconds, 0.0, SAMPLE_RATE / 2000)
             spectrogram.imshow(
-                _decibels(sound) - loudest, COLOURS, norm=SCALE, origin="lower", aspect="auto", extent=extent
+                _decibels(sound) - loudest, COLORS, norm=SCALE, origin="lower", aspect="auto", extent=extent
             )
             spectrogram.set_xlabel("time (s)")
         rows[2 * number][0].set_ylabel("amplitude")
         rows[2 * number + 1][0].set_ylabel("frequency (kHz)")
-        figure.colorbar(ScalarMappable(SCALE, COLOURS), ax=rows[2 * number + 1], label="power (dB)", shrink=0.9)
+        figure.colorbar(ScalarMappable(SCALE, COLORS), ax=rows[2 * number + 1], label="power (dB)", shrink=0.9)
     figure.savefig(path, format="png", dpi=DOTS)
 
 

@@ -1,4 +1,4 @@
-"""Check a machine, a corpus and a cluster: `python -m simdist.doctor --cluster PROFILE --data-root ROOT`.
+"""Check a machine, a corpus and a cluster: `python -m simdist.doctor --cluster PROFILE --data.root ROOT`.
 
 All checks run before the command fails, for a cluster often has more than one problem.
 """
@@ -18,6 +18,7 @@ from simdist.cluster.choice import DISCOVERED, Choice, chosen_profile
 from simdist.cluster.profile import Profile
 from simdist.cluster.profile_text import write_profile
 from simdist.config.parser import Parser
+from simdist.config.schema import DATA_ROOT
 from simdist.core.console import run
 from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
 from simdist.core.secrets import redacted
@@ -36,12 +37,12 @@ from what SLURM reports; --write saves it as a file to edit.
 
 Examples:
   python -m simdist.doctor
-  python -m simdist.doctor --data-root data/librispeech
+  python -m simdist.doctor --data.root data/librispeech
   python -m simdist.doctor --cluster slurm --write mine.yaml
-  python -m simdist.doctor --cluster gpu --data-root /shared/librispeech --runs /shared/runs
+  python -m simdist.doctor --cluster gpu --data.root /shared/librispeech --runs /shared/runs
   python -m simdist.doctor --cluster slurm/profiles/mine.yaml --json
 
-Exit codes: 0 no errors (warnings are possible), 1 at least one error, 2 wrong input.
+Exit codes: 0 no errors (warnings are possible); 1 at least one error; 2 wrong input.
 """
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -145,11 +146,21 @@ def summarize(findings: list[Finding], console: Console) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m simdist.doctor", description=DESCRIPTION)
     add = parser.add_argument
-    add("--cluster", type=str | None, default=None, help="`slurm`, a profile in slurm/profiles/, or a YAML file.")
-    add("--write", type=Path | None, default=None, help="New file for the cluster's profile, with comments.")
-    add("--data-root", type=Path | None, default=None, help="Folder of a packed corpus.")
-    add("--runs", type=Path, default=Path("runs"), help="Folder of the runs; it must be shared with the nodes.")
-    add("--wait", type=int, default=120, help="Seconds to wait for a free node; 0 starts no job.")
+    add(
+        "--cluster",
+        type=str | None,
+        default=None,
+        help="Also check a cluster: `slurm`, or the name or YAML file of a profile.",
+    )
+    add(
+        "--write",
+        type=Path | None,
+        default=None,
+        help="With --cluster: new file to write its profile to, with comments.",
+    )
+    add(*DATA_ROOT, dest="data_root", type=Path | None, default=None, help="Also check this folder of a packed corpus.")
+    add("--runs", type=Path, default=Path("runs"), help="Folder of the runs, which the nodes of a cluster must share.")
+    add("--wait", type=int, default=120, help="With --cluster: seconds to wait for a free node. 0 starts no job.")
     add("--json", action="store_true", help="Print the findings as JSON.")
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, counted
 from simdist.data.splits import Split, open_split
 from simdist.doctor.findings import Finding, error, ok, warning
 
@@ -39,6 +39,7 @@ def _check_split(split: Split) -> Finding:
     count, hours = len(split.manifest.shards), split.manifest.num_seconds / 3600
     if wrong:
         some = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
-        text = f"split {split.folder.name}: {len(wrong)} of {count} shards are not whole: {some}"
+        text = f"split {split.folder.name}: {len(wrong)} of {counted(count, 'shard')} not whole: {some}"
         return error("data", text, "pack it again with --overwrite, or copy these shards again")
-    return ok("data", f"split {split.folder.name}: {count} shards, {split.manifest.num_samples:,} clips, {hours:.2f} h")
+    content = f"{counted(count, 'shard')}, {counted(split.manifest.num_samples, 'clip')}, {hours:.2f} h"
+    return ok("data", f"split {split.folder.name}: {content}")

@@ -34,12 +34,12 @@ DESCRIPTION = f"""Download LibriSpeech from openslr.org, with CPC's splits and p
   python -m simdist.download librispeech dev-clean test-clean --to /corpora --mirror eu
   python -m simdist.download --list
 
-Run the same command again to continue an interrupted download; existing files are kept. Archives are verified against
+Run the same command again to resume an interrupted download; existing files are kept. Archives are verified against
 openslr.org's md5 sums before they are unpacked. The mirrors are {", ".join(MIRRORS)}, tried in this order or in
 that of --mirror.
 
-Exit codes: 0 finished, 1 network, checksum or disk failed, 2 wrong input, 75 preempted (run again to continue), 130
-stopped with Ctrl-C."""
+Exit codes: 0 finished; 1 failed (no mirror answers, a checksum is wrong, the disk is full); 2 wrong input; 75 preempted
+(run the same command again to resume); 130 stopped with Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         name = signal.Signals(stopped.signal_number).name
         fail(
-            f"stopped by {name}. Finished downloads are kept; run the same command to continue",
+            f"stopped by {name}. Finished downloads are kept; run the same command to resume",
             exit_code(stopped.signal_number),
         )
     console.print(f"next: {escape(_next_command(layout, archives, labels=not arguments.no_labels))}")
@@ -72,17 +72,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="python -m simdist.download", description=DESCRIPTION)
     add = parser.add_argument
-    add("corpus", type=str | None, nargs="?", metavar="CORPUS", help="librispeech")
-    add("subsets", type=str, nargs="*", default=[], metavar="SUBSET", help=f"Subsets; default: {DEFAULT_SUBSET}.")
-    add("--to", type=str, default=str(DEFAULT_ROOT), help="Folder for the corpus; simdist.pack reads the default.")
+    add("corpus", type=str | None, nargs="?", metavar="CORPUS", help="Corpus to download: librispeech.")
     add(
-        "--mirror", type=str, nargs="+", default=[], help=f"{', '.join(MIRRORS)}, or addresses, in order of preference."
+        "subsets",
+        type=str,
+        nargs="*",
+        default=[],
+        metavar="SUBSET",
+        help=f"Subsets to download, of those that --list shows. Default: {DEFAULT_SUBSET}.",
+    )
+    add(
+        "--to", type=str, default=str(DEFAULT_ROOT), help="Folder for the corpus. simdist.pack finds it in the default."
+    )
+    add(
+        "--mirror",
+        type=str,
+        nargs="+",
+        default=[],
+        help=f"Mirrors in order of preference: {', '.join(MIRRORS)}, or addresses. Default: all, in this order.",
     )
     add("--no-labels", action="store_true", help=f"Skip CPC's splits and phone labels of {LABELLED_SUBSET}.")
-    add("--splits-url", type=str | None, default=None, help="Address of a folder with {train,test}_split.txt.")
-    add("--phones-url", type=str | None, default=None, help="Address of converted_aligned_phones.txt or its zip.")
+    add(
+        "--splits-url",
+        type=str | None,
+        default=None,
+        help="Address of a folder with {train,test}_split.txt, instead of CPC's.",
+    )
+    add(
+        "--phones-url",
+        type=str | None,
+        default=None,
+        help="Address of converted_aligned_phones.txt or its zip, instead of CPC's.",
+    )
     add("--keep-archives", action="store_true", help="Keep SUBSET.tar.gz after unpacking.")
-    add("--retries", type=int, default=Patience.retries, help="Consecutive failed attempts before the next mirror.")
+    add(
+        "--retries",
+        type=int,
+        default=Patience.retries,
+        help="Failed attempts in a row before the next mirror is tried.",
+    )
     add("--timeout", type=float, default=Patience.timeout, help="Seconds of silence before a connection is retried.")
     add("--list", action="store_true", help="List the subsets, their sizes and which exist; download nothing.")
     return parser

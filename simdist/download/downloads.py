@@ -22,7 +22,7 @@ from simdist.download.fetching import Patience, WebFile, fetch, part_of, size_of
 from simdist.download.unpacking import PHONES_LINE, UTTERANCE_ID, line_fault, num_utterances, unpack, write_labels
 
 DEFAULT_ROOT = Path("data/corpora")
-REMEDY = "run the same command again to continue, or name another --mirror"
+REMEDY = "run the same command again to resume, or name another --mirror"
 LABELS_BYTES = 200_000_000  # the phone labels of 100 hours, downloaded and unpacked
 
 
@@ -86,7 +86,7 @@ class DownloadedCorpus:
 
 
 def downloaded(layout: Layout, subsets: Sequence[str]) -> DownloadedCorpus:
-    """What simdist.pack packs without SOURCE: these subsets, or all; or the labelled one with its labels.
+    """What simdist.pack packs without SOURCE: these subsets, or all; or the labeled one with its labels.
 
     Raises:
         InputError: nothing was downloaded to `layout`.

@@ -16,16 +16,22 @@ DESCRIPTION = """\
 Create a run folder from a checkpoint of the reference implementation (model_N.ckpt), to train, probe or decode it.
 
 The weights become the checkpoint of step 0. The file contains no optimizer state, so optimizers start from scratch.
-Widths and prediction steps are read from the tensors; everything else comes from --config.
+Widths and prediction steps are read from the tensors. --config gives the rest of the architecture, and what the run is
+trained with later: all options of `python -m simdist.train` are accepted and saved in the run's config.yaml, although
+only those of the architecture are listed here.
 
 Example:
   python -m simdist.import_reference model_99.ckpt --config configs/sim_librispeech.yaml --run-dir runs/imported
   accelerate launch -m simdist.train --config runs/imported/config.yaml --run-dir runs/imported
+
+Exit codes: 0 finished; 1 failed (such as a full disk); 2 wrong input.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = experiment_parser("python -m simdist.import_reference", DESCRIPTION)
+    parser.unlist("seed", "data.[!r]*", "data.retry_*", "model.*width", "model.sync_*", "loss.*", "optim.*", "train.*")
+    parser.unlist("wandb.*")
     parser.add_argument("CHECKPOINT", type=Path, help="Checkpoint of the reference implementation.")
     parser.add_argument(*RUN_DIR, dest="run", type=Path, required=True, help="Run folder to create.")
     config, parsed = parse_experiment(parser, argv)

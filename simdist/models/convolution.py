@@ -2,7 +2,7 @@
 
 Legend: B clips, L_in frames in, L frames out, s stride, q = ceil(kernel / s) taps, M = L + q - 1 blocks.
 
-A kernel of q strides reads q neighbouring blocks of s frames. In a contiguous, padded (B, M*s, C) tensor a block is a
+A kernel of q strides reads q neighboring blocks of s frames. In a contiguous, padded (B, M*s, C) tensor a block is a
 row of s*C numbers, so a convolution is q products of one (B*M, s*C) matrix, each shifted by a row: nothing overlaps and
 nothing is copied (no im2col), and the products run at the speed of the BLAS library. Rows at the end of a clip that mix
 it with the next one are cut off.

@@ -3,7 +3,7 @@
 Legend: B clips, L frames, C channels of a latent, H of a GRU, A anchors, K steps predicted, N negatives.
 
 A multiplication with its addition is two FLOPs. Counted are the products that the method needs, for they are what a
-GPU's peak refers to; normalisation, sampling and the optimizer cost bandwidth, not FLOPs. What an implementation does
+GPU's peak refers to; normalization, sampling and the optimizer cost bandwidth, not FLOPs. What an implementation does
 on top (the first layer twice, kernels filled up to whole strides) is not counted. A module's input is detached, so its
 first convolution (or its GRU, if that is all it has) computes no gradient for it.
 """

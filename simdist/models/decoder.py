@@ -3,7 +3,7 @@
 A decoder is read off the encoder's config. Every convolution or pooling, from the decoded module's last down to the
 audio, is mirrored by a transposed convolution of the same kernel, stride and padding; its output padding is what the
 encoder's own rounding lost, so the output is exactly as long as the audio was. A max-pooling keeps no more than its
-outputs, so it is mirrored by a learnt transposed convolution too. Heads change no length and are not mirrored.
+outputs, so it is mirrored by a learned transposed convolution too. Heads change no length and are not mirrored.
 
 Legend: B clips, T samples, L frames, C channels.
 """

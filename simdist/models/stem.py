@@ -5,7 +5,7 @@ Legend: B clips, D = C_in * kernel numbers per window of the audio, F windows pe
 The first layer has by far the most frames and by far the fewest multiplications, and its input wants no gradient. So:
 
 - Its BatchNorm needs no pass over its output. The output is affine in the windows, whose mean m and covariance S
-  (D x D, in float64) give each channel's mean w.m + b and variance w'Sw exactly; normalising becomes other weights.
+  (D x D, in float64) give each channel's mean w.m + b and variance w'Sw exactly; normalizing becomes other weights.
 - Its output is made again in the backward pass instead of being kept, some clips at a time, so that it never leaves
   a CPU's cache. It would be the largest activation of the whole encoder.
 """

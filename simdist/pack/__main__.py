@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from simdist.config.parser import Parser
 from simdist.core.console import fail, run
-from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError
+from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError, counted
 from simdist.core.signals import SignalHandler, StoppedError, exit_code
 from simdist.data.splits import open_split
 from simdist.download.addresses import LABELLED_SUBSET
@@ -37,10 +37,10 @@ _ABOUT = """Pack a corpus into WebDataset shards with an index and a manifest, f
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav
 
 Files that cannot be decoded, or have NaN or infinite samples, are left out and listed in report.json. Short, silent and
-clipped ones are listed and packed. Run the same command again to continue after an interruption.
+clipped ones are listed and packed. Run the same command again to resume after an interruption.
 
-Exit codes: 0 finished, 1 disk full or damage found by --verify, 2 wrong input, or problems with --strict, 75 preempted
-(run again to continue), 130 stopped with Ctrl-C."""
+Exit codes: 0 finished; 1 disk full, or damage found by --verify; 2 wrong input, or problems with --strict; 75 preempted
+(run the same command again to resume); 130 stopped with Ctrl-C."""
 
 _LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.flac) into the splits train and test.
 
@@ -49,16 +49,17 @@ _LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.
       --train-split train_split.txt --test-split test_split.txt --phones converted_aligned_phones.txt
   python -m simdist.pack librispeech /corpora/LibriSpeech data/all --test-fraction 0.05 --workers 16
 
-SOURCE and OUT default to {DEFAULT_ROOT} (of simdist.download) and {DEFAULT_OUT}. Then {LABELLED_SUBSET} is packed
-with CPC's splits and phone labels if they exist, otherwise every subset."""
+Without SOURCE and OUT, {DEFAULT_ROOT} (of simdist.download) is packed into {DEFAULT_OUT}: {LABELLED_SUBSET} with
+CPC's splits and phone labels if they exist, otherwise every subset."""
 
 _ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and
-syllables_test, at 16 kHz. SOURCE holds the folders `reshuffledv2` and `split up data padded`.
+syllables_test, at 16 kHz. SOURCE is the folder that its archive unpacks to, with `reshuffledv2` (words) and `split up
+data padded` (syllables) in it.
 
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav"""
 
-_SYNTHETIC = """Synthesize a corpus with espeak-ng in LibriSpeech's layout in SOURCE, with speakers and exact phone
-labels, and pack it into OUT. The same options give the same corpus, bit for bit.
+_SYNTHETIC = """Synthesize a corpus with espeak-ng, with speakers and exact phone labels. Its audio is written to
+SOURCE, in LibriSpeech's layout, and then packed into OUT. The same options give the same corpus, bit for bit.
 
   python -m simdist.pack synthetic data/made data/synthetic
   python -m simdist.pack synthetic data/large data/large_packed --speakers 40 --minutes 600"""
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             damaged = arguments.verify and _verified(splits, out, options, console, stop)
     except StoppedError as stopped:
         name = signal.Signals(stopped.signal_number).name
-        message = f"stopped by {name}. Finished shards are kept; run the same command to continue"
+        message = f"stopped by {name}. Finished shards are kept; run the same command to resume"
         fail(message, exit_code(stopped.signal_number))
     except PackingError as error:
         fail(str(error), EXIT_FAILED)
@@ -115,8 +116,13 @@ def _parser() -> Parser:
     commands = parser.add_subcommands(dest="corpus", metavar="CORPUS")
     for name, about, source, min_samples in (
         ("librispeech", _LIBRISPEECH, "Folder of the subsets, or one subset.", 20_480),
-        ("artificial-speech", _ARTIFICIAL, "Folder of the unpacked archive.", 8_000),
-        ("synthetic", _SYNTHETIC, "Folder for the synthesized corpus.", 20_480),
+        ("artificial-speech", _ARTIFICIAL, "Folder of the unpacked archive, with `reshuffledv2` in it.", 8_000),
+        (
+            "synthetic",
+            _SYNTHETIC,
+            "Folder to write the synthesized audio to, an output like OUT; it may exist from an earlier call.",
+            20_480,
+        ),
     ):
         sub = Parser(description=about)
         optional = {"nargs": "?", "default": None} if name == "librispeech" else {}
@@ -136,17 +142,29 @@ def _add_librispeech(parser: Parser) -> None:
         type=str,
         nargs="+",
         default=None,
-        help="Subsets to pack, such as dev-clean test-clean; default: all.",
+        help="Subsets to pack, such as dev-clean test-clean. Default: all.",
     )
-    add("--train-split", type=str | None, default=None, help="File with the utterance ids to train on, one per line.")
-    add("--test-split", type=str | None, default=None, help="File with the utterance ids to test on, one per line.")
-    fraction = f"Without lists: fraction of each speaker's utterances for the test split; default: {TEST_FRACTION:g}."
+    add(
+        "--train-split",
+        type=str | None,
+        default=None,
+        help="File with the utterance ids to train on, one per line; needs --test-split.",
+    )
+    add(
+        "--test-split",
+        type=str | None,
+        default=None,
+        help="File with the utterance ids to test on, one per line; needs --train-split.",
+    )
+    fraction = (
+        f"Without --train-split: fraction of each speaker's utterances for the test split. Default: {TEST_FRACTION:g}."
+    )
     add("--test-fraction", type=float | None, default=None, help=fraction)
     add(
         "--phones",
         type=str | None,
         default=None,
-        help="converted_aligned_phones.txt: utterance id and one class per 10 ms.",
+        help="File with an utterance id and its phone classes, one per 10 ms, per line: converted_aligned_phones.txt.",
     )
 
 
@@ -170,10 +188,10 @@ def _add_common(parser: Parser, min_samples: int) -> None:
         "--encoding",
         type=Literal["flac", "wav"],
         default="flac",
-        help="flac is smaller; wav (16 bit) is faster to read.",
+        help="Encoding of the audio in the shards: flac is smaller, wav (16 bit) is faster to read.",
     )
-    add("--shard-samples", type=int, default=256, help="Utterances per shard.")
-    add("--workers", type=int, default=_num_cpus(), help="Number of processes.")
+    add("--shard-samples", type=int, default=256, help="Number of utterances per shard.")
+    add("--workers", type=int, default=_num_cpus(), help="Number of processes. Default: number of CPUs.")
     add(
         "--min-samples",
         type=int,
@@ -247,7 +265,9 @@ def _verified(splits: list[PackedSplit], out: Path, options: Options, console: C
     for problem in problems[:20]:
         console.print(f"  [red]{escape(problem.path)}[/]: {escape(problem.reason)}")
     if problems:
-        console.print(f"[red]{len(problems):,} problems[/]. Restore damaged sources and pack again with --overwrite")
+        console.print(
+            f"[red]{counted(len(problems), 'problem')}[/]. Restore damaged sources and pack again with --overwrite"
+        )
     else:
         console.print("verified: every shard matches its sha256, and every sample matches its source")
     return bool(problems)
@@ -263,8 +283,8 @@ def _summarize(splits: list[PackedSplit], out: Path, corpus: str, console: Conso
         size = sum(shard["bytes"] for shard in manifest.shards)
         state = "already packed: " if split.was_complete else ""
         console.print(
-            f"{state}[bold]{split.plan.name}[/]: {manifest.num_samples:,} utterances, {length}, "
-            f"{_counted(speakers, 'speaker')}, {_counted(len(manifest.shards), 'shard')}, "
+            f"{state}[bold]{split.plan.name}[/]: {counted(manifest.num_samples, 'utterance')}, {length}, "
+            f"{counted(speakers, 'speaker')}, {counted(len(manifest.shards), 'shard')}, "
             f"{size / 1e6:,.1f} MB {manifest.encoding} in {escape(str(split.folder))}"
         )
     others = sorted({p.parent.name for p in out.glob("*/manifest.json")} - {split.plan.name for split in splits})
@@ -273,10 +293,6 @@ def _summarize(splits: list[PackedSplit], out: Path, corpus: str, console: Conso
     preset = "sim_artificial_speech" if corpus == "artificial-speech" else "sim_librispeech"
     command = f"accelerate launch -m simdist.train --config configs/{preset}.yaml --data.root {out}"
     console.print(f"next: {escape(command)}")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 if __name__ == "__main__":

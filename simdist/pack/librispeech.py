@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdist.core.errors import InputError, shortened
+from simdist.core.errors import InputError, counted, shortened
 from simdist.core.files import read_regular
 from simdist.pack.corpora import (
     Corpus,
@@ -66,7 +66,7 @@ def librispeech(
         raise InputError(f"{source} has no usable .flac file: {problems[0].path}: {problems[0].reason}")
     silent = sum(not u.text for u in utterances.values())
     if silent:
-        notes.append(f"{silent:,} utterances have no transcript (SPEAKER-CHAPTER.trans.txt); their text is empty")
+        notes.append(f"no transcript (SPEAKER-CHAPTER.trans.txt), so an empty text: {counted(silent, 'utterance')}")
     if phones is not None:
         utterances = _with_phones(utterances, phones, problems)
     splits = _listed(utterances, lists, problems, notes) if lists else _hashed(utterances, test_fraction, problems)
@@ -228,7 +228,7 @@ def _listed(
         splits.append(SplitPlan(name, usable, own))
     rest = len(utterances.keys() - ids["train"].keys() - ids["test"].keys())
     if rest:
-        notes.append(f"{rest:,} utterances on disk are in neither list and were not packed")
+        notes.append(f"in neither list, so not packed: {counted(rest, 'utterance')} on disk")
     return splits
 
 

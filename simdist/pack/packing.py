@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from simdist.core.errors import InputError, shortened
+from simdist.core.errors import InputError, counted, shortened
 from simdist.core.file_locks import locked
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
@@ -198,7 +198,7 @@ def list_problems(splits: Sequence[PackedSplit], console: Console, most: int = 2
         return
     out = sum(not p.packed for p in problems)
     console.print(
-        f"[yellow]{len(problems):,} problems[/]: {out:,} left out, {len(problems) - out:,} packed all the same"
+        f"[yellow]{counted(len(problems), 'problem')}[/]: {out:,} left out, {len(problems) - out:,} packed all the same"
     )
     for problem in problems[:most]:
         console.print(f"  {escape(problem.path)}: {escape(problem.reason)}")
@@ -207,8 +207,8 @@ def list_problems(splits: Sequence[PackedSplit], console: Console, most: int = 2
     for kind in ("silent", "clipped"):
         paths = [p.path for p in problems if p.kind == kind]
         if paths:
-            counted = f"{len(paths):,} utterance{' is' if len(paths) == 1 else 's are'} {kind}"
-            console.print(f"[yellow]warning:[/] {counted}, packed all the same: {escape(shortened(paths, 3))}")
+            what = f"{len(paths):,} utterance{' is' if len(paths) == 1 else 's are'} {kind}"
+            console.print(f"[yellow]warning:[/] {what}, packed all the same: {escape(shortened(paths, 3))}")
 
 
 def _in_order(split: PackedSplit) -> list[Shard]:
@@ -229,7 +229,7 @@ def _refuse_problems(splits: Sequence[PackedSplit], options: Options) -> None:
         before = all(s.was_complete for s in splits if s.problems)
         state = "packed earlier without --strict" if before else "so nothing was completed"
         raise InputError(
-            f"--strict: {len(problems):,} problems in {names} (listed above), {state}; "
+            f"--strict: {counted(len(problems), 'problem')} in {names} (listed above), {state}; "
             "mend them, or run without --strict to leave those utterances out"
         )
     for split in splits:

@@ -18,6 +18,9 @@ Train simple classifiers (probes) on the frozen features of each greedy module o
 The corpus is encoded once for all modules and the features are cached, so that further probes take seconds. Each result
 goes to RUN/probes/NAME/. Finished probes are skipped. Several processes and jobs can work on one run.
 
+Speakers, syllables and vowels are labels of utterances: the frames of an utterance, or of a crop of it, become one
+vector (--pooling), which is one example. Phones are labels of frames: every 10 ms are one example.
+
 Examples:
   accelerate launch -m simdist.probe --run-dir runs/sim --label speaker --module 3
   accelerate launch -m simdist.probe --run-dir runs/sim --all --features trained,untrained,mfcc
@@ -26,7 +29,8 @@ Examples:
   accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
   accelerate launch -m simdist.probe --run-dir runs/vgim --label vowel --pooling max --bias false --module 0
 
-Exit codes: 0 finished, 2 wrong input, 75 preempted (run again to continue), 130 stopped with Ctrl-C.
+Exit codes: 0 finished; 1 failed (such as a full disk); 2 wrong input; 75 preempted (run the same command again to
+resume); 130 stopped with Ctrl-C. `accelerate launch` turns every code but 0 into 1.
 """
 
 
@@ -55,7 +59,7 @@ def probe(settings: ProbeSettings) -> int:
         try:
             tasks = command.work()
         except StoppedError as stopped:
-            log("stopped. Finished results are kept; run the same command to continue")
+            log("stopped. Finished results are kept; run the same command to resume")
             return exit_code(stopped.signal_number)
     if accelerator.is_main_process:
         command.show(tasks)

@@ -1,13 +1,13 @@
 """Alignment of a module's frames to 10 ms phone labels.
 
-Label i of CPC's phone files describes the window of 400 samples that begins at sample 160 i, so its centre is at
-160 i + 200. Frame j of a module is centred at `offset + stride * j`, both sums over its layers' kernels, strides and
+Label i of CPC's phone files describes the window of 400 samples that begins at sample 160 i, so its center is at
+160 i + 200. Frame j of a module is centered at `offset + stride * j`, both sums over its layers' kernels, strides and
 paddings. Two alignments:
 
 - `front`, of the reference implementation, where frames are 160 samples apart: an utterance has a few frames more than
-  labels, and these are cut from the front. SIM's frame j is centred at 160 j + 20 and two are cut, so a label is read
-  140 samples after its centre.
-- `centre`, for any stride: a label takes the mean of the frames whose centres lie within 80 samples of its own, or the
+  labels, and these are cut from the front. SIM's frame j is centered at 160 j + 20 and two are cut, so a label is read
+  140 samples after its center.
+- `center`, for any stride: a label takes the mean of the frames whose centers lie within 80 samples of its own, or the
   nearest frame where there is none. Modules 0 and 1 of SIM average 8 and 2 frames; the thesis's module 1, with
   20.8 frames per second, repeats each frame four to five times.
 """
@@ -50,16 +50,16 @@ def frame_grids(model: ModelConfig) -> list[FrameGrid]:
 
 
 def resolve_alignment(wanted: str, grid: FrameGrid) -> str:
-    """`front` or `centre` for `auto`.
+    """`front` or `center` for `auto`.
 
     Raises:
         InputError: `front` where frames are not 10 ms apart.
     """
     if wanted == "front" and grid.stride != PHONE_HOP:
         raise InputError(
-            f"--align front needs frames {PHONE_HOP} samples apart, this module's are {grid.stride}; use --align centre"
+            f"--align front needs frames {PHONE_HOP} samples apart, this module's are {grid.stride}; use --align center"
         )
-    return wanted if wanted != "auto" else "front" if grid.stride == PHONE_HOP else "centre"
+    return wanted if wanted != "auto" else "front" if grid.stride == PHONE_HOP else "center"
 
 
 def align(frames: Tensor, num_labels: int, grid: FrameGrid, how: str) -> Tensor:
@@ -69,7 +69,7 @@ def align(frames: Tensor, num_labels: int, grid: FrameGrid, how: str) -> Tensor:
         frames: (L, C) of one utterance.
         num_labels: of the utterance.
         grid: where the frames lie.
-        how: `front` or `centre`.
+        how: `front` or `center`.
 
     Returns:
         (num_labels, C), float32; differentiable.
@@ -82,7 +82,7 @@ def align(frames: Tensor, num_labels: int, grid: FrameGrid, how: str) -> Tensor:
         if not 0 <= surplus <= PHONE_TOLERANCE + 2:  # SIM has two frames more than labels
             raise InputError(
                 f"{num_labels} phone labels do not fit {len(frames)} frames of 10 ms cut from the front; "
-                "check the shards' labels, or use --align centre"
+                "check the shards' labels, or use --align center"
             )
         return frames[surplus:].float()
     first, last = (torch.from_numpy(edge).to(frames.device) for edge in _windows(len(frames), num_labels, grid))
@@ -92,10 +92,10 @@ def align(frames: Tensor, num_labels: int, grid: FrameGrid, how: str) -> Tensor:
 
 def _windows(num_frames: int, num_labels: int, grid: FrameGrid) -> tuple[np.ndarray, np.ndarray]:
     """First and one past the last frame of each label, (num_labels,) int64 each."""
-    centres = PHONE_HOP * np.arange(num_labels) + PHONE_WINDOW / 2
-    first = np.ceil((centres - PHONE_HOP / 2 - grid.offset) / grid.stride).astype(np.int64)
-    last = np.ceil((centres + PHONE_HOP / 2 - grid.offset) / grid.stride).astype(np.int64)
+    centers = PHONE_HOP * np.arange(num_labels) + PHONE_WINDOW / 2
+    first = np.ceil((centers - PHONE_HOP / 2 - grid.offset) / grid.stride).astype(np.int64)
+    last = np.ceil((centers + PHONE_HOP / 2 - grid.offset) / grid.stride).astype(np.int64)
     first, last = first.clip(0, num_frames), last.clip(0, num_frames)
-    nearest = np.rint((centres - grid.offset) / grid.stride).astype(np.int64).clip(0, num_frames - 1)
+    nearest = np.rint((centers - grid.offset) / grid.stride).astype(np.int64).clip(0, num_frames - 1)
     empty = last <= first
     return np.where(empty, nearest, first), np.where(empty, nearest + 1, last)

@@ -1,4 +1,4 @@
-"""Accuracy against the number of labelled examples per class (thesis, few labels), repeated over random draws."""
+"""Accuracy against the number of labeled examples per class (thesis, few labels), repeated over random draws."""
 
 from __future__ import annotations
 

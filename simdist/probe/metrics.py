@@ -26,12 +26,12 @@ class Score:
 
 
 def accuracy(correct: npt.NDArray[Any], total: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Share of vectors recognised; (..., K) counts by class -> (...)."""
+    """Share of vectors recognized; (..., K) counts by class -> (...)."""
     return correct.sum(-1) / np.maximum(total.sum(-1), 1)
 
 
 def balanced_accuracy(correct: npt.NDArray[Any], total: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Mean over the classes that occur of the share recognised; (..., K) counts by class -> (...)."""
+    """Mean over the classes that occur of the share recognized; (..., K) counts by class -> (...)."""
     recall = np.where(total > 0, correct / np.maximum(total, 1), 0.0)
     return recall.sum(-1) / np.maximum((total > 0).sum(-1), 1)
 

@@ -1,7 +1,7 @@
 """The exact optimum of a linear probe: multinomial logistic regression by L-BFGS.
 
-It minimises the mean cross-entropy over all training vectors plus l2 / 2 times the squared weights (not the bias), on
-standardised features, in double precision. The penalty makes the optimum unique, so the result says what the features
+It minimizes the mean cross-entropy over all training vectors plus l2 / 2 times the squared weights (not the bias), on
+standardized features, in double precision. The penalty makes the optimum unique, so the result says what the features
 hold, and nothing about a learning rate or a number of epochs. Equal to scikit-learn's `LogisticRegression(C=1 / (N *
 l2))` on the same features.
 """

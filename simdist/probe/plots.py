@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = (
+COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -18,7 +18,7 @@ COLOURS = (
     "#E69F00",
     "#56B4E9",
     "#000000",
-)  # Okabe & Ito, colour-blind safe
+)  # Okabe & Ito, color-blind safe
 MARKERS = "osD^vPX"
 NAMED_CLASSES = 60  # with more, names would overlap
 WRITTEN_CLASSES = 12  # with so few, each cell says its number
@@ -58,8 +58,8 @@ def plot_confusion(confusion: npt.NDArray[np.int64], names: list[str], label: st
     if len(shown) <= WRITTEN_CLASSES:
         axes.set_title(f"{label}: {title} (cells in % of the true class)", fontsize=10)
         for (row, column), share in np.ndenumerate(shares):
-            colour = "white" if share < 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+            color = "white" if share < 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
     figure.savefig(path, format="png", dpi=DOTS)
 
 
@@ -79,7 +79,7 @@ def plot_curves(curves: list[tuple[str, list[dict[str, Any]]]], label: str, chan
         values = [point["accuracy"]["value"] for point in curve]
         low, high = zip(*(point["accuracy"]["interval"] for point in curve), strict=True)
         _line(panels[0], number, sizes, values, name)
-        panels[0].fill_between(sizes, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.2, linewidth=0)
+        panels[0].fill_between(sizes, low, high, color=COLORS[number % len(COLORS)], alpha=0.2, linewidth=0)
     _finish_curve(panels[0], f"{label}: this run, mean and 95 % interval", chance)
     if with_thesis:
         for (method, module), values in THESIS.items():
@@ -107,7 +107,7 @@ def plot_trajectory(lines: list[tuple[str, list[dict[str, Any]]]], label: str, g
         values = [result["test"]["accuracy"]["value"] for result in results]
         low, high = zip(*(result["test"]["accuracy"]["interval"] for result in results), strict=True)
         _line(axes, number, steps, values, name)
-        axes.fill_between(steps, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
+        axes.fill_between(steps, low, high, color=COLORS[number % len(COLORS)], alpha=0.15, linewidth=0)
     axes.axhline(guessing, color="0.4", linestyle=":", label="majority class")
     axes.set(xlabel="training step of the encoder (optimizer updates)", ylabel="test accuracy (share of examples)")
     axes.set_title(f"{label}: what each module knows while it is trained", fontsize=10)
@@ -117,15 +117,15 @@ def plot_trajectory(lines: list[tuple[str, list[dict[str, Any]]]], label: str, g
 
 
 def _line(axes: Axes, number: int, x: Any, y: Any, name: str, style: str = "-") -> None:
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    axes.plot(x, y, color=colour, marker=marker, linestyle=style, markersize=4, label=name)
+    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+    axes.plot(x, y, color=color, marker=marker, linestyle=style, markersize=4, label=name)
 
 
 def _finish_curve(axes: Axes, title: str, chance: float) -> None:
     axes.axhline(chance, color="0.4", linestyle=":", label="chance")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    axes.set_xlabel("labelled examples per class")
+    axes.set_xlabel("labeled examples per class")
     axes.set_title(title, fontsize=10)
     _legend(axes)
 

@@ -113,7 +113,7 @@ def as_table(results: list[dict[str, Any]]) -> Table:
 
 def curve_table(results: list[dict[str, Any]]) -> Table:
     """Few labels: one row per probe, one column per number of examples."""
-    table = Table(title="accuracy in % by labelled examples per class, mean over repetitions")
+    table = Table(title="accuracy in % by labeled examples per class, mean over repetitions")
     table.add_column("label")
     table.add_column("features", no_wrap=True)
     sizes = sorted({point["examples_per_class"] for result in results for point in result["curve"]})

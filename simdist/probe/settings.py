@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from simdist.config.schema import RUN_DIR, TUNING
+from simdist.config.schema import DATA_ROOT, RUN_DIR, TUNING
 from simdist.core.errors import InputError, require_option
 from simdist.runs.checkpoints import checkpoint_folders, choose_checkpoint
 
@@ -22,71 +22,79 @@ COMMAND = {"identity": False, "command": True}  # says which probes are wanted; 
 class ProbeSettings:
     """Options of `simdist.probe`."""
 
-    run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR})
-    """Run folder of the encoder; results go to its folder `probes`."""
+    run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR, "required": True})
+    """Run folder of the encoder. Results go to its folder `probes`."""
     label: str = field(default="", metadata=COMMAND)
-    """Labels to predict, as speaker,phone; the shards may have speaker, phone, syllable and vowel."""
+    """Labels to predict, such as speaker,phone. The shards may have speaker, phone, syllable and vowel."""
     module: str = field(default="all", metadata=COMMAND)
-    """Greedy modules: 0,2 or -1 (the last) or all."""
+    """Greedy modules to probe: numbers from 0, such as 0,2; -1 for the last; or all."""
     all: bool = field(default=False, metadata=COMMAND)
     """Probe every label of the shards at every module."""
     features: str = field(default="trained", metadata=COMMAND)
-    """Features: trained (the encoder) and the baselines untrained, mfcc, supervised; several as trained,mfcc."""
+    """Input of the probes, such as trained,mfcc: the `trained` encoder, or as baselines the `untrained` encoder,
+    `mfcc`, and a `supervised` encoder, which is trained together with the probe."""
     checkpoints: str = field(default="latest", metadata=COMMAND)
-    """Checkpoints of the encoder: latest, steps as 100,200, or all. Several also plot accuracy over steps."""
+    """Checkpoints of the encoder: latest, all, or steps such as 100,200. Several also plot accuracy over steps."""
     probe: Literal["linear", "lbfgs", "mlp"] = "linear"
-    """A linear layer trained with Adam, the same at its optimum by L-BFGS, or a network with one hidden layer."""
+    """The classifier. `linear`: a linear layer trained with Adam for --epochs, as in the reference implementation.
+    `lbfgs`: the same layer with an L2 penalty, trained by L-BFGS until it converges. `mlp`: a network with one hidden
+    layer, trained with Adam."""
     pooling: Literal["mean", "max", "flatten"] = "mean"
-    """Temporal pooling of an utterance's frames into one vector; flatten needs clips of equal length."""
+    """How the frames of an utterance, or of a crop of it, become one vector. `flatten` concatenates them, which needs
+    clips of equal length. Phones are not pooled."""
     bias: bool = True
-    """Whether the (last) linear layer has a bias."""
+    """Whether the last linear layer has a bias."""
     latents: Literal["deterministic", "sampled"] = "deterministic"
-    """Use a variational module's mean, or one sample of its latent."""
+    """What to use of a variational module: the mean of its Gaussian (`deterministic`), or one sample of it."""
     clip: Literal["auto", "crop", "utterance"] = "auto"
-    """For utterance labels: classify crops or whole utterances; auto crops those longer than --crop."""
+    """For labels of utterances: classify crops or whole utterances. `auto` uses crops if any utterance is longer than
+    --crop."""
     crop: int | None = None
-    """Length of a crop in samples at 16 kHz; null takes the run's data.crop."""
+    """Length of a crop in samples at 16 kHz. Default: the run's data.crop."""
     crops: int = 8
-    """Crops per utterance: epoch e trains on crop e modulo this number; all are tested."""
-    align: Literal["auto", "front", "centre"] = "auto"
-    """Alignment of frames to 10 ms labels: front (as in the reference implementation) or by time (centre). auto takes
-    front where frames are 10 ms apart."""
+    """Number of random crops per utterance. Each epoch trains on one of them, in turn; all are tested."""
+    align: Literal["auto", "front", "center"] = "auto"
+    """For phones: which frame belongs to a label of 10 ms. `front`: the first to the first, and so on, as in the
+    reference implementation. `center`: the mean of those with their center in these 10 ms, or else the nearest. `auto`
+    uses `front` if frames are 10 ms apart."""
     epochs: int | None = None
-    """Passes over the training examples; null takes 20 for phones, 50 for other labels."""
+    """Passes over the training examples. Default: 20 for phones, 50 for other labels."""
     lr: float | None = None
-    """Adam's learning rate; null takes 1e-4 for phones, 1e-3 for other labels."""
+    """Adam's learning rate. Default: 1e-4 for phones, 1e-3 for other labels."""
     batch_size: int | None = None
-    """Utterances per step (with few labels, examples per step). null takes 1 for phones, 64 otherwise."""
+    """Utterances per step; with --examples-per-class, examples per step. Default: 1 for phones, 64 for other labels."""
     hidden: int = 512
-    """Width of the hidden layer of mlp."""
+    """Width of the hidden layer of `mlp`."""
     l2: float = 1e-4
-    """L2 penalty of L-BFGS on standardized features; makes the optimum finite and unique."""
+    """Weight of the L2 penalty of `lbfgs`, which makes the optimum finite and unique."""
     tolerance: float = 1e-5
-    """L-BFGS stops when no entry of the gradient is larger."""
+    """`lbfgs` has converged when no entry of the gradient is larger."""
     max_iterations: int = 1000
-    """Maximum number of L-BFGS iterations; the result says whether it converged."""
+    """Maximum number of iterations of `lbfgs`. The result says whether it converged."""
     standardize: bool | None = None
-    """Scale features to mean 0 and variance 1. null does so for lbfgs and mfcc."""
+    """Scale features to mean 0 and variance 1. Default: for `lbfgs` and mfcc only."""
     examples_per_class: str | None = field(default=None, metadata=COMMAND)
-    """Few labels: train on 1,2,4,8 (for example) examples per class, and plot the curve."""
+    """Few labels: train on these numbers of examples per class, such as 1,2,4,8, and plot accuracy over them."""
     repetitions: int = field(default=5, metadata=COMMAND)
-    """Few labels: number of random draws of the examples."""
+    """With --examples-per-class: number of random draws of the examples."""
     unseen: Literal["fail", "drop"] = "fail"
-    """Test classes without training examples: fail, or drop them from the test."""
+    """What to do with test classes that have no training examples: fail, or drop them from the test."""
     bootstrap: int = 1000
     """Bootstrap resamples of the test utterances for the 95 % interval."""
     seed: int = 0
     """Seed for crops, order, the probe's initial weights, noise and resampling."""
-    data_root: Path | None = field(default=None, metadata=TUNING)
-    """Folder of the packed splits; null takes the run's data.root."""
+    data_root: Path | None = field(default=None, metadata={**TUNING, "options": DATA_ROOT})
+    """Folder of the packed splits. Default: the run's."""
     train_split: str | None = field(default=None, metadata=TUNING)
-    """Training split. null takes the run's, or the split of that ending that has the label."""
+    """Split to train probes on; needs --test-split. Default: the run's, or for a label that it lacks another pair in
+    the folder, such as syllables_train and syllables_test."""
     test_split: str | None = field(default=None, metadata=TUNING)
-    """Test split. null as for --train-split."""
+    """Split to test probes on; needs --train-split. Default: the one that belongs to the training split."""
     cached: bool = field(default=True, metadata=TUNING)
-    """Encode once and cache the features. false encodes every batch from audio, as the reference code does."""
+    """Encode the corpus once and cache the features. false encodes every batch from audio, as the reference
+    implementation does."""
     cache: Path | None = field(default=None, metadata=TUNING)
-    """Folder of the feature cache; null takes RUN/probes/features. Runs and jobs can share one."""
+    """Folder of the feature cache. Runs and jobs can share one. Default: RUN/probes/features."""
     cache_gb: float = field(default=20.0, metadata=TUNING)
     """Size limit of the cache in GB; the least recently used features are removed first."""
     force: bool = field(default=False, metadata=TUNING)

@@ -33,7 +33,7 @@ class Evaluation:
     """A probe's answers to all test vectors, by utterance. U utterances, K classes."""
 
     correct: npt.NDArray[np.int64]
-    """(U, K) vectors of each true class that were recognised."""
+    """(U, K) vectors of each true class that were recognized."""
     total: npt.NDArray[np.int64]
     """(U, K) vectors of each true class."""
     confusion: npt.NDArray[np.int64]

@@ -23,7 +23,7 @@ from simdist.report.analysis_tables import analysis_sections, difference_section
 from simdist.report.collect import Divergence, RunContent, RunRecord, find_runs, read_run, unique_names
 from simdist.report.exports import as_latex, as_markdown, as_rich, measurements_csv, summary_csv
 from simdist.report.files import UnreadableFile
-from simdist.report.selection import Selection, select
+from simdist.report.selection import MOST_DETAILED, Selection, select
 from simdist.report.summary import Cell, Statistic, compare, group_keys, summarize
 from simdist.report.tables import Section, sections
 
@@ -39,6 +39,8 @@ Examples:
 
 Writes to --out: report.html (one file, no network needed to read it), report.md, report.tex (booktabs), report.txt (as
 printed), summary.csv (one row per mean), results.csv (one row per measurement). See docs/tasks/report.md.
+
+Exit codes: 0 finished; 1 failed (such as a full disk); 2 wrong input.
 """
 COLUMNS = 200  # width of a table in a file
 MOST_PROBLEMS = 10  # named on the terminal
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m simdist.report", description=DESCRIPTION)
     parser.add_argument("RUN", type=str, nargs="+", help="Run folders, or folders of runs.")
     parser.add_argument(
-        "--out", type=Path | None, default=None, help="Folder for the files; without it, tables are only printed."
+        "--out", type=Path | None, default=None, help="Folder for the files. Without it, the tables are only printed."
     )
     metrics = Literal["accuracy", "balanced_accuracy", "accuracy_without_silence"]
     parser.add_argument("--metric", type=metrics, default="accuracy", help="Metric in the table of probes.")
@@ -59,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--detail",
         type=str,
         default="",
-        help="Runs to show with figures and audio: names, comma-separated, or their number; default: 4.",
+        help="Which runs the page shows with figures and audio (tables and curves show all): their names, separated by "
+        "commas, or how many. A number selects one run of each encoder, first those with analyses and high accuracies. "
+        f"Default: {MOST_DETAILED}.",
     )
-    parser.add_argument(
-        "--title", type=str, default="", help="Title of the page; empty takes the names of the encoders."
-    )
+    parser.add_argument("--title", type=str, default="", help="Title of the page. Default: the names of the encoders.")
     parsed = parser.parse_args(argv)
     report([Path(path) for path in parsed.RUN], parsed.out, parsed.metric, parsed.detail, parsed.title)
     return EXIT_OK

@@ -1,7 +1,7 @@
 """Charts as data, which `drawing` draws with matplotlib and with bokeh.
 
-A line belongs to an encoder (a group of runs that differ only in the seed), and an encoder has one colour and one dash
-pattern on the whole page. There are six of them; what is not among the encoders in colour is grey.
+A line belongs to an encoder (a group of runs that differ only in the seed), and an encoder has one color and one dash
+pattern on the whole page. There are six of them; what is not among the encoders in color is gray.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's without black and yellow: told apart by the colour-blind, on white and on near-black."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's without black and yellow: told apart by the color-blind, on white and on near-black."""
 DASHES: tuple[tuple[int, ...], ...] = ((), (7, 3), (2, 2), (9, 3, 2, 3), (12, 4), (5, 2, 1, 2, 1, 2))
 """Lengths of dashes and gaps; () is a solid line."""
 GREY = "#8a8a8a"
-OTHER = -1  # place of an encoder that is not in colour
+OTHER = -1  # place of an encoder that is not in color
 MOST_POINTS = 200  # of a line
 
 
@@ -42,8 +42,8 @@ class Line:
     """Training batches, where validation stands in the same panel."""
 
     @property
-    def colour(self) -> str:
-        return GREY if self.place == OTHER else COLOURS[self.place % len(COLOURS)]
+    def color(self) -> str:
+        return GREY if self.place == OTHER else COLORS[self.place % len(COLORS)]
 
     @property
     def dash(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ def lines_of(place: int, label: str, runs: Sequence[tuple[str, Any, Any]], most:
     """The lines of one encoder: each of its runs, faint, and their mean ± standard deviation; of one run, that run.
 
     Args:
-        place: of the encoder in the legend; encoders that are not in colour have no mean.
+        place: of the encoder in the legend; encoders that are not in color have no mean.
         label: what the encoder is called.
         runs: name, x and y of each run.
         most: points of a line.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simdist.config.schema import Config, identity_keys
-from simdist.core.errors import InputError
+from simdist.core.errors import InputError, counted
 from simdist.core.files import NumberedLine, numbered_lines
 from simdist.core.secrets import redacted
 from simdist.report.files import UnreadableFile, flat, reason_of
@@ -61,7 +61,7 @@ class RunRecord:
     name: str
     """The folder's, with the one above where several runs are called alike."""
     idle: tuple[int, ...] = ()
-    """Modules that have learnt nothing so far."""
+    """Modules that have learned nothing so far."""
     diverged: tuple[Divergence, ...] = ()
 
     @property
@@ -141,8 +141,8 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | UnreadableFi
     record = RunRecord(folder, kept, (folder / DONE).exists(), step, name, idle, diverged)
     probed = read_probes(folder, name, problems)
     findings = read_findings(folder, name, problems)
-    analysed = [item for finding in findings for item in finding.measurements]
-    measured = [*_of_encoder(name, metrics), *probed.measurements, *analysed]
+    analyzed = [item for finding in findings for item in finding.measurements]
+    measured = [*_of_encoder(name, metrics), *probed.measurements, *analyzed]
     return RunContent(record, measured, metrics, findings, probed.trajectories, probed.examples, problems)
 
 
@@ -170,7 +170,7 @@ def _metrics(path: Path, problems: list[UnreadableFile]) -> list[MetricsRecord]:
         return []
     records, wrong = parse_lines(_chosen(lines), MetricsRecord)
     if wrong:
-        text = f"has {len(wrong)} lines that are torn or no metrics; they are left out: {_first(wrong)}"
+        text = f"is read without {counted(len(wrong), 'line')}, torn or without metrics: {_first(wrong)}"
         problems.append(UnreadableFile(path, text))
     return records
 

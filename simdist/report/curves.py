@@ -95,7 +95,7 @@ def _differs_from_loss(read: Mapping[str, Mapping[tuple[str, str, int], Curve]])
 
 
 def module_charts(runs: Sequence[RunContent], selection: Selection) -> list[Chart]:
-    """Accuracy of linear probes by module, one panel per label; untrained encoders in grey, unless others are grey."""
+    """Accuracy of linear probes by module, one panel per label; untrained encoders in gray, unless others are gray."""
     is_grey_free = all(selection.place(group) != OTHER for group in selection.groups.values())
     kinds = ("untrained", "trained") if is_grey_free else ("trained",)
     found = {kind: _by_module(runs, kind) for kind in kinds}
@@ -146,7 +146,7 @@ def trajectory_charts(runs: Sequence[RunContent], selection: Selection) -> list[
 
 
 def few_label_charts(cells: Mapping[Cell, Statistic], selection: Selection) -> list[Chart]:
-    """Accuracy against labelled examples per class: mean ± standard deviation over seeds, one panel per module."""
+    """Accuracy against labeled examples per class: mean ± standard deviation over seeds, one panel per module."""
     own = {cell: value for cell, value in cells.items() if cell.family == "few-labels"}
     points: dict[tuple[str, int | None], dict[tuple[Any, ...], list[tuple[int, Statistic]]]] = {}
     for cell, value in own.items():
@@ -162,7 +162,7 @@ def few_label_charts(cells: Mapping[Cell, Statistic], selection: Selection) -> l
         lines.sort(key=lambda line: line.place)
         where = "" if module is None else f", module {module}"
         title = f"{_called(said, whats)}{where}"
-        panels.append(_accuracy_panel(title, lines, "labelled examples per class", said["chance"], is_log=True))
+        panels.append(_accuracy_panel(title, lines, "labeled examples per class", said["chance"], is_log=True))
     return [Chart("few-labels", "Few labels", panels)] if panels else []
 
 

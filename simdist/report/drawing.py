@@ -1,6 +1,6 @@
 """Draw charts with matplotlib as SVG, readable without JavaScript and on paper, and with bokeh for zoom and hover.
 
-In the SVG, text stays text in the page's own font, and what matplotlib draws in black takes the page's text colour. The
+In the SVG, text stays text in the page's own font, and what matplotlib draws in black takes the page's text color. The
 browser draws bokeh's JSON when a chart comes into view.
 """
 
@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from simdist.report.charts import GREY, OTHER, Line, Panel
 
 SIZE = (4.2, 2.5)  # inches
-FEW_POINTS = 40  # of a grey line; there may be hundreds
-MANY_LINES = 60  # above this number, grey and faint lines are drawn as pixels
+FEW_POINTS = 40  # of a gray line; there may be hundreds
+MANY_LINES = 60  # above this number, gray and faint lines are drawn as pixels
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -73,12 +73,12 @@ def as_svg(panel: Panel, name: str) -> str:
 
 
 def _draw_behind(axes: Axes, lines: list[Line]) -> None:
-    """Runs of several, and encoders that are not in colour; hundreds of them as pixels."""
+    """Runs of several, and encoders that are not in color; hundreds of them as pixels."""
     many = len(lines) > MANY_LINES
     step = max(1, max((len(line.x) for line in lines), default=0) // FEW_POINTS) if many else 1
     segments = [np.column_stack([line.x[::step], line.y[::step]]) for line in lines]
     axes.add_collection(
-        LineCollection(segments, colors=[line.colour for line in lines], linewidths=0.6, alpha=0.35, rasterized=many)
+        LineCollection(segments, colors=[line.color for line in lines], linewidths=0.6, alpha=0.35, rasterized=many)
     )
     axes.autoscale_view()
 
@@ -87,7 +87,7 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(
         line.x,
         line.y,
-        color=line.colour,
+        color=line.color,
         linewidth=0.8 if line.is_thin else 1.5,
         alpha=0.7 if line.is_thin else 1,
         dashes=line.dash or (None, None),
@@ -95,11 +95,11 @@ def _draw(axes: Axes, line: Line) -> None:
         markersize=3,
     )
     if line.low is not None and line.high is not None:
-        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(line.x, line.low, line.high, color=line.color, alpha=0.15, linewidth=0)
 
 
 def _themed(svg: str, panel: Panel) -> str:
-    """Without the XML head, with a title for screen readers, and with the page's colour instead of black."""
+    """Without the XML head, with a title for screen readers, and with the page's color instead of black."""
     body = svg[svg.index("<svg") :].replace("#000000", "currentColor")
     label = (
         f"{panel.title}: {panel.ylabel} against {panel.xlabel}".replace("&", "and").replace('"', "").replace("<", "")
@@ -154,13 +154,13 @@ def _draw_live(plot: figure, place: int, lines: list[Line]) -> None:
     if behind:
         columns = {"x": [_small(line.x) for line in behind], "y": [_small(line.y) for line in behind]}
         source = ColumnDataSource(columns | {"name": [line.name for line in behind]})
-        drawn = plot.multi_line("x", "y", source=source, line_color=behind[0].colour, line_alpha=0.35, name=name)
+        drawn = plot.multi_line("x", "y", source=source, line_color=behind[0].color, line_alpha=0.35, name=name)
         plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("", "@name")], visible=False))
     for line in (line for line in lines if not line.is_faint and place != OTHER):
         source = ColumnDataSource({"x": _small(line.x), "y": _small(line.y)})
         if line.low is not None and line.high is not None:
             band = ColumnDataSource({"x": _small(line.x), "low": _small(line.low), "high": _small(line.high)})
-            plot.varea("x", "low", "high", source=band, fill_color=line.colour, fill_alpha=0.15, name=name)
+            plot.varea("x", "low", "high", source=band, fill_color=line.color, fill_alpha=0.15, name=name)
         dash = list(line.dash) or "solid"
         width, alpha = (1, 0.7) if line.is_thin else (2, 1)
         drawn = plot.line(
@@ -169,12 +169,12 @@ def _draw_live(plot: figure, place: int, lines: list[Line]) -> None:
             source=source,
             line_width=width,
             line_alpha=alpha,
-            line_color=line.colour,
+            line_color=line.color,
             line_dash=dash,
             name=name,
         )
         if len(line.x) <= 12 and not line.is_thin:
-            plot.scatter("x", "y", source=source, size=6, color=line.colour, name=name)
+            plot.scatter("x", "y", source=source, size=6, color=line.color, name=name)
         tips = [(line.name, ""), (plot.xaxis[0].axis_label, "@x"), (plot.yaxis[0].axis_label, "@y")]
         plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, visible=False))
 

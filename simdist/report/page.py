@@ -205,15 +205,15 @@ def _legend(contents: Contents, charts: Sequence[Chart]) -> list[dict[str, Any]]
     selection = contents.selection
     places = {line.place for chart in charts for panel in chart.panels for line in panel.lines}
     items = []
-    for place, group in enumerate(selection.coloured):
+    for place, group in enumerate(selection.colored):
         if place not in places:
             continue
         line = Line(place, "", [], [])  # pyright: ignore[reportArgumentType]
         dash = " ".join(map(str, DASHES[place % len(DASHES)]))
-        items.append({"place": place, "colour": line.colour, "dash": dash, "label": selection.label(group)})
-    others = len(set(selection.groups.values())) - len(selection.coloured)
+        items.append({"place": place, "color": line.color, "dash": dash, "label": selection.label(group)})
+    others = len(set(selection.groups.values())) - len(selection.colored)
     if others and OTHER in places:
-        items.append({"place": OTHER, "colour": GREY, "dash": "", "label": f"{others} other encoders"})
+        items.append({"place": OTHER, "color": GREY, "dash": "", "label": f"{others} other encoders"})
     return items
 
 
@@ -240,7 +240,7 @@ def _corpora(runs: Sequence[RunContent]) -> str:
 def _reading(contents: Contents) -> str:
     several = len(contents.runs) > len(set(contents.selection.groups.values()))
     text = (
-        "Colours and dashes mean the same in all charts; click a name to hide it, drag to zoom. "
+        "Colors and dashes mean the same in all charts; click a name to hide it, drag to zoom. "
         "Where a panel shows both, thin lines are training batches and thick lines validation."
     )
     return text + " Faint lines are single runs, the thick one their mean, the band ± one standard deviation." * several

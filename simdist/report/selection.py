@@ -1,4 +1,4 @@
-"""Choose the encoders with a colour, and the runs with audio and figures, so that a page of hundreds stays usable."""
+"""Choose the encoders with a color, and the runs with audio and figures, so that a page of hundreds stays usable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simdist.core.errors import InputError
-from simdist.report.charts import COLOURS, OTHER
+from simdist.report.charts import COLORS, OTHER
 from simdist.report.collect import RunContent
 from simdist.report.summary import Cell, Statistic, group_label, group_of
 
@@ -17,27 +17,27 @@ MOST_DETAILED = 4  # runs, where --detail does not say
 
 @dataclass(frozen=True)
 class Selection:
-    """The encoders in colour, and the runs in detail."""
+    """The encoders in color, and the runs in detail."""
 
     keys: list[str]
     groups: dict[str, Group]
     """Of every run, by its name."""
-    coloured: list[Group]
-    """At most six; their places are their colours."""
+    colored: list[Group]
+    """At most six; their places are their colors."""
     detailed: list[RunContent]
     reason: str
     """Why these, in a sentence."""
 
     def place(self, group: Group) -> int:
         """Of an encoder in the legend."""
-        return self.coloured.index(group) if group in self.coloured else OTHER
+        return self.colored.index(group) if group in self.colored else OTHER
 
     def label(self, group: Group) -> str:
         """What an encoder is called."""
         return group_label(group, self.keys) or str(self.detailed[0].record.config["name"])
 
     def runs_of(self, runs: Sequence[RunContent]) -> dict[Group, list[RunContent]]:
-        """Runs by encoder: those in colour last, so that they are drawn on top."""
+        """Runs by encoder: those in color last, so that they are drawn on top."""
         found: dict[Group, list[RunContent]] = {}
         for run in runs:
             found.setdefault(self.groups[run.record.name], []).append(run)
@@ -61,11 +61,11 @@ def select(
     groups = {run.record.name: group_of(run.record, keys) for run in runs}
     named = _named(runs, detail)
     ranked = list(dict.fromkeys([*(groups[run.record.name] for run in named), *_ranked(runs, groups, cells)]))
-    coloured = [group for group in dict.fromkeys(groups.values()) if group in ranked[: len(COLOURS)]]
+    colored = [group for group in dict.fromkeys(groups.values()) if group in ranked[: len(COLORS)]]
     most = int(detail) if _is_number(detail, runs) else MOST_DETAILED
     detailed = named or [_richest(runs, groups, group) for group in ranked[:most]]
     detailed.sort(key=lambda run: list(groups).index(run.record.name))
-    return Selection(list(keys), groups, coloured, detailed, _reason(bool(named), len(runs), len(ranked)))
+    return Selection(list(keys), groups, colored, detailed, _reason(bool(named), len(runs), len(ranked)))
 
 
 def _is_number(detail: str, runs: Sequence[RunContent]) -> bool:

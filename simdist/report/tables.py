@@ -165,7 +165,7 @@ def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
         for row, values in lines.items()
     ]
     named = [key.rpartition(".")[2] for key in keys]
-    title = "Few labels: test accuracy in % by labelled examples per class, mean ± standard deviation over seeds"
+    title = "Few labels: test accuracy in % by labeled examples per class, mean ± standard deviation over seeds"
     columns = [*heads, *named, "module", "seeds", *map(str, sizes)]
     return Section("few-labels", title, columns, rows, len(heads) + len(named) + 1)
 

@@ -19,18 +19,22 @@ from simdist.runs.records import MetricsRecord
 
 DEMO = CONFIGS / "demo.yaml"
 DESCRIPTION = """\
-Train the greedy modules of an encoder. Running the same command again continues the run.
+Train the greedy modules of an encoder. Run the same command again to resume.
 
-Without --config this trains the demo: a small Smooth InfoMax on synthetic speech, in about two minutes.
+Without --config this trains the demo, a small Smooth InfoMax on synthetic speech, in about two minutes: it reads
+configs/demo.yaml, whose values replace the defaults listed below. Those are Smooth InfoMax on LibriSpeech; every file
+of --config is a list of differences from them. --print_config shows the values of a command line.
 
 Examples:
   accelerate launch -m simdist.train
   accelerate launch -m simdist.train --config configs/sim_librispeech.yaml --data.root data/librispeech
   python -m simdist.train --config configs/gim_librispeech.yaml --config configs/debug.yaml --optim.lr 1e-4
+  python -m simdist.train --model.modules '[{layers: [{kernel: 10, stride: 5, padding: 2}]}, {gru: true}]'
   python -m simdist.train --profile   # where does a step's time go? A table, and a trace for ui.perfetto.dev
 
 Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted, hung or
-lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved.
+lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved. `accelerate launch` turns every
+code but 0 into 1.
 """
 
 
@@ -38,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = experiment_parser("python -m simdist.train", DESCRIPTION)
     parser.add_argument(
-        *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder; default: runs/NAME-HASH."
+        *RUN_DIR, dest="run", type=Path | None, default=None, help="Run folder. Default: runs/NAME-HASH."
     )
-    parser.add_argument("--force", action="store_true", help="Continue a run with a changed configuration.")
+    parser.add_argument("--force", action="store_true", help="Resume a run with a changed configuration.")
     parser.add_argument(
         "--profile", action="store_true", help="Print where a step's time goes and write RUN/profile/trace.json."
     )

@@ -133,7 +133,7 @@ class EncoderTask:
         return self.modules[:stage] if self._is_stagewise else []
 
     def _set_modes(self, stage: int) -> None:
-        """Put modules that learn in train mode; frozen ones normalise by their running statistics."""
+        """Put modules that learn in train mode; frozen ones normalize by their running statistics."""
         self.model.eval()
         for trainer in self.learning(stage):
             trainer.module.train()

@@ -59,17 +59,17 @@ LIMITS = {
     "max_submit": (0, 1_000_000),
 }
 OPTIONS = {
-    "nodes": "nodes n1, n2, …, up to 16",
-    "cpus": "cores that each claims",
-    "gpus": "made-up GPUs of each",
-    "grace": "seconds of warning before preemption in partition low",
-    "cpu_nodes": "the last nodes, which have no GPU and make the default partition cpu",
-    "gpu_type": "type of the GPUs, such as a100",
-    "max_array_size": "MaxArraySize",
-    "job_requeue": "JobRequeue: 0 or 1",
-    "max_submit": "jobs that a user may have in the queue, by the QOS; given, limits are enforced",
-    "cluster_name": "ClusterName",
-    "accounting_of": "folder of a running testbed whose slurmdbd this one shares, so that `squeue -M` reaches both",
+    "nodes": "number of nodes, 1 to 16, named n1, n2, …",
+    "cpus": "cores per node, which may be more than this machine has",
+    "gpus": "simulated GPUs per node",
+    "grace": "seconds between the warning and the end of a job that is preempted in partition low",
+    "cpu_nodes": "number of nodes without GPUs, the last ones; they form the default partition cpu",
+    "gpu_type": "type of the GPUs, such as a100 (default: none)",
+    "max_array_size": "SLURM's MaxArraySize: job arrays have indices below this",
+    "job_requeue": "SLURM's JobRequeue: whether jobs may be requeued by default, 0 or 1",
+    "max_submit": "maximum number of jobs per user in the queue (default: no limit)",
+    "cluster_name": "name of the cluster",
+    "accounting_of": "folder of a testbed to share slurmdbd with, so that `squeue -M` reaches both (default: none)",
 }
 
 
@@ -279,15 +279,21 @@ def _last_lines(at: Layout) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slurm/testbed/up or slurm/testbed/down",
-        description="A private SLURM cluster on this machine, in DIR.",
+        description="Start or stop a private SLURM cluster on this machine. Needs root and the packages of "
+        "slurm/testbed/install.",
         epilog='Example: eval "$(slurm/testbed/up /tmp/testbed)"; sinfo; slurm/testbed/down /tmp/testbed',
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("up", prog="slurm/testbed/up", help="start it, or find it running; prints the export")
-    stop = commands.add_parser("down", prog="slurm/testbed/down", help="kill all of it, and remove DIR")
-    start.epilog = parser.epilog
-    for command in (start, stop):
-        command.add_argument("root", metavar="DIR", type=Path, help="folder that holds all of the cluster")
+    about = {
+        "up": "Start a private SLURM cluster in DIR, or find the one running there, and print the `export` to use it.",
+        "down": "Stop the cluster in DIR with all its processes and jobs, and remove DIR.",
+    }
+    codes = "Exit codes: 0 done; 1 a program of the cluster failed; 2 wrong input, or packages are missing."
+    for name, text in about.items():
+        sub = commands.add_parser(name, prog=f"slurm/testbed/{name}", help=text, description=text)
+        sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, f"{parser.epilog}\n{codes}"
+        sub.add_argument("root", metavar="DIR", type=Path, help="folder of the cluster")
+    start = commands.choices["up"]
     defaults = {item.name: item.default for item in dataclasses.fields(Layout)}
     kinds = {"gpu_type": str, "cluster_name": str, "accounting_of": _folder}
     for name, text in OPTIONS.items():

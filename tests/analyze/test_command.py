@@ -80,7 +80,7 @@ def test_a_figure_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_every_class_looks_different() -> None:
-    looks = {(style.class_colour(n), style.marker(n)) for n in range(style.MAX_CLASSES)}
+    looks = {(style.class_color(n), style.marker(n)) for n in range(style.MAX_CLASSES)}
     assert len(looks) == style.MAX_CLASSES
 
 

@@ -1,4 +1,4 @@
-"""t-SNE and scatter: neighbours and variance ratios against plain counts and scipy."""
+"""t-SNE and scatter: neighbors and variance ratios against plain counts and scipy."""
 
 from __future__ import annotations
 

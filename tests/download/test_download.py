@@ -222,7 +222,7 @@ def test_a_wrong_checksum_says_what_came_and_leaves_nothing(
     expected, came = (hashlib.md5(c).hexdigest() for c in (content, wrong))
     assert said == (
         f"error: {SUBSET}.tar.gz could not be downloaded: {web.url}/bad{TAR} gave a file with md5 {came}, not "
-        f"{expected}; the download is removed; run the same command again to continue, or name another --mirror\n"
+        f"{expected}; the download is removed; run the same command again to resume, or name another --mirror\n"
     )
     assert there() == []
     assert download.main(["librispeech", SUBSET, "--mirror", f"{web.url}/bad", "openslr", "--no-labels"]) == 0

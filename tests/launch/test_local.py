@@ -92,7 +92,7 @@ def test_children_of_a_failed_job_never_run_and_the_report_still_does(tmp_path: 
     assert last_lines(records["act/0"], 1) == ["error: this job was made to fail; take another"]
     states = find_states(plan, done_jobs(plan), records)
     assert (states["act/0"].status, states["act/0"].reason) == ("failed", "exit code 2")
-    assert (states["act/1"].status, states["act/1"].reason) == ("never", "act/0 failed")
+    assert (states["act/1"].status, states["act/1"].reason) == ("blocked", "act/0 failed")
 
 
 @pytest.mark.usefixtures("acting")

@@ -91,7 +91,7 @@ def test_a_row_says_where_a_run_is_and_how_long_it_will_take(sweep: Plan) -> Non
     assert (done.stage, done.status) == ("probe 0/4", "missing")
     assert (failed.status, failed.reason) == ("failed", "exit code 1")
     assert (waiting.status, waiting.reason) == ("queued", "Priority")
-    assert found.count("never") == 4
+    assert found.count("blocked") == 4
 
 
 def test_the_table_names_failures_their_logs_and_what_never_runs(

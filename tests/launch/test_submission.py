@@ -86,9 +86,9 @@ def test_how_a_job_left_the_queue(plan: Plan, account: tuple[str, str] | None, w
     assert states[train].status == word
     assert reason in states[train].reason
     assert states[other].status == "queued"
-    never = {name for name, state in states.items() if state.status == "never"}
+    blocked = {name for name, state in states.items() if state.status == "blocked"}
     below = {name for name in of_kind(plan, "probe") if train in plan.jobs[name].parents}
-    assert never == (below if word in ("failed", "cancelled") else set())
+    assert blocked == (below if word in ("failed", "cancelled") else set())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_report_that_was_made_without_jobs_that_failed_is_done(plan: Plan) -> 
     finish(plan, "report", when=300.0)
     slurm = FakeSlurm({}, {records[second].id: ("FAILED", "1:0")})
     state = states_of(plan, records, slurm)["report"]
-    assert (state.status, state.reason) == ("done", "without 5 jobs that failed or were cancelled")
+    assert (state.status, state.reason) == ("done", "without 5 jobs, failed or cancelled")
     finish(plan, first, when=400.0)
     assert states_of(plan, records, slurm)["report"].status != "done"
 

@@ -45,7 +45,7 @@ def test_lists_decide_the_splits_and_report_what_is_not_there_or_in_both(corpus:
         (str(tmp_path / "a.txt"), "11-7-0001 is in both lists, so it is in no split"),
         (str(tmp_path / "a.txt"), "99-1-0001 (line 3) is in the list but not on disk"),
     ]
-    assert found.notes == ["9 utterances on disk are in neither list and were not packed"]
+    assert found.notes == ["in neither list, so not packed: 9 utterances on disk"]
 
 
 def test_held_out_takes_a_share_of_each_speaker_whatever_the_order():

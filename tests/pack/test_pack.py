@@ -156,7 +156,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallCorpus, 
     ("signum", "code", "said"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGTERM, 75, "stopped by SIGTERM. Finished shards are kept; run the same command to continue"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM. Finished shards are kept; run the same command to resume"),
         (signal.SIGUSR2, 75, "stopped by SIGUSR2"),
         (signal.SIGINT, 130, "stopped by SIGINT"),
     ],

@@ -36,12 +36,12 @@ def test_grids_are_the_centres_of_what_frames_see(preset: str) -> None:
 def test_centre_is_the_mean_of_the_frames_within_80_samples(grid: FrameGrid) -> None:
     num_labels, num_frames = 50, (160 * 50 + 400) // grid.stride
     frames = torch.randn(num_frames, 3)
-    aligned = align(frames, num_labels, grid, "centre")
-    centres = [grid.offset + grid.stride * j for j in range(num_frames)]
+    aligned = align(frames, num_labels, grid, "center")
+    centers = [grid.offset + grid.stride * j for j in range(num_frames)]
     for i in range(num_labels):
         middle = 160 * i + 200
-        near = [j for j, centre in enumerate(centres) if middle - 80 <= centre < middle + 80]
-        near = near or [int(np.argmin([abs(centre - middle) for centre in centres]))]
+        near = [j for j, center in enumerate(centers) if middle - 80 <= center < middle + 80]
+        near = near or [int(np.argmin([abs(center - middle) for center in centers]))]
         assert torch.allclose(aligned[i], frames[near].mean(0), atol=1e-6), i
 
 
@@ -54,6 +54,6 @@ def test_front_cuts_the_surplus_from_the_front() -> None:
 
 def test_front_is_for_frames_of_10_ms() -> None:
     assert resolve_alignment("auto", FrameGrid(160, 20.0)) == "front"
-    assert resolve_alignment("auto", FrameGrid(20, 10.0)) == "centre"
-    with pytest.raises(InputError, match="this module's are 20; use --align centre"):
+    assert resolve_alignment("auto", FrameGrid(20, 10.0)) == "center"
+    with pytest.raises(InputError, match="this module's are 20; use --align center"):
         resolve_alignment("front", FrameGrid(20, 10.0))

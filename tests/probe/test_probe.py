@@ -107,7 +107,7 @@ def test_a_signal_saves_and_the_same_command_continues(probe: Probe, run_folder:
     running.send_signal(signal.SIGTERM)
     printed, _ = running.communicate(timeout=60)
     assert running.returncode == 75, printed
-    assert "run the same command to continue" in printed
+    assert "run the same command to resume" in printed
     saved = locks[0].parent / "progress.pt"
     state = torch.load(saved, weights_only=True)
     assert state["epoch"] < 24
@@ -192,7 +192,7 @@ def test_wandb_mirrors_where_the_run_says_so(
         (["--label=speaker", "--features=raw"], ["--features is 'raw'; it must be among trained, untrained"]),
         (["--label=speaker", "--checkpoints=7"], ["has no checkpoint of step 7; it has 60, 120"]),
         (["--label=speaker", "--pooling=flatten", "--clip=utterance"], ["clips of one length", "use --clip crop"]),
-        (["--label=phone", "--align=front", "--module=0", "--unseen=drop"], ["use --align centre"]),
+        (["--label=phone", "--align=front", "--module=0", "--unseen=drop"], ["use --align center"]),
         (["--label=speaker", "--examples-per-class=1,x"], ["numbers of 1 or more such as 1,2,4,8"]),
         (["--label=speaker", "--examples-per-class=1,999"], ["the largest class of 'speaker' has"]),
         (["--all", "--module=1"], ["Remove --label and --module"]),

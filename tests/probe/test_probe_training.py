@@ -24,8 +24,8 @@ NAMES = ["a", "b", "c"]
 def data(num: int = 120, crops: int = 1) -> tuple[dict[int, torch.Tensor], Targets]:
     random = np.random.default_rng(0)
     classes = random.integers(3, size=num)
-    centres = random.normal(size=(3, 6)) * [1, 5, 0.1, 1, 1, 1]
-    vectors = centres[classes][:, None] + random.normal(size=(num, crops, 6)) * [1, 20, 0.2, 1, 1, 1]
+    centers = random.normal(size=(3, 6)) * [1, 5, 0.1, 1, 1, 1]
+    vectors = centers[classes][:, None] + random.normal(size=(num, crops, 6)) * [1, 20, 0.2, 1, 1, 1]
     rows = {row: torch.from_numpy(vectors[row]).float() for row in range(num)}
     return rows, Targets(np.arange(num), [classes[row : row + 1] for row in range(num)], NAMES)
 

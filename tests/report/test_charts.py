@@ -42,7 +42,7 @@ def test_a_loss_is_the_mean_over_seeds_of_what_was_logged(runs: Path, read: tupl
     found, selection, _ = read
     (chart,) = [chart for chart in loss_charts(found, selection) if chart.name == "curve-nce"]
     assert [panel.title for panel in chart.panels] == ["module 0", "module 1"]
-    place = selection.coloured.index(("vgim_thesis",))
+    place = selection.colored.index(("vgim_thesis",))
     (mean,) = [line for line in chart.panels[1].lines if line.place == place and not line.is_faint]
     logged, lines = [], []
     for seed in range(3):
@@ -89,7 +89,7 @@ def test_accuracy_by_module_is_that_of_the_probes(runs: Path, tmp_path: Path, re
     assert [panel.title for panel in chart.panels] == ["syllable", "vowel"]
     panel = chart.panels[0]
     assert panel.reference == (pytest.approx(100 / 9), "chance")
-    place = selection.coloured.index(("gim_thesis",))
+    place = selection.colored.index(("gim_thesis",))
     (mean,) = [line for line in panel.lines if line.place == place and not line.is_faint]
     values = [[accuracy_of(runs / f"gim_thesis-{seed}", module) for module in (0, 1)] for seed in range(3)]
     np.testing.assert_array_equal(mean.x, [0, 1])
@@ -120,7 +120,7 @@ def test_few_labels_are_percent_over_examples(runs: Path, read: tuple) -> None:
     for seed in range(3):
         (path,) = (runs / f"gim_thesis-{seed}").glob("probes/few-labels-syllable-module0-*/result.json")
         values.append([100 * point["accuracy"]["value"] for point in json.loads(path.read_text())["curve"]])
-    line = next(line for line in chart.panels[0].lines if line.place == selection.coloured.index(("gim_thesis",)))
+    line = next(line for line in chart.panels[0].lines if line.place == selection.colored.index(("gim_thesis",)))
     np.testing.assert_allclose(line.x, SIZES)
     np.testing.assert_allclose(line.y, np.mean(values, axis=0))
     assert line.high is not None
@@ -155,9 +155,9 @@ def test_seeds_that_logged_at_other_steps_are_interpolated() -> None:
     np.testing.assert_allclose(deviation, [np.sqrt(2), np.sqrt(2)])
 
 
-def test_encoders_not_in_colour_have_no_mean() -> None:
-    grey = lines_of(OTHER, "x", [("a", [0, 1], [1, 2]), ("b", [0, 1], [2, 3])])
-    assert [line.name for line in grey] == ["a", "b"]
+def test_encoders_not_in_color_have_no_mean() -> None:
+    gray = lines_of(OTHER, "x", [("a", [0, 1], [1, 2]), ("b", [0, 1], [2, 3])])
+    assert [line.name for line in gray] == ["a", "b"]
 
 
 def test_both_drawings_hold_the_same_points() -> None:

@@ -193,7 +193,7 @@ def test_a_record_that_does_not_fit_is_named_with_the_place_that_is_wrong(tmp_pa
         f"{probe} is not the result of a probe (source.module: Expected int | null, got str)",
         f"{analysis} is not the result of an analysis (active_units: Expected float, got null)",
         f"{decoder} is not the result of a decoder (encoder.untrained: Expected bool, got int)",
-        f"{metrics} has 1 lines that are torn or no metrics; they are left out: line 2: step: Expected int >= 0",
+        f"{metrics} is read without 1 line, torn or without metrics: line 2: step: Expected int >= 0",
         f"{events} is not what a run writes: line 5: event: Expected str, got int",
     }
     assert len({item.metric for item in found.measurements if item.family == "encoder"}) == 5

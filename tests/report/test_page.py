@@ -346,7 +346,7 @@ def test_torn_and_foreign_files_are_named_and_passed_over(tmp_path: Path, capsys
     page = html.unescape((tmp_path / "out" / "report.html").read_text())
     for path in damaged:
         assert str(path) in page or str(path.parent) + " has a table" in page, path
-    assert f"{folder}/metrics.jsonl has 3 lines that are torn or no metrics" in page
+    assert f"{folder}/metrics.jsonl is read without 3 lines, torn or without metrics" in page
     assert f"{torn}/config.yaml is not the configuration of a run" in page
     assert f"{root}/foreign/config.yaml is not the configuration of a run" in page
     assert "skipped: " in capsys.readouterr().out

@@ -62,7 +62,7 @@ def column(table: Any, number: int) -> list[str]:
 
 def test_every_chart_is_drawn_without_a_word_on_the_console(page: Any) -> None:
     assert page.execute_async_script(DRAW) == 0
-    pixels = page.execute_script(PIXELS)  # of the first encoder's colour, in each chart's canvas
+    pixels = page.execute_script(PIXELS)  # of the first encoder's color, in each chart's canvas
     titles = [each.text for each in page.find_elements(By.CSS_SELECTOR, ".chart figcaption")]
     assert len(pixels) >= 10
     assert [title for title, count in zip(titles, pixels, strict=True) if count < 20] == []
@@ -171,8 +171,8 @@ def contrast(page: Any, selector: str) -> float:
     script = """return [getComputedStyle(document.querySelector(arguments[0])).color,
                        getComputedStyle(document.documentElement).backgroundColor]"""
     levels = []
-    for colour in page.execute_script(script, selector):
-        parts = np.array([float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+    for color in page.execute_script(script, selector):
+        parts = np.array([float(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]]) / 255
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         levels.append(float(linear @ [0.2126, 0.7152, 0.0722]))
     return (max(levels) + 0.05) / (min(levels) + 0.05)

@@ -83,7 +83,7 @@ def test_cached_latents_are_those_of_the_frozen_modules(stagewise: Config, tmp_p
 
 
 def test_training_on_cached_latents_learns_the_same(stagewise: Config, tmp_path: Path) -> None:
-    """Not in each number: crops of an utterance's latents have neighbours where crops of audio have padding."""
+    """Not in each number: crops of an utterance's latents have neighbors where crops of audio have padding."""
     loop = replace(stagewise.train, max_steps=120, validate_every=0)
     config = replace(stagewise, train=loop, optim=replace(stagewise.optim, lr=2e-3))
     nce = {}

@@ -33,7 +33,7 @@ document.querySelectorAll("table.sortable thead").forEach((head) => {
   });
 });
 
-// --- charts: drawn by bokeh when they come near, in the page's colours; the SVG stays for paper ----------------------
+// --- charts: drawn by bokeh when they come near, in the page's colors; the SVG stays for paper ----------------------
 const dark = matchMedia("(prefers-color-scheme: dark)"), hidden = new Set(), drawn = [];
 
 function theme(plot) {

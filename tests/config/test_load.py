@@ -1,0 +1,62 @@
+"""`--print_config` writes what `--config` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from simdist.config.decoder import DecodingConfig, defaults_for
+from simdist.config.load import CONFIGS, read_config, read_tree
+from simdist.config.schema import Config, LayerConfig, ModuleConfig, to_dict
+from simdist.decode.__main__ import main as decode
+from simdist.import_reference.__main__ import main as import_reference
+from simdist.train.__main__ import main as train
+
+CPC = str(CONFIGS / "cpc_librispeech.yaml")
+
+
+def printed(main: Callable[[list[str]], int], argv: list[str], capsys: pytest.CaptureFixture[str], to: Path) -> Path:
+    with pytest.raises(SystemExit) as left:
+        main([*argv, "--print_config"])
+    assert left.value.code == 0
+    to.write_text(capsys.readouterr().out)
+    return to
+
+
+@pytest.mark.parametrize(
+    ("argv", "config"),
+    [
+        ([], read_config(CONFIGS / "demo.yaml")),
+        (["--config", CPC, "--run-dir=runs/cpc"], read_config(CPC)),
+        (["--config", str(CONFIGS / "sim_librispeech.yaml")], Config()),
+    ],
+)
+def test_a_printed_configuration_reads_back_equal(
+    argv: list[str], config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_config(printed(train, argv, capsys, tmp_path / "printed.yaml")) == config
+
+
+def test_modules_of_a_command_line_read_back_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model.modules", "[{layers: [{kernel: 10, stride: 5, padding: 2}]}, {gru: true}]"]
+    config = read_config(printed(train, argv, capsys, tmp_path / "printed.yaml"))
+    assert config.model.modules == (ModuleConfig((LayerConfig(10, 5, 2),)), ModuleConfig(gru=True))
+
+
+def test_an_imports_configuration_has_the_keys_that_its_help_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["model.ckpt", "--config", CPC, "--run-dir=runs/cpc", "--optim.lr=0.5"]
+    config = read_config(printed(import_reference, argv, capsys, tmp_path / "printed.yaml"))
+    assert config.optim.lr == 0.5
+    assert config.model == read_config(CPC).model
+
+
+def test_a_decoders_configuration_is_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = read_config(CONFIGS / "demo.yaml")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(encoder)))
+    file = printed(decode, [f"--run-dir={tmp_path}"], capsys, tmp_path / "printed.yaml")
+    assert read_tree(DecodingConfig, file) == defaults_for(encoder)
