@@ -21,10 +21,12 @@ from rich.table import Table
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.lab import Lab, Row
+from tests.chaos.write_sites import SITES
 from tests.support import forked
 
 SHARE = {"kill": 30, "kill in a save": 24, "kill packing": 16, "rotten headers": 16}
 USUAL = 10  # faults of each other kind
+AT_WRITES = 5  # of each kind in each command
 
 
 def main() -> int:
@@ -39,7 +41,7 @@ def main() -> int:
     with forked.zygote() as zygote:
         lab = Lab(folder, zygote)
         for name in chosen.only or FAULTS:
-            row = _inject(lab, name, chosen.seed, chosen.times or SHARE.get(name, USUAL), console)
+            row = _inject(lab, name, chosen.seed, chosen.times or _usual(name), console)
             if row is not None:
                 rows.append(row)
     console.print(table(rows))
@@ -52,6 +54,10 @@ def main() -> int:
         return 0
     console.print(f"the runs that differ are kept in {folder}")
     return 1
+
+
+def _usual(name: str) -> int:
+    return AT_WRITES if name in SITES else SHARE.get(name, USUAL)
 
 
 def is_good(row: Row) -> bool:

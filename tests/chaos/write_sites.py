@@ -123,6 +123,9 @@ CASES = {
 }
 
 
+SITES = {f"{kind} in {name}": (name, kind) for name in CASES for kind in KINDS}
+
+
 def fault(name: str, kind: str) -> Callable[[Lab, Random, int], Row]:
     """Faults of one kind at sites of one command; what is left must be that of the command that nobody disturbs."""
 
