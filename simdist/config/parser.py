@@ -108,7 +108,9 @@ class Parser(jsonargparse.ArgumentParser):
             message,
         )
         if not unknown:
-            return _readable(message, {a.dest: _option(a) for a in self._actions if a.option_strings})
+            parsers = {"": self, **{f"{name}.": sub for action in subcommands for name, sub in action.choices.items()}}
+            options = ((prefix, a) for prefix, parser in parsers.items() for a in parser._actions if a.option_strings)
+            return _readable(message, {prefix + action.dest: _option(action) for prefix, action in options})
         key = unknown["flag"] or unknown["key"] or f"{unknown['group']}.{unknown['option']}"
         keys = self._keys()
         section = key.rpartition(".")[0]

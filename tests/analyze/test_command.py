@@ -18,7 +18,7 @@ from simdist.analyze.registry import ANALYSES
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["distributions"], ["--run-dir is missing. Give the folder of a run"]),
+        (["distributions"], ["missing: --run-dir (all options: python -m simdist.analyze distributions --help)"]),
         (["distributions", "--run-dir={none}"], ["is not a run folder (it has no config.yaml)"]),
         (["distributions", "--run-dir={sim}", "--module=4"], ["module 4 does not exist", "modules 0 to 3"]),
         (["distributions", "--run-dir={sim}", "--module=top"], ["--module is 'top'; it must be module numbers"]),

@@ -275,8 +275,12 @@ def test_wrong_options(run_folder: Path, options: list[str], words: str, capsys:
 def test_no_such_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is not a run folder"):
         main([f"--run-dir={tmp_path / 'nowhere'}"])
-    with pytest.raises(InputError, match=r"--run-dir is missing\. Give the folder"):
+
+
+def test_the_run_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
         main([])
+    assert "missing: --run-dir (all options" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_run(run_folder: Path) -> None:

@@ -32,7 +32,7 @@ def options() -> set[str]:
         found |= options_of(sub)
     for main in (train, decode):
         with parsing_only(), pytest.raises(UnderstoodError) as understood:
-            main([])
+            main(["--run-dir=runs/sim"])
         found |= options_of(understood.value.parser)  # pyright: ignore[reportArgumentType]
     return found | {"--train-split", "--test-split"}  # of simdist.pack, whose subcommands test_pack.py looks at
 

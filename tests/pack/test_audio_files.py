@@ -184,11 +184,12 @@ def test_silent_and_clipped_files_are_packed_and_reported_by_path(
 
 @pytest.mark.parametrize("num_samples", [0, LENGTH - 1, LENGTH + 1, 2**35])
 def test_a_flac_header_with_another_number_of_samples_is_a_problem_of_that_file(
-    corpus: SmallCorpus, tmp_path: Path, num_samples: int
+    corpus: SmallCorpus, tmp_path: Path, num_samples: int, capsys: pytest.CaptureFixture[str]
 ):
     bad = corpus.path("11-7-0001")
     bad.write_bytes(announcing(stored(np.ones(LENGTH), "PCM_16", "FLAC"), num_samples))
     assert main(corpus.arguments(tmp_path / "out")) == 0
+    assert "1 problem: 1 left out, 0 packed all the same" in capsys.readouterr().out
     (problem,) = json.loads((tmp_path / "out" / "train" / "report.json").read_text())["problems"]
     assert problem["path"] == str(bad)
     assert not problem["packed"]

@@ -218,7 +218,7 @@ def test_wrong_options(
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a run folder (it has no config.yaml)" in fails([f"--run-dir={tmp_path}", "--label=speaker"], capsys)
-    assert "--run-dir is missing. Give the folder" in fails(["--label=speaker"], capsys)
+    assert "missing: --run-dir (all options" in fails(["--label=speaker"], capsys)
 
 
 @pytest.mark.usefixtures("fresh_process")
