@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +12,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_decoder", "load_encoder"]
+
+_IS_COMMAND = any(option == "-m" and name.partition(".")[0] == "simdist" for option, name in pairwise(sys.orig_argv))
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While a command of ours imports what it needs, Ctrl-C ends it without a traceback; `console.run` answers it later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def __getattr__(name: str) -> Any:

@@ -147,6 +147,26 @@ def test_a_rank_that_is_missing_in_a_hang_is_named(speech: Path, tmp_path: Path,
     assert "rank 1" not in (folder / "stacks-rank0.txt").read_text()
 
 
+def leave_little_shared_memory() -> None:
+    """In a mount namespace of this process, as in a container that was started without --shm-size."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # private, with all below it
+    assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=64k") == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_workers_without_shared_memory_are_done_without(speech: Path, tmp_path: Path, zygote: Zygote) -> None:
+    folder = tmp_path / "run"
+    argv = short_training(speech, folder, "--train.max_steps=3", "--data.num_workers=2")
+    training = zygote.command("simdist.train", *argv, before="tests.test_processes:leave_little_shared_memory")
+    printed, _ = training.communicate(timeout=120)
+    assert training.returncode == 0, printed
+    assert (
+        "warning: /dev/shm has 65,536 bytes free, and 2 loader workers need 655,360, so data is read in the" in printed
+    )
+
+
 def lose_shards_on_rank_1() -> None:
     """Its reads fail after twenty."""
     from simdist.data.crops import CropReader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ def run(
 
 
 def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> NoReturn:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package has left it for the time of imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main(argv)
     except InputError as error:

@@ -189,8 +189,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
     """Append one line as a whole or not at all, after ending a line that a killed process left incomplete."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would take lines until it is full, and wait
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         line = (torn * "\n" + json.dumps(record) + "\n").encode()

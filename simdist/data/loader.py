@@ -21,7 +21,7 @@ from simdist.data.crops import CorruptSampleError, CropReader, read_corpus
 from simdist.data.integrity import check_shards
 from simdist.data.order import SampleStream, crop_start
 from simdist.data.splits import Split, open_split
-from simdist.data.workers import answers
+from simdist.data.workers import answers, usable_workers
 
 MOST_SKIPPED = 256  # consecutive corrupt samples after which loading fails
 
@@ -113,6 +113,12 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, list[str]] | InputError]):
                 share.apart[place] = audio
         return share
 
+    def largest_answer(self) -> int:
+        """Size of the largest answer in bytes; of latents, that of whole utterances."""
+        split = self._clips.split
+        clip = int(split.index.size.max()) if split.manifest.encoding == "npy" else 2 * self._crop
+        return self._share * clip
+
     def __getitem__(self, first: int) -> tuple[Tensor, Tensor, list[str]] | InputError:
         try:
             crops, apart, skipped = self.share(first)
@@ -192,6 +198,7 @@ class BatchLoader:
 
     def _from_workers(self, requests: range) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
         workers = self._config.num_workers if self._config.cache == "none" else 0
+        workers = usable_workers(workers, self._dataset.largest_answer())
         for answer in answers(self._dataset, requests, workers, pin_memory=self._device.type == "cuda"):
             if isinstance(answer, InputError):
                 raise answer

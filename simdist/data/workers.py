@@ -15,12 +15,14 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import select
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -30,6 +32,8 @@ from simdist.core.output import write_error
 
 PREFETCH = 4  # answers that each worker prepares
 MOST_DEATHS = 3  # without an answer between them
+SHARED_MEMORY = Path("/dev/shm")
+"""Through which processes hand tensors to each other. Where it is full, an answer is lost without an error."""
 
 
 def answers(dataset: Dataset[Any], requests: range, workers: int, pin_memory: bool) -> Iterator[Any]:
@@ -63,6 +67,27 @@ def answers(dataset: Dataset[Any], requests: range, workers: int, pin_memory: bo
             for process in processes:  # one may wait for a lock that a killed one took with it
                 process.join(timeout=1)
                 process.kill()
+
+
+def usable_workers(wanted: int, num_bytes: int) -> int:
+    """`wanted`, or 0 with a warning if shared memory has no room for what they prepare.
+
+    Args:
+        wanted: number of workers.
+        num_bytes: size of an answer.
+    """
+    needed = 2 * wanted * PREFETCH * num_bytes
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return wanted
+    if wanted == 0 or free >= needed:
+        return wanted
+    write_error(
+        f"warning: {SHARED_MEMORY} has {free:,} bytes free, and {wanted} loader workers need {needed:,}, so the "
+        "training process reads the data. Give a container more (docker run --shm-size 8g), or set --data.num_workers 0"
+    )
+    return 0
 
 
 def _start(

@@ -82,7 +82,7 @@ def test_the_folder_is_a_run(run_folder: Path, settings: Settings, train: Train)
     config = settings(steps=6, module=1, loss="mse+mel", examples=2)
     folder = train(run_folder, config)
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "checkpoints"),
+        *("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "checkpoints", "lease"),
         *("DONE", "result.json", "figures.csv", "audio", "examples.png"),
     }
     saved = read_tree(DecodingConfig, folder / "config.yaml")
