@@ -24,9 +24,14 @@ def examine(testbed: Slurm, *options: str, **variables: str) -> tuple[int, dict[
 def test_a_cluster_and_a_node_that_are_ready(testbed: Slurm, tmp_path: Path) -> None:
     code, found = examine(testbed, "--cluster=testbed", f"--runs={tmp_path}/runs")
     assert code == 0, found
-    measured = {"disk", "signal", "preemption"}  # warnings where the disk is slow at this moment
-    others = {finding["level"] for name, finding in found.items() if name not in {*measured, "GPU nodes"}}
-    assert others == {"ok"}, found
+    measured = {
+        "disk",
+        "signal",
+        "preemption",
+        "bf16",
+    }  # warnings where the disk is slow, or the processor emulates bf16
+    others = [finding for name, finding in found.items() if name not in {*measured, "GPU nodes"}]
+    assert [finding for finding in others if finding["level"] != "ok"] == []
     assert "have 2 GPUs; training requests none" in found["GPU nodes"]["message"]
     assert set(found) >= {"partition", "job", "preemption", "shared folder", "versions", "commands", "address"}
     assert found["address"]["message"] == "other nodes reach n1 at 127.0.0.1, because its name does not resolve"

@@ -126,7 +126,7 @@ class TestWrongData:
         ("key", "value", "words"),
         [
             ("format_version", 99, "has format version 99, this simdist reads 1"),
-            ("sample_rate", 8000, "packed at 8000 Hz"),
+            ("sample_rate", 8000, "packed at 8,000 Hz"),
         ],
     )
     def test_other_format(
