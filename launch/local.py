@@ -1,6 +1,6 @@
 """This machine as a scheduler: a fixed number of processes at a time, children after their parents.
 
-Ctrl-C asks every running job to save and end; the same command continues. If the sweep itself is killed, its jobs get
+Ctrl-C asks every running job to save and end; the same command resumes. If the sweep itself is killed, its jobs get
 SIGTERM from the kernel, save, and free their locks, for which their successors wait (`launch.job`).
 """
 

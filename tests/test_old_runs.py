@@ -64,7 +64,7 @@ def test_its_configuration_and_weights_load() -> None:
 @pytest.mark.usefixtures("fresh_process")
 def test_it_resumes_with_what_its_rollback_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train([f"--config={run / 'config.yaml'}", f"--run-dir={run}"]) == 0
-    assert f"continuing at step 8 in {run}" in capsys.readouterr().out
+    assert f"resuming at step 8 in {run}" in capsys.readouterr().out
     steps = [line["step"] for line in read_json_lines(run / "metrics.jsonl")]
     assert steps == list(range(1, 11))
     state = json.loads((run / "checkpoints" / "step_00000010" / "state.json").read_text())

@@ -55,7 +55,7 @@ class AnalyzeCommand:
 
         Raises:
             InputError: a module named by number cannot be analyzed, or none of `all` can.
-            StoppedError: a signal arrived; the same command continues.
+            StoppedError: a signal arrived; the same command resumes.
         """
         encoder = open_encoder(settings)
         self.console.print(f"{which} of {escape(str(encoder.run.folder))}, step {encoder.step:,}, {encoder.device}")

@@ -42,7 +42,7 @@ def compare(command: AnalyzeCommand, first: Path, second: Path, settings: Compar
 
     Raises:
         InputError: a folder is no run, both are one, or nothing can be compared.
-        StoppedError: a signal came; the same command continues.
+        StoppedError: a signal came; the same command resumes.
     """
     if first.resolve() == second.resolve():
         raise InputError(f"{first} and {second} are one run; name two")

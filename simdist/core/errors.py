@@ -28,7 +28,7 @@ class FailedError(InputError):
 
 
 class PeerLostError(InputError):
-    """Another rank has ended, and this one cannot go on without it. The same command continues the run."""
+    """Another rank has ended, and this one cannot go on without it. The same command resumes the run."""
 
     exit_code = EXIT_PREEMPTED
 

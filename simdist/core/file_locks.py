@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from simdist.core.errors import FailedError, InputError
-from simdist.core.files import READ_ONLY, patiently, remedy
+from simdist.core.files import FULL, PASSING, patiently, remedy
 
 LOCK_SECONDS = 2.0  # children of a process that was just killed may hold its lock for a moment
 
@@ -32,7 +32,7 @@ def locked(out: Path, name: str = ".pack.lock", wait: bool = False, writer: str 
         raise InputError(f"another {writer} is writing to {out}; wait for it, or choose another folder") from error
     except OSError as error:
         what_to_do = remedy(error) or "Look at it"
-        raise (InputError if error.errno in READ_ONLY else FailedError)(
+        raise (FailedError if error.errno in PASSING.union(FULL) else InputError)(
             f"cannot write to {out}: {error.strerror}. {what_to_do}, or choose another folder"
         ) from error
     except NotImplementedError:

@@ -21,7 +21,7 @@ def check_corpus(root: Path) -> Iterator[Finding]:
         try:
             yield _check_split(open_split(root, name))
         except InputError as problem:
-            yield error("data", f"split {name}: {problem}", "pack it again: the command continues where it stopped")
+            yield error("data", f"split {name}: {problem}", "pack it again: the command resumes where it stopped")
     missing = {"train", "test"} - set(splits)
     if splits and missing:
         remedy = "name the splits that there are with --data.train_split and --data.test_split"

@@ -1,7 +1,7 @@
 """Packing a planned corpus into splits: what is done already, the shards still missing, index, manifest and report.
 
 A split is complete when its manifest is there, which is written last. Until then each shard's sidecar says whether it
-is done, so the same command continues a packing that was killed, and `.packing.json` what it is, so that a command with
+is done, so the same command resumes a packing that was killed, and `.packing.json` what it is, so that a command with
 other options does not throw it away. Splits are finished only after all shards of all splits are written: with
 `--strict` one bad file leaves no manifest anywhere.
 """

@@ -23,7 +23,7 @@ from typing_extensions import TypeVar
 from simdist.config.load import read_config, read_tree
 from simdist.config.schema import Config, Experiment, differences, identity, to_dict
 from simdist.core.errors import FailedError, InputError
-from simdist.core.files import READ_ONLY, append_json, naming_the_disk, patiently, remedy, write_text
+from simdist.core.files import FULL, PASSING, append_json, naming_the_disk, patiently, remedy, write_text
 from simdist.core.secrets import PRIVATE_FILES, redacted, redacted_words
 from simdist.runs.records import EventRecord, read_lines
 
@@ -145,7 +145,7 @@ class Run(Generic[ExperimentT]):
             write_text(self.folder / ENVIRONMENT, json.dumps(environment(), indent=1))
         except OSError as error:
             what_to_do = remedy(error) or "Look at it"
-            raise (InputError if error.errno in READ_ONLY else FailedError)(
+            raise (FailedError if error.errno in PASSING.union(FULL) else InputError)(
                 f"run folder {self.folder} cannot be written ({error.strerror}). {what_to_do}, or use another --run-dir"
             ) from error
 

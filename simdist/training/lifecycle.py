@@ -129,13 +129,13 @@ def _start(trainer: Trainer, process: Process) -> None:
         if process.slow_precision is not None:
             run.event(SLOW_PRECISION, text=process.slow_precision)
     accelerator.wait_for_everyone()
-    log(f"{f'continuing at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
+    log(f"{f'resuming at step {step} in' if run.has_begun else 'writing to'} {run.folder}")
 
 
 def _leave(trainer: Trainer, process: Process, signal_number: int) -> None:
     """Report that everything is saved, and requeue the job unless a person stopped it."""
     run, log = trainer.run, trainer.metrics.log
-    log(f"stopped at step {trainer.step}, everything is saved; the same command continues")
+    log(f"stopped at step {trainer.step}, everything is saved; the same command resumes")
     if not process.accelerator.is_main_process or signal_number == signal.SIGINT:
         return
     ignore_signals()  # SLURM ends a requeued job immediately, before that could be recorded

@@ -63,6 +63,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
     left = temporary_path(tmp_path / "run")
     left = left.with_name(left.name.replace(str(os.getpid()), str(ended.pid), 1))
     (left / "checkpoints").mkdir(parents=True)
+    remove_leftovers.cache_clear()  # `temporary_path` has looked already
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

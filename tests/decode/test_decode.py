@@ -153,7 +153,7 @@ def test_a_stopped_decoder_continues_bit_for_bit(
     for questions in (4, 9, 5, 6):  # within training, within a validation, ..., and at last within measuring
         train(run_folder, config, StopAfter(questions))
         assert not (folder / "DONE").exists()
-    assert "everything is saved; the same command continues" in capsys.readouterr().out
+    assert "everything is saved; the same command resumes" in capsys.readouterr().out
     assert train(run_folder, config) == folder
     ours, theirs = weights(folder), weights(undisturbed)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -71,7 +71,7 @@ def test_interrupted_killed_and_two_at_once(run_folder: Path, zygote: Zygote) ->
     assert f"is being trained by process {running.pid} on" in second
     assert "Traceback" not in second
     running.send_signal(signal.SIGINT)
-    assert "everything is saved; the same command continues" in finished(running, code=130)
+    assert "everything is saved; the same command resumes" in finished(running, code=130)
     stopped = len(read_json_lines(folder / "metrics.jsonl"))
     running = process(zygote, run_folder, *options)
     wait_for(folder, stopped + 7, running)
@@ -83,7 +83,7 @@ def test_interrupted_killed_and_two_at_once(run_folder: Path, zygote: Zygote) ->
     kept = int(found.name.removeprefix("step_"))
     assert kept >= stopped
     printed = finished(process(zygote, run_folder, *options, f"--train.max_steps={kept + 2}", "--force"))
-    assert f"continuing at step {kept} in" in printed
+    assert f"resuming at step {kept} in" in printed
     steps = [line["step"] for line in read_json_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
     assert steps == list(range(1, kept + 3))
 

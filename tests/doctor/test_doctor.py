@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_an_error_is_shown_with_its_remedy_and_fails(tmp_path: Path, capsys: pyt
     at = next(n for n, line in enumerate(lines) if line.startswith("error    data"))
     assert f"{tmp_path}/nothing holds no packed corpus" in lines[at]
     assert lines[at + 1].strip() == f"-> pack one: `python -m simdist.pack CORPUS SOURCE {tmp_path}/nothing`"
-    assert lines[-1].endswith("1 error, 0 warnings")
+    assert re.search(r"1 error, \d warnings?$", lines[-1])  # a processor without bf16 is a warning
 
 
 def test_unknown_profiles_and_impossible_options(capsys: pytest.CaptureFixture[str]) -> None:

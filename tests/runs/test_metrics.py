@@ -66,8 +66,9 @@ def test_a_record_that_cannot_be_written_is_written_with_the_next(
 
 
 def test_no_checkpoint_is_saved_without_the_records_before_it(
-    log: MetricsLog, failing: Callable[[int], None], tmp_path: Path
+    log: MetricsLog, failing: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("simdist.core.files.PATIENCE", 0.0)
     failing(2)
     log.record(line(1))
     with pytest.raises(FailedError, match=r"metrics of step 1 could not be written \(Input/output error\)"):

@@ -164,7 +164,7 @@ class TestRunFolder:
         assert "--run-dir" in printed
         assert "--force" in printed
         assert train_command.main([*argv, "--train.max_steps=9", "--force"]) == 0
-        assert "continuing at step 6" in capsys.readouterr().out
+        assert "resuming at step 6" in capsys.readouterr().out
         steps = [
             line["step"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"
         ]
@@ -245,13 +245,13 @@ def test_a_signal_saves_and_the_same_command_continues(
     running.send_signal(number)
     printed, _ = running.communicate(timeout=60)
     assert running.returncode == code, printed
-    found = re.search(r"stopped at step (\d+), everything is saved; the same command continues", printed)
+    found = re.search(r"stopped at step (\d+), everything is saved; the same command resumes", printed)
     assert found, printed
     step = int(found[1])
     again = zygote.command("simdist.train", *argv, f"--train.max_steps={step + 2}", "--force")
     printed, _ = again.communicate(timeout=60)
     assert again.returncode == 0, printed
-    assert f"continuing at step {step} in" in printed
+    assert f"resuming at step {step} in" in printed
     steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "train"]
     assert steps == list(range(1, step + 3))
 
@@ -291,7 +291,7 @@ def test_two_copies_of_a_run_and_a_killed_one(speech: Path, tmp_path: Path, zygo
     third = zygote.command("simdist.train", *argv, f"--train.max_steps={kept + 3}", "--force")
     printed, _ = third.communicate(timeout=60)
     assert third.returncode == 0, printed
-    assert f"continuing at step {kept} in" in printed
+    assert f"resuming at step {kept} in" in printed
     steps = [line["step"] for line in read_json_lines(metrics) if line["kind"] == "train"]
     assert steps == list(range(1, kept + 4))
 

@@ -150,7 +150,7 @@ def test_a_run_says_it_and_goes_on_as_it_was_begun_on_another_cpu(
     cpu("zen4")
     assert train_command.main([*argv, "--train.max_steps=4", "--force"]) == 0
     printed = capsys.readouterr().out
-    assert "continuing at step 2" in printed
+    assert "resuming at step 2" in printed
     assert "warning: " not in printed
     with pytest.raises(InputError, match=r"train.precision: 'no' -> 'bf16'"):
         train_command.main([*argv, "--train.max_steps=4", "--train.precision=bf16"])
