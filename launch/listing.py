@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from simdist.config.load import read_yaml
 from simdist.config.schema import Config, to_dict
 from simdist.core.errors import InputError
 from simdist.core.files import temporary_path, write_json
@@ -62,8 +63,7 @@ def find_sweeps(sweeps: Path, name: str | None) -> list[Path]:
     if name is not None:
         path = Path(name)
         if path.suffix == ".yaml" and path.is_file():
-            content = yaml.safe_load(path.read_text())
-            name = str(content.get("name", path.stem)) if isinstance(content, dict) else path.stem
+            name = str(read_yaml(path).get("name", path.stem))
         elif (path / FILE).is_file():
             return [path]
         folder = sweeps / name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class Overview:
     records: dict[str, Record]
     num_held: int = 0
     """Jobs held back by a queue limit."""
+    damaged: Sequence[str] = ()
+    """Sentences on lines of the sweep's records that cannot be read."""
 
     def count(self, status: Status) -> int:
         """Number of jobs with a status."""
@@ -63,14 +65,15 @@ def overview(plan: Plan, scheduler: Scheduler | None = None, now: float | None =
         now: unix time.
     """
     moment = time.time() if now is None else now
-    records = Records(plan.folder).latest()
+    recorded = Records(plan.folder)
+    records = recorded.latest()
     states = find_states(plan, done_jobs(plan), records, scheduler, moment)
     stages: dict[str, dict[str, list[str]]] = {name: {} for name in plan.runs}
     for job in plan.jobs.values():
         if job.run is not None:
             stages[job.run].setdefault(job.stage, []).append(job.name)
     rows = [_row(name, planned, stages[name], states, moment) for name, planned in plan.runs.items()]
-    return Overview(plan.name, rows, states, records, len(Held.read(plan.folder).jobs))
+    return Overview(plan.name, rows, states, records, len(Held.read(plan.folder).jobs), recorded.damaged())
 
 
 def _row(

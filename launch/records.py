@@ -7,15 +7,18 @@ again by its comment in the queue.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from simdist.core.files import append_json, read_json_lines, write_json
+from msgspec import Struct
+
+from simdist.core.errors import InputError
+from simdist.core.files import append_json, write_json
+from simdist.runs.records import Amount, RecordError, Word, read_lines, read_record
 
 from .endings import Ending
 from .scheduler import JobId
@@ -24,6 +27,39 @@ FILE = "jobs.jsonl"
 LOCK = ".sweep.lock"  # in a sweep's folder: held by whoever runs or submits the sweep
 HELD = "held"  # in a sweep's folder: jobs of it wait for room in the queue, and each that ends submits some
 TAIL_BYTES = 8192
+
+
+class JobEvent(Struct, frozen=True):
+    """A line of jobs.jsonl."""
+
+    event: Literal["started", "ended", "cancelled", "announced", "numbered"]
+    time: Amount
+    job: Word = ""
+    """Of the first three."""
+    group: Word = ""
+    """Of the last two."""
+    cluster: Word = ""
+    id: Word = ""
+    log: str = ""
+    host: Word = ""
+    parents: dict[str, str] = {}
+    identity: Word = ""
+    cluster_name: Word = ""
+    code: int | None = None
+
+    def __post_init__(self) -> None:
+        needed = ("group",) if self.event in ("announced", "numbered") else ("job",)
+        needed += ("cluster", "id", "log") * (self.event == "started")
+        for name in needed:
+            if not getattr(self, name):
+                raise ValueError(f"{self.event!r} without {name!r}")
+
+
+class HeldJobs(Struct, frozen=True):
+    """The content of `held`."""
+
+    cluster: Word
+    jobs: list[str]
 
 
 @dataclass(frozen=True)
@@ -76,10 +112,10 @@ class Held:
     def read(cls, folder: Path) -> Held:
         """Of the sweep in `folder`; nothing if none is held back."""
         try:
-            content = json.loads((folder / HELD).read_text())
-        except (OSError, ValueError):
+            content = read_record(folder / HELD, HeldJobs)
+        except (OSError, RecordError):
             return cls()
-        return cls(content["cluster"], tuple(content["jobs"]))
+        return cls(content.cluster, tuple(content.jobs))
 
     def write(self, folder: Path) -> None:
         """For those who submit the jobs later; an empty one is no file."""
@@ -121,11 +157,11 @@ class Records:
     def cancelled_jobs(self) -> set[str]:
         """Jobs that a user cancelled and that were not started since, submitted or not."""
         found: set[str] = set()
-        for line in read_json_lines(self._path):
-            if line["event"] == "cancelled":
-                found.add(line["job"])
-            elif line["event"] == "started":
-                found.discard(line["job"])
+        for line in self._lines():
+            if line.event == "cancelled":
+                found.add(line.job)
+            elif line.event == "started":
+                found.discard(line.job)
         return found
 
     def announce(self, group: str, jobs: Iterable[str]) -> None:
@@ -138,42 +174,53 @@ class Records:
 
     def lost_groups(self) -> set[str]:
         """Groups whose submission was interrupted before their numbers were recorded."""
-        lines = read_json_lines(self._path)
-        announced = {line["group"] for line in lines if line["event"] == "announced"}
-        return announced - {line["group"] for line in lines if line["event"] == "numbered"}
+        lines = self._lines()
+        numbered = {line.group for line in lines if line.event == "numbered"}
+        return {line.group for line in lines if line.event == "announced"} - numbered
 
     def latest(self) -> dict[str, Record]:
         """The latest start of every job, by name."""
-        found: dict[str, dict[str, Any]] = {}
-        for line in read_json_lines(self._path):
-            if line["event"] == "started":
-                starts = found.get(line["job"], {}).get("starts", 0) + 1
-                found[line["job"]] = {**line, "starts": starts}
-            elif line["event"] == "ended" and line["job"] in found:
-                found[line["job"]]["code"] = line["code"]
-            elif line["event"] == "cancelled" and line["job"] in found:
-                found[line["job"]]["cancelled"] = True
-        return {name: _record(line) for name, line in found.items()}
+        found: dict[str, Record] = {}
+        for line in self._lines():
+            before = found.get(line.job)
+            if line.event == "started":
+                found[line.job] = _record(line, 1 if before is None else before.starts + 1)
+            elif line.event == "ended" and before is not None:
+                found[line.job] = replace(before, code=line.code)
+            elif line.event == "cancelled" and before is not None:
+                found[line.job] = replace(before, cancelled=True)
+        return found
+
+    def damaged(self) -> list[str]:
+        """A sentence on each line that cannot be read."""
+        return [f"warning: {self._path} is damaged and read without {reason}" for reason in self._read()[1]]
+
+    def _lines(self) -> list[JobEvent]:
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[JobEvent], list[str]]:
+        try:
+            return read_lines(self._path, JobEvent)
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be read ({error.strerror or error}). Look at it") from error
 
     def _append(self, event: Literal["started", "ended", "cancelled", "announced", "numbered"], **fields: Any) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         append_json(self._path, {"event": event, "time": time.time(), **fields})
 
 
-def _record(line: dict[str, Any]) -> Record:
+def _record(line: JobEvent, starts: int) -> Record:
     return Record(
-        job=line["job"],
-        cluster=line["cluster"],
-        id=line["id"],
-        log=Path(line["log"]),
-        host=line.get("host", ""),
-        time=line["time"],
-        code=line.get("code"),
-        parents=line.get("parents") or {},
-        identity=line.get("identity", ""),
-        cancelled=line.get("cancelled", False),
-        starts=line["starts"],
-        cluster_name=line.get("cluster_name", ""),
+        job=line.job,
+        cluster=line.cluster,
+        id=line.id,
+        log=Path(line.log),
+        host=line.host,
+        time=line.time,
+        parents=line.parents,
+        identity=line.identity,
+        starts=starts,
+        cluster_name=line.cluster_name,
     )
 
 

@@ -153,6 +153,7 @@ def as_renderable(found: Overview, num_rows: int = 200) -> RenderableType:
         parts.append(
             Text(f"… and {counted(len(found.rows) - len(rows), 'more run')} (--rows {len(found.rows)} shows all)")
         )
+    parts += [Text(sentence, "yellow") for sentence in found.damaged[:SHOWN_FAILURES]]
     warned = [(row.run, text) for row in rows for text in (row.progress.warning, row.progress.stragglers) if text]
     parts += [Text(f"{name}: {text}", "yellow") for name, text in warned[:SHOWN_FAILURES]]
     if len(warned) > SHOWN_FAILURES:
@@ -236,7 +237,7 @@ def as_json(found: Overview) -> dict[str, Any]:
     for name, record in found.records.items():
         if name in jobs:
             jobs[name] |= {"id": record.id, "cluster": record.cluster, "log": str(record.log), "starts": record.starts}
-    return {"sweep": found.name, "runs": runs, "jobs": jobs}
+    return {"sweep": found.name, "runs": runs, "jobs": jobs, "damaged": list(found.damaged)}
 
 
 if __name__ == "__main__":

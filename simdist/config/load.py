@@ -17,6 +17,7 @@ from simdist.config import old_names
 from simdist.config.parser import PRINT_CONFIG, Parser
 from simdist.config.schema import Config, to_dict
 from simdist.core.errors import InputError
+from simdist.core.files import MOST_CONFIG_BYTES, AliasError, load_yaml, read_regular
 
 Tree = TypeVar("Tree")  # Config, or another tree of frozen dataclasses
 
@@ -77,10 +78,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        InputError: it is empty, not valid YAML, or not a mapping.
+        InputError: it is empty, too large, not valid YAML, has aliases, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = load_yaml(read_regular(file, MOST_CONFIG_BYTES).decode())
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    except AliasError as error:
+        raise InputError(f"{file} {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:

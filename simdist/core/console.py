@@ -7,14 +7,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
 
 from simdist.core.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from simdist.core.files import remedy
-from simdist.core.output import SafeStream, safe_output
+from simdist.core.output import PrintableStream, SafeStream, safe_output
 from simdist.core.secrets import redacted
 from simdist.core.signals import ignore_signals
 
@@ -53,6 +53,7 @@ def run(
         is_viewer: the command has no purpose but its output, and ends when nobody reads it.
     """
     if is_viewer:
+        sys.stdout, sys.stderr = (cast("TextIO", PrintableStream(stream)) for stream in (sys.stdout, sys.stderr))
         try:
             _run(main, argv)
         except BrokenPipeError:

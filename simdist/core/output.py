@@ -9,15 +9,46 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+_UNSAFE = re.compile(
+    r"\x1b(?!\[[0-9;]*[A-HJKm]|\[\?(?:25|1049)[hl])"  # other than colors, moves and erasing, as tables and bars use
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
+)
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)  # a full disk may have space again
 
 
-class SafeStream:
+def printable(text: str) -> str:
+    """Text with every control character spelled out that could do more to a terminal than color and move its text.
+
+    A folder's name or a job's log may hold any, and terminals obey some that set titles, copy or type.
+    """
+    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class PrintableStream:
+    """A text stream without control characters that are not ours; see `printable`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class SafeStream(PrintableStream):
     """A text stream that drops what cannot be written.
 
     Args:
@@ -26,25 +57,19 @@ class SafeStream:
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name = stream, name
+        super().__init__(stream)
+        self._name = name
         self.failure: OSError | None = None
         """Why something was dropped."""
 
     def write(self, text: str) -> int:
         with self._dropping():
-            self._stream.write(text)
+            super().write(text)
         return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
 
     def flush(self) -> None:
         with self._dropping():
             self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -107,6 +132,7 @@ def _is_open(number: int) -> bool:
 
 def write_error(text: str) -> None:
     """Write a line to standard error at once, from a signal handler too; does nothing where it cannot be written."""
+    text = printable(text)
     try:
         number = sys.stderr.fileno()
     except (OSError, ValueError):  # captured by a program that this one is part of

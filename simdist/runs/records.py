@@ -18,12 +18,10 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from simdist.core.files import NumberedLine, numbered_lines, read_regular
+from simdist.core.files import MOST_CONFIG_BYTES, AliasError, NumberedLine, load_yaml, numbered_lines, read_regular
 
 Record = TypeVar("Record")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is available
 LARGEST = 1e30  # magnitude; its square and a float32 can hold it
-MOST_CONFIG_BYTES = 2**20
 MOST_RESULT_BYTES = 2**26
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON can spell characters that no text file can hold
 
@@ -321,12 +319,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], RunConfig]:
     """
     try:
         text = read_regular(path, MOST_CONFIG_BYTES).decode()
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)):
-            raise RecordError("it has YAML aliases (*name); write their values out")
-        content = json.loads(json.dumps(LOADER(text).get_single_data()))  # no dates and no bytes
+        content = json.loads(json.dumps(load_yaml(text)))  # no dates and no bytes
         json.dumps(content, ensure_ascii=False).encode()
-    except RecordError:
-        raise
+    except AliasError as error:
+        raise RecordError(f"it {error}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise RecordError(f"it is no YAML of plain values ({' '.join(str(error).split())[:120]})") from error
     return content, parse(content, RunConfig)

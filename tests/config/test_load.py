@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import yaml
 from simdist.config.decoder import DecodingConfig, defaults_for
 from simdist.config.load import CONFIGS, read_config, read_tree
 from simdist.config.schema import Config, LayerConfig, ModuleConfig, to_dict
+from simdist.core.errors import InputError
+from simdist.core.files import MOST_CONFIG_BYTES
 from simdist.decode.__main__ import main as decode
 from simdist.import_reference.__main__ import main as import_reference
 from simdist.train.__main__ import main as train
@@ -60,3 +64,18 @@ def test_a_decoders_configuration_is_the_runs(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(encoder)))
     file = printed(decode, [f"--run-dir={tmp_path}"], capsys, tmp_path / "printed.yaml")
     assert read_tree(DecodingConfig, file) == defaults_for(encoder)
+
+
+def test_aliases_are_refused(tmp_path: Path) -> None:
+    """A file of a kilobyte can hold billions of values with them."""
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(["a: &a [1, 1]", *(f"{b}: &{b} [*{a}, *{a}]" for a, b in pairwise("abcdefghij"))]))
+    with pytest.raises(InputError, match=re.escape(f"{file} has YAML aliases (*name); write their values out")):
+        read_config(file)
+
+
+def test_a_file_that_is_no_config_is_not_read_as_one(tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * (MOST_CONFIG_BYTES + 1))
+    with pytest.raises(InputError, match=r"large\.yaml cannot be read: it has 1,048,577 bytes, at most 1,048,576"):
+        read_config(large)

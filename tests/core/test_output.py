@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import launch.status
+import simdist.train.__main__
+from simdist.core import console
 from simdist.core.files import read_json_lines
+from simdist.core.output import printable
 from simdist.runs.checkpoints import latest_checkpoint, step_of
 from tests.support import ROOT
 from tests.support.forked import Zygote
@@ -78,3 +82,37 @@ def test_a_viewer_ends_with_its_reader() -> None:
         f'{sys.executable} -c "{program}" | head -1', shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert (ended.stdout, ended.stderr) == ("line\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\x1b[?25l\x1b[?1049h\r\n\té", None),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("\x1b[6n", "\\x1b[6n"),  # has the terminal type an answer
+        ("\x1b[?1000h", "\\x1b[?1000h"),
+        ("\x1bP$q\x1b\\\\", "\\x1bP$q\\x1b\\\\"),
+        ("\x9b6n\x08\x0c\x00", "\\x9b6n\\x08\\x0c\\x00"),
+        ("\x1b", "\\x1b"),
+    ],
+)
+def test_only_colors_and_moves_reach_the_terminal(text: str, printed: str | None) -> None:
+    assert printable(text) == (text if printed is None else printed)
+
+
+def test_a_name_cannot_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written by `status`, which shows what others have made in a shared folder, and by an error of a command."""
+    (tmp_path / "runs" / "a\x1b]0;b\x07").mkdir(parents=True)
+    (tmp_path / "runs" / "a\x1b]0;b\x07" / "config.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for main, argv, is_viewer in (
+        (launch.status.main, [], True),
+        (simdist.train.__main__.main, ["--config=a\x1b]0;b\x07"], False),
+    ):
+        with pytest.raises(SystemExit):
+            console.run(main, argv, is_viewer=is_viewer)
+        printed = "".join(capsys.readouterr())
+        assert "a\\x1b]0;b" in printed
+        assert "\x1b" not in printed

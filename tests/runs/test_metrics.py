@@ -127,3 +127,10 @@ def test_a_server_that_cannot_be_reached_makes_the_run_offline(
     assert "this run is offline" in said
     assert "wandb sync" in said
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_pipe_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    """It would take lines until it is full, and then wait for ever."""
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="it is not a regular file"):
+        append_json(tmp_path / "metrics.jsonl", line(1))
