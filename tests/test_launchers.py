@@ -20,8 +20,8 @@ from simdist.probe import __main__ as probe_command
 from tests.support.launching import (
     STEPS,
     Trained,
-    analysed,
-    analysing,
+    analyzed,
+    analyzing,
     decoded,
     decoding,
     probed,
@@ -172,6 +172,6 @@ def test_decoders_and_analyses_are_the_same_whoever_starts_them(alone: Path, tmp
         assert "world size 2 on cpu" in run(launcher, 2, *decoding(folder))
     ours, theirs = folders.values()
     assert decoded(ours) == decoded(theirs)
-    assert "module 0 (" in run("accelerate", 1, *analysing(ours))
-    analyze_command.main(analysing(theirs)[1:])
-    assert analysed(ours) == analysed(theirs)
+    assert "module 0 (" in run("accelerate", 1, *analyzing(ours))
+    analyze_command.main(analyzing(theirs)[1:])
+    assert analyzed(ours) == analyzed(theirs)

@@ -147,7 +147,7 @@ def finish(writer: ResultWriter, run: Run, identity: dict[str, Any], result: Ana
         "environment": {"host": socket.gethostname(), "packages": packages},
     }
     write_json(writer.folder / RESULT, content)
-    run.event("analysed", analysis=writer.folder.name)
+    run.event("analyzed", analysis=writer.folder.name)
 
 
 def _identity(

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from simdist.analyze import style
 from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.extras import optional
-from simdist.analyze.labelled import LabelledAnalysis, Vectors, vectors_of, with_consonants
+from simdist.analyze.labeled import LabeledAnalysis, Vectors, vectors_of, with_consonants
 from simdist.analyze.registry import DisentanglementSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 
@@ -94,7 +94,7 @@ def _spread(rows: Matrix) -> Matrix:
     return -(shares * logs).sum(axis=1) / np.log(rows.shape[1])
 
 
-class Disentanglement(LabelledAnalysis):
+class Disentanglement(LabeledAnalysis):
     """See the module's docstring; an `Analysis`."""
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: DisentanglementSettings) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from simdist.analyze import style
 from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.extras import optional
-from simdist.analyze.labelled import LabelledAnalysis, Vectors, vectors_of
+from simdist.analyze.labeled import LabeledAnalysis, Vectors, vectors_of
 from simdist.analyze.registry import EmbeddingSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.core.errors import InputError
@@ -27,14 +27,14 @@ FEWEST = 8  # vectors
 OTHERS = "others"
 
 
-def neighbour_agreement(points: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> float:
+def neighbor_agreement(points: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> float:
     """Mean share of the five nearest neighbors (Euclidean) of (n, d) points that have a point's own class."""
     finder = optional("sklearn.neighbors").NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(points) - 1)).fit(points)
     return float((classes[finder.kneighbors(return_distance=False)] == classes[:, None]).mean())
 
 
 def chance_agreement(classes: npt.NDArray[np.int64]) -> float:
-    """What `neighbour_agreement` is on average when neighbors are drawn at random without replacement."""
+    """What `neighbor_agreement` is on average when neighbors are drawn at random without replacement."""
     counts = np.bincount(classes)
     return float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
 
@@ -73,7 +73,7 @@ def embed(values: npt.NDArray[np.float64], perplexity: float, settings: Embeddin
     return np.asarray(reducer.fit_transform(scaled), dtype=np.float64)
 
 
-class Embedding(LabelledAnalysis):
+class Embedding(LabeledAnalysis):
     """See the module's docstring; an `Analysis`."""
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: EmbeddingSettings) -> None:
@@ -98,8 +98,8 @@ class Embedding(LabelledAnalysis):
                 values[label] = {
                     "vectors": len(vectors),
                     "perplexity": perplexity,
-                    "neighbours_alike_in_latent": neighbour_agreement(vectors.values, classes),
-                    "neighbours_alike_in_plane": neighbour_agreement(plane, classes),
+                    "neighbours_alike_in_latent": neighbor_agreement(vectors.values, classes),
+                    "neighbours_alike_in_plane": neighbor_agreement(plane, classes),
                     "chance": chance_agreement(classes),
                 }
                 summary.append(_sentence(label, values[label]))

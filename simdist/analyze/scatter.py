@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from simdist.analyze import style
 from simdist.analyze.embedding import draw_classes, rows_of
 from simdist.analyze.encoder_under_test import EncoderUnderTest
-from simdist.analyze.labelled import LabelledAnalysis, vectors_of
+from simdist.analyze.labeled import LabeledAnalysis, vectors_of
 from simdist.analyze.registry import ScatterSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.analyze.settings import numbers
@@ -31,7 +31,7 @@ def variance_ratio(values: npt.NDArray[np.float64], classes: npt.NDArray[np.int6
     return np.where(within > 0, between / np.where(within > 0, within, 1), 0.0)
 
 
-class Scatter(LabelledAnalysis):
+class Scatter(LabeledAnalysis):
     """See the module's docstring; an `Analysis`."""
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: ScatterSettings) -> None:

@@ -17,7 +17,7 @@ from simdist.core.file_locks import locked
 from simdist.core.signals import SignalHandler, StoppedError, exit_code
 from simdist.download.addresses import (
     DEFAULT_SUBSET,
-    LABELLED_SUBSET,
+    LABELED_SUBSET,
     MIRRORS,
     SUBSETS,
     Archive,
@@ -91,7 +91,7 @@ def _parser() -> Parser:
         default=[],
         help=f"Mirrors in order of preference: {', '.join(MIRRORS)}, or addresses. Default: all, in this order.",
     )
-    add("--no-labels", action="store_true", help=f"Skip CPC's splits and phone labels of {LABELLED_SUBSET}.")
+    add("--no-labels", action="store_true", help=f"Skip CPC's splits and phone labels of {LABELED_SUBSET}.")
     add(
         "--splits-url",
         type=str | None,
@@ -146,7 +146,7 @@ def _download(
 
 
 def _has_labels(archives: list[Archive]) -> bool:
-    return any(archive.subset == LABELLED_SUBSET for archive in archives)
+    return any(archive.subset == LABELED_SUBSET for archive in archives)
 
 
 def _next_command(layout: Layout, archives: list[Archive], labels: bool) -> str:

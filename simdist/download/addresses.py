@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from simdist.core.errors import InputError
 
 DEFAULT_SUBSET = "train-clean-100"
-LABELLED_SUBSET = "train-clean-100"
+LABELED_SUBSET = "train-clean-100"
 """The subset of CPC's splits and phone labels."""
 
 

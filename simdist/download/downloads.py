@@ -17,7 +17,7 @@ from rich.markup import escape
 from simdist.core.errors import FailedError, InputError
 from simdist.core.progress import transfer
 from simdist.core.signals import SignalHandler
-from simdist.download.addresses import LABELLED_SUBSET, LABELS, LABELS_FOLDER, PHONES, TEST_SPLIT, TRAIN_SPLIT, Archive
+from simdist.download.addresses import LABELED_SUBSET, LABELS, LABELS_FOLDER, PHONES, TEST_SPLIT, TRAIN_SPLIT, Archive
 from simdist.download.fetching import Patience, WebFile, fetch, part_of, size_of
 from simdist.download.unpacking import PHONES_LINE, UTTERANCE_ID, line_fault, num_utterances, unpack, write_labels
 
@@ -39,7 +39,7 @@ class Layout:
     @property
     def lists(self) -> tuple[Path, Path]:
         """The ids of CPC's train and test split."""
-        folder = self.root / "labels" / LABELLED_SUBSET
+        folder = self.root / "labels" / LABELED_SUBSET
         return folder / TRAIN_SPLIT, folder / TEST_SPLIT
 
     @property
@@ -96,11 +96,11 @@ def downloaded(layout: Layout, subsets: Sequence[str]) -> DownloadedCorpus:
             f"SOURCE is missing, and {layout.corpus} does not exist. Run `python -m simdist.download librispeech` "
             "first, or give SOURCE and OUT"
         )
-    there = (layout.corpus / LABELLED_SUBSET).is_dir()
-    labelled = set(subsets) == {LABELLED_SUBSET} if subsets else there
-    lists = layout.lists if labelled and all(path.is_file() for path in layout.lists) else None
-    phones = layout.phones if labelled and layout.phones.is_file() else None
-    return DownloadedCorpus([LABELLED_SUBSET] if lists or phones else subsets, lists, phones)
+    there = (layout.corpus / LABELED_SUBSET).is_dir()
+    labeled = set(subsets) == {LABELED_SUBSET} if subsets else there
+    lists = layout.lists if labeled and all(path.is_file() for path in layout.lists) else None
+    phones = layout.phones if labeled and layout.phones.is_file() else None
+    return DownloadedCorpus([LABELED_SUBSET] if lists or phones else subsets, lists, phones)
 
 
 def require_room(layout: Layout, missing: Sequence[Archive], labels: bool, keep_archives: bool) -> None:

@@ -17,7 +17,7 @@ from simdist.core.console import fail, run
 from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError, counted
 from simdist.core.signals import SignalHandler, StoppedError, exit_code
 from simdist.data.splits import open_split
-from simdist.download.addresses import LABELLED_SUBSET
+from simdist.download.addresses import LABELED_SUBSET
 from simdist.download.downloads import DEFAULT_ROOT, Layout, downloaded
 from simdist.pack import folders, packing, verifying
 from simdist.pack.artificial_speech import artificial_speech
@@ -49,7 +49,7 @@ _LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.
       --train-split train_split.txt --test-split test_split.txt --phones converted_aligned_phones.txt
   python -m simdist.pack librispeech /corpora/LibriSpeech data/all --test-fraction 0.05 --workers 16
 
-Without SOURCE and OUT, {DEFAULT_ROOT} (of simdist.download) is packed into {DEFAULT_OUT}: {LABELLED_SUBSET} with
+Without SOURCE and OUT, {DEFAULT_ROOT} (of simdist.download) is packed into {DEFAULT_OUT}: {LABELED_SUBSET} with
 CPC's splits and phone labels if they exist, otherwise every subset."""
 
 _ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and

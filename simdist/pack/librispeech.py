@@ -180,18 +180,18 @@ def _with_phones(utterances: dict[str, Utterance], path: Path, problems: list[Co
     Raises:
         InputError: none has one, so the file is another or no text at all.
     """
-    labelled: dict[str, Utterance] = {}
+    labeled: dict[str, Utterance] = {}
     for key, line in _phone_lines(path):
         if key in utterances:
-            labelled[key] = dataclasses.replace(utterances[key], phones=line)
-    if not labelled:
+            labeled[key] = dataclasses.replace(utterances[key], phones=line)
+    if not labeled:
         raise InputError(
             f"--phones {path} has no line for any of the {len(utterances):,} utterances; "
             "a line is an utterance id and one class each 10 ms"
         )
-    for key in utterances.keys() - labelled.keys():
+    for key in utterances.keys() - labeled.keys():
         problems.append(CorpusProblem(utterances[key].path, f"has no line of phones in {path}"))
-    return labelled
+    return labeled
 
 
 def _phone_lines(path: Path) -> Iterator[tuple[str, PhoneLine]]:

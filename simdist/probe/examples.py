@@ -106,7 +106,7 @@ class CachedExamples:
 
     def _frames(self, places: list[int]) -> ExampleBatch:
         parts = [match(self._vectors[place], self._classes[place]) for place in places]
-        return labelled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
+        return labeled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
 
 
 class LiveExamples:
@@ -146,18 +146,18 @@ class LiveExamples:
     def batch(self, places: list[int], epoch: int) -> ExampleBatch:
         """See `Examples`."""
         with torch.set_grad_enabled(self._trained):
-            return self._labelled(places, self._vectors(places, epoch))
+            return self._labeled(places, self._vectors(places, epoch))
 
     @torch.no_grad()
     def everything(self) -> Iterator[ExampleBatch]:
         """See `Examples`."""
         for place in range(self.num_utterances):
             for crop in range(self._view.crops):
-                yield self._labelled([place], self._vectors([place], crop))
+                yield self._labeled([place], self._vectors([place], crop))
 
-    def _labelled(self, places: list[int], vectors: list[Tensor]) -> ExampleBatch:
+    def _labeled(self, places: list[int], vectors: list[Tensor]) -> ExampleBatch:
         parts = [match(features, self._classes[place]) for features, place in zip(vectors, places, strict=True)]
-        return labelled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
+        return labeled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
 
     def _vectors(self, places: list[int], epoch: int) -> list[Tensor]:
         """For each utterance (n, D)."""
@@ -194,7 +194,7 @@ def match(features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return features, classes[: len(features)]
 
 
-def labelled(features: list[Tensor], classes: list[Tensor], places: list[int], device: torch.device) -> ExampleBatch:
+def labeled(features: list[Tensor], classes: list[Tensor], places: list[int], device: torch.device) -> ExampleBatch:
     """Utterances one after the other, without vectors whose class is -1; classes lie on the CPU."""
     owner = torch.tensor(places).repeat_interleave(torch.tensor([len(part) for part in features]))
     joined, found = torch.cat(features).to(device), torch.cat(classes)

@@ -21,7 +21,7 @@ from simdist.core.errors import InputError
 
 # key of DeepSpeed's JSON -> values that leave the decision to simdist, and what decides it there
 DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "optimizer": ((), "--optim.lr and its neighbours; leave it out"),
+    "optimizer": ((), "--optim.lr and its neighbors; leave it out"),
     "scheduler": ((), "--optim.schedule; leave it out"),
     "gradient_clipping": (("auto", 0, 0.0), '--optim.clip_grad_norm, which clips each module by itself; write "auto"'),
     "gradient_accumulation_steps": (("auto", 1), '--train.accumulate; write "auto"'),

@@ -2,7 +2,7 @@
 
 A split of latents looks like one of audio (`simdist.data.splits`) with members KEY.npy: (frames, C) float16 means, or
 (frames, 2C) means and log-variances of a variational module, of which each step draws a fresh sample. Whole utterances
-are encoded: at a crop's edges the next module sees real neighbours where it would otherwise see padding. Shards are
+are encoded: at a crop's edges the next module sees real neighbors where it would otherwise see padding. Shards are
 shared out over ranks; each is whole or absent, so that a run killed in between resumes with the next shard.
 
 Latents are far larger than speech: 512 variational channels at 100 frames/s are 205 kB/s, FLAC about 20.

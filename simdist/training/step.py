@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 from simdist.config.schema import Config, OptimConfig
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import GreedyModule, ModuleLoss, active_units
+from simdist.runs.schedule import Schedule
 from simdist.training.distributed import OverlappedReduction, under_ddp
 from simdist.training.random_streams import RandomStreams
 from simdist.training.recovery import RecoveryState
@@ -39,6 +40,11 @@ class Step:
     """Weight of the KL."""
     measure: bool = False
     """Whether to return metrics."""
+
+    @classmethod
+    def at(cls, step: int, schedule: Schedule) -> Step:
+        """The step after the first `step` ones."""
+        return cls(step, schedule.lr(step), schedule.beta(step), measure=schedule.logs(step + 1))
 
 
 @dataclass(frozen=True)

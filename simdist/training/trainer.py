@@ -79,7 +79,8 @@ class Trainer:
                 while self.step < stage_end:
                     batch = self._next(batches)
                     self._agree()
-                    step = self._begin_step()
+                    self._watchdog.progress("training", self.step)
+                    step = Step.at(self.step, self.schedule)
                     with self._throughput.taking_step():
                         outcome = self.task.step(stage, batch, step)
                     self._complete(stage, batch, step, outcome)
@@ -119,11 +120,6 @@ class Trainer:
             return batch
         return cast("Batch", None)
 
-    def _begin_step(self) -> Step:
-        schedule = self.schedule
-        self._watchdog.progress("training", self.step)
-        return Step(self.step, schedule.lr(self.step), schedule.beta(self.step), measure=schedule.logs(self.step + 1))
-
     def _complete(self, stage: int, batch: Batch, step: Step, outcome: StepOutcome) -> None:
         """Count a step, and record its metrics."""
         self.step += 1
@@ -142,8 +138,7 @@ class Trainer:
 
     def _agree(self) -> None:
         """Raise `StoppedError` on all ranks if any was asked to stop; see `_settle` for failures."""
-        signal_number = self._settle()
-        if signal_number:
+        if signal_number := self._settle():
             raise StoppedError(signal_number)
 
     def _settle(self, everything: bool = False) -> int:

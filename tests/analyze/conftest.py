@@ -58,13 +58,13 @@ def _make(config: Config, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def sim(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SIM run; tests may add to its `analysis`, nothing else."""
-    return _make(tiny_encoder(speech, "variational"), tmp_path_factory.mktemp("analysed") / "sim")
+    return _make(tiny_encoder(speech, "variational"), tmp_path_factory.mktemp("analyzed") / "sim")
 
 
 @pytest.fixture(scope="session")
 def gim(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GIM run of the same size."""
-    return _make(tiny_encoder(speech, "mu"), tmp_path_factory.mktemp("analysed") / "gim")
+    return _make(tiny_encoder(speech, "mu"), tmp_path_factory.mktemp("analyzed") / "gim")
 
 
 @pytest.fixture

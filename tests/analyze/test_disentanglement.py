@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from simdist.analyze.disentanglement import dci, entropy, gap, mutual_information, score, single_accuracies
-from simdist.analyze.labelled import Vectors, with_consonants
+from simdist.analyze.labeled import Vectors, with_consonants
 from simdist.analyze.registry import DisentanglementSettings
 from simdist.analyze.result_writer import ResultWriter
 from simdist.core.signals import SignalHandler

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from simdist.analyze.embedding import chance_agreement, neighbour_agreement
+from simdist.analyze.embedding import chance_agreement, neighbor_agreement
 from simdist.analyze.scatter import variance_ratio
 
 Analyze = Callable[..., list[dict]]
 
 
-def test_neighbour_agreement_by_counting() -> None:
+def test_neighbor_agreement_by_counting() -> None:
     random = np.random.default_rng(0)
     points, classes = random.normal(size=(60, 3)), random.integers(0, 3, 60)
     distances = ((points[:, None] - points[None]) ** 2).sum(-1)
     np.fill_diagonal(distances, np.inf)
     nearest = np.argsort(distances, axis=1)[:, :5]
-    assert neighbour_agreement(points, classes) == pytest.approx((classes[nearest] == classes[:, None]).mean())
+    assert neighbor_agreement(points, classes) == pytest.approx((classes[nearest] == classes[:, None]).mean())
     apart = points + 100 * classes[:, None]
-    assert neighbour_agreement(apart, classes) == 1
+    assert neighbor_agreement(apart, classes) == 1
 
 
 def test_chance_is_the_share_of_pairs_alike() -> None:
@@ -54,7 +54,7 @@ def test_tsne_of_frames(analyze: Analyze, sim: Path) -> None:
     assert len(rows) == 150
     plane = np.array([[float(row["x"]), float(row["y"])] for row in rows])
     names = np.unique([row["phone"] for row in rows], return_inverse=True)[1]
-    assert found["neighbours_alike_in_plane"] == pytest.approx(neighbour_agreement(plane, names), abs=0.01)
+    assert found["neighbours_alike_in_plane"] == pytest.approx(neighbor_agreement(plane, names), abs=0.01)
     assert found["chance"] == pytest.approx(chance_agreement(names))
 
 

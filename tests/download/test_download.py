@@ -435,7 +435,7 @@ def test_labels_are_not_taken_for_other_subsets(web: Web, capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("packing data/corpora/LibriSpeech\n")
     assert len(open_split(Path("data/librispeech"), "train").index) == 4
     assert pack.main(["librispeech", "--workers", "1", "--overwrite"]) == 0
-    assert len(open_split(Path("data/librispeech"), "train").index) == 20, "the labelled subset alone"
+    assert len(open_split(Path("data/librispeech"), "train").index) == 20, "the labeled subset alone"
 
 
 def test_real_speech_from_archive_to_shards(

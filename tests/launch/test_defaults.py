@@ -153,7 +153,7 @@ def test_a_wrong_slurm_conf_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.skipif(shutil.which("sinfo") is None, reason="SLURM is not installed")
-def test_debians_slurm_without_a_configuration_is_recognised() -> None:
+def test_debians_slurm_without_a_configuration_is_recognized() -> None:
     if Path("/etc/slurm/slurm.conf").exists():
         pytest.skip("this machine is a cluster")
     assert default_cluster()[0] == "local"

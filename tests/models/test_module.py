@@ -114,7 +114,7 @@ def test_log_var_stays_finite_in_float32_under_autocast() -> None:
     assert outcome.loss.isfinite()
 
 
-def test_a_modules_weights_do_not_depend_on_its_neighbours() -> None:
+def test_a_modules_weights_do_not_depend_on_its_neighbors() -> None:
     whole = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig(), seed=3)
     part = GreedyEncoder(ModelConfig(width=8, modules=ModelConfig().modules[:2]), LossConfig(), seed=3)
     for name, tensor in part.state_dict().items():

@@ -420,7 +420,7 @@ def test_workers_are_deaf_to_the_signals_of_the_group_from_their_first_moment():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_artificial_speech_is_resampled_cut_padded_and_labelled(tmp_path: Path):
+def test_artificial_speech_is_resampled_cut_padded_and_labeled(tmp_path: Path):
     """A tone keeps its pitch through resampling; lengths are those of the papers."""
     source = tmp_path / "source"
     for folder, name, rate, seconds in (

@@ -1,4 +1,4 @@
-"""The synthetic corpus: the same from the same seed, labelled exactly, and made once."""
+"""The synthetic corpus: the same from the same seed, labeled exactly, and made once."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from simdist.probe.feature_extractors import contexts
 
 
 @pytest.mark.parametrize("preset", ["sim_librispeech", "gim_lowe_librispeech", "vgim_thesis"])
-def test_grids_are_the_centres_of_what_frames_see(preset: str) -> None:
+def test_grids_are_the_centers_of_what_frames_see(preset: str) -> None:
     """The samples that a frame depends on, by its gradient; a GRU remembers everything, so it is left out."""
     config = read_config(CONFIGS / f"{preset}.yaml")
     model = replace(config.model, width=16)
@@ -33,7 +33,7 @@ def test_grids_are_the_centres_of_what_frames_see(preset: str) -> None:
 
 
 @pytest.mark.parametrize("grid", [FrameGrid(20, 10.0), FrameGrid(80, 0.0), FrameGrid(192, 50.0), FrameGrid(768, 300.0)])
-def test_centre_is_the_mean_of_the_frames_within_80_samples(grid: FrameGrid) -> None:
+def test_center_is_the_mean_of_the_frames_within_80_samples(grid: FrameGrid) -> None:
     num_labels, num_frames = 50, (160 * 50 + 400) // grid.stride
     frames = torch.randn(num_frames, 3)
     aligned = align(frames, num_labels, grid, "center")

@@ -178,19 +178,19 @@ def only_probed(folder: Path) -> None:
     write_probe(bare_run(folder), "vowel", 0, 0.5, 3)
 
 
-def only_analysed(folder: Path) -> None:
+def only_analyzed(folder: Path) -> None:
     write_analyses(bare_run(folder))
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("make", [bare_run, only_trained, only_probed, only_analysed])
+@pytest.mark.parametrize("make", [bare_run, only_trained, only_probed, only_analyzed])
 def test_a_page_of_a_run_that_lacks_everything_else(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "runs" / "one")
     report_command.report([tmp_path / "runs"], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert ('id="table-encoders"' in page) == (make is only_trained)
     assert ('id="table-probes"' in page) == (make is only_probed)
-    assert ('id="table-decoders"' in page) == (make is only_analysed)
+    assert ('id="table-decoders"' in page) == (make is only_analyzed)
 
 
 @pytest.mark.usefixtures("undrawn")

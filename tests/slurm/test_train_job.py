@@ -144,7 +144,7 @@ def test_without_scontrol_a_successor_takes_over(
     assert testbed.job(job)["Restarts"] == "0"
     assert training.events("requeued") == []
     assert "exit code 75 asks for a successor" in training.log.read_text()
-    assert "finished: 200 steps" in training.log.read_text()  # the successor writes the same log
+    assert "finished: 80 steps" in training.log.read_text()  # the successor writes the same log
     assert training.weights() == undisturbed(1).weights()
 
 

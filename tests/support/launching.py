@@ -83,7 +83,7 @@ def decoding(folder: Path) -> list[str]:
     return ["simdist.decode", "--run-dir", str(folder), "--module", "0", "--loss", "mse", *loop]
 
 
-def analysing(folder: Path) -> list[str]:
+def analyzing(folder: Path) -> list[str]:
     """`simdist.analyze` and its arguments: two clips, and one histogram: drawing takes longest."""
     cheap = ["--module", "0", "--clips", "2", "--shown", "1"]
     return ["simdist.analyze", "distributions", "--run-dir", str(folder), *cheap]
@@ -118,7 +118,7 @@ def decoded(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "decoders" / "0-mse" / "result.json").read_text())["quality"]
 
 
-def analysed(folder: Path) -> dict[str, Any]:
+def analyzed(folder: Path) -> dict[str, Any]:
     """The values of the analysis."""
     (path,) = folder.glob("analysis/distributions-module0-*/result.json")
     return json.loads(path.read_text())["values"]

@@ -19,7 +19,7 @@ from tests.support import ROOT
 
 PACE = Path(__file__).parent / "pace"
 PATIENCE = 600.0  # seconds until a test gives up waiting; it waits for seconds where nothing else runs
-STEPS = 200
+STEPS = 80
 SWEEP_CONFIG = {  # of each run of a sweep: forty small steps, a checkpoint each five
     "data.crop": 5120,
     "loss.prediction_steps": 4,
@@ -87,7 +87,7 @@ class Training:
 
     @property
     def arguments(self) -> list[str]:
-        """What `simdist.train` is given: 200 small steps, a checkpoint each five."""
+        """What `simdist.train` is given: 80 small steps, a checkpoint each five."""
         options = {
             "data.root": self.data,
             "data.crop": 5120,

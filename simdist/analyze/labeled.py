@@ -37,7 +37,7 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Where the vectors of some labels come from: the splits that carry them, and what is kept of an utterance."""
 
     labels: list[str]
@@ -49,7 +49,7 @@ class Labelled:
         return [split.manifest.fingerprint for split in (self.pair.train, self.pair.test)]
 
 
-def find_labelled(encoder: EncoderUnderTest, labels: str, data_root: Path | None, seed: int) -> list[Labelled]:
+def find_labeled(encoder: EncoderUnderTest, labels: str, data_root: Path | None, seed: int) -> list[Labeled]:
     """The splits of each label asked for (empty: of each there is); labels of the same splits and kind together.
 
     Raises:
@@ -57,19 +57,19 @@ def find_labelled(encoder: EncoderUnderTest, labels: str, data_root: Path | None
     """
     config = encoder.run.config
     settings = ProbeSettings(label=labels, all=not labels, data_root=data_root, crops=1, seed=seed)
-    found: dict[tuple[str, bool], Labelled] = {}
+    found: dict[tuple[str, bool], Labeled] = {}
     for label, pair in find_splits(settings, config).items():
         spec = spec_for(settings, config, label, pair)
         check_lengths(config, spec, pair, with_mfcc=False)
         key = (str(pair.test.folder), label == FRAME_LABEL)
-        found.setdefault(key, Labelled([], pair, spec)).labels.append(label)
+        found.setdefault(key, Labeled([], pair, spec)).labels.append(label)
     return list(found.values())
 
 
 def vectors_of(
     encoder: EncoderUnderTest,
     module: int,
-    where: Labelled,
+    where: Labeled,
     split: Split,
     wanted: int,
     seed: int,
@@ -147,11 +147,11 @@ def with_consonants(vectors: Vectors) -> Vectors:
     return Vectors(vectors.values, classes, {**vectors.names, "consonant": consonants})
 
 
-class LabelledAnalysis:
+class LabeledAnalysis:
     """What the analyses of labeled vectors share: finding them."""
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: LabelSettings) -> None:
         self.encoder, self.module = encoder, module
-        self.found = find_labelled(encoder, settings.label, settings.data_root, settings.seed)
+        self.found = find_labeled(encoder, settings.label, settings.data_root, settings.seed)
         self.inputs = [fingerprint for where in self.found for fingerprint in where.fingerprints]
         self.where = f"{encoder.run.folder.name}, module {module}"
