@@ -39,6 +39,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
         with replacing(target) as temporary:
             metadata = {"Date": None} if target.suffix == ".svg" else {}
             figure.savefig(temporary, format=target.suffix[1:], dpi=DOTS, metadata=metadata)
+        figure.set_layout_engine("none")  # it is laid out now
     return written
 
 

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from simdist.analyze.result_writer import read_result
 from simdist.analyze.settings import numbers
 from tests.support.decoders import make_decoder
@@ -30,6 +32,13 @@ def test_the_overlay_holds_both_runs(analyze: Analyze, sim: Path, gim: Path) -> 
         assert {f"{figure}.png", f"{figure}.svg"} <= names
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time, and another test draws them all."""
+    monkeypatch.setattr("simdist.analyze.style.save", lambda figure, path: [])
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_what_cannot_be_compared_is_named(analyze: Analyze, sim: Path, gim: Path) -> None:
     results = analyze("compare", sim, str(gim), "--module=1", "--clips=2")
     (result,) = [result for result in results if result["analysis"] == "compare"]
@@ -39,6 +48,7 @@ def test_what_cannot_be_compared_is_named(analyze: Analyze, sim: Path, gim: Path
     assert "simdist.decode" in contribution
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_decoders_of_one_loss_are_compared(analyze: Analyze, sim: Path, gim: Path, tmp_path: Path) -> None:
     """The first run's own would be `mse`, of which the second has none."""
     runs = [tmp_path / "sim", tmp_path / "gim"]

@@ -26,6 +26,7 @@ def test_ctrl_c_during_the_imports_prints_no_traceback(command: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     for state in (True, False):  # Python begins to catch it, and the package lets it end the process
         while catches_ctrl_c(process.pid) != state:

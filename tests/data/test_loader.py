@@ -250,6 +250,8 @@ class Wrong(Dataset[int]):
 
 def test_workers_that_die_again_and_again_end_the_training_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simdist.data.workers.MOST_DEATHS", 2)
+    looks = "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data"
+    monkeypatch.setattr(f"{looks}.__defaults__", (0.5,))  # seconds until a death is noticed; 5 by default
 
     with pytest.raises(
         InputError, match=r"died 2 times in a row \(SIGKILL\), perhaps because memory is full; .*\(now 1; 0"

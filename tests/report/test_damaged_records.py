@@ -31,7 +31,7 @@ from simdist.report.collect import Divergence, RunContent, read_run
 from tests.report.test_report import rows
 
 WRONG = (None, "text", -1, math.nan, 1e308, [], {}, "x" * 100_000, True, [[1, [2]]])
-STRIDE, PAGES = 3, 4  # of the mutations one in three is read, and 4 pages are built; EVERY_MUTATION=1 takes all
+STRIDE, PAGES = 4, 3  # of the mutations one in four is read, and 3 pages are built; EVERY_MUTATION=1 takes all
 
 
 def write_whole_run(folder: Path, seed: int = 0) -> Path:
@@ -126,7 +126,7 @@ def test_any_single_wrong_value_leaves_a_report(tmp_path: Path, monkeypatch: pyt
         slowest = max(slowest, time.monotonic() - started)
         path.write_text(before)
     print(f"\n{len(chosen)} mutations, {len(seen)} different runs, {pages} pages; at most {slowest:.1f} s for one")
-    assert len(chosen) > 2000
+    assert len(chosen) > 1500
     assert slowest < 20
 
 

@@ -22,8 +22,8 @@ from simdist.training.throughput import RankTimes
 from tests.support.forked import Ranks, Zygote
 from tests.support.training import short_training
 
-STEPS, PAUSE = 14, 0.4
-"""The window is 10 steps here, and pauses are far longer than the steps, also on a machine with other work."""
+STEPS, PAUSE = 10, 0.25
+"""The window is 6 steps here, and pauses are far longer than the steps, also on a machine with other work."""
 
 IN_MODELS = ("--model.sync_batch_norm=true", "--loss.negatives=global")
 """Collectives inside of modules, where a rank then waits first."""
@@ -32,7 +32,7 @@ IN_MODELS = ("--model.sync_batch_norm=true", "--loss.negatives=global")
 def with_a_short_window() -> None:
     from simdist.training import stragglers
 
-    stragglers.WINDOW = 10
+    stragglers.WINDOW = 6
     if os.environ["RANK"] == "1":
         socket.gethostname = lambda: "node7"
 
@@ -124,7 +124,7 @@ def test_a_slow_rank_is_named_with_its_node(
     (slow,) = event["ranks"]
     assert (slow["rank"], slow["node"], slow["cause"]) == (1, "node7", cause)
     assert slow["ratio"] > 1.3
-    text = f"rank 1 (node7) is {slow['ratio']:.2f} x slower than the median rank over the last 10 steps, {sentence}."
+    text = f"rank 1 (node7) is {slow['ratio']:.2f} x slower than the median rank over the last 6 steps, {sentence}."
     assert printed.count("slower than") == printed.count(f"warning: {text}") == 1
     later = times[1:]  # the first step is unlike the others
     assert all(min(seconds["step"]) > PAUSE for seconds in later)
