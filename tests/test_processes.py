@@ -22,7 +22,7 @@ from simdist.core.errors import InputError
 from simdist.core.files import read_json_lines
 from simdist.pack.synthetic import ensure
 from simdist.training.checkpoint import load_checkpoint
-from tests.support.forked import Ranks, Zygote
+from tests.support.forked import Ranks, Zygote, free_port
 from tests.support.training import short_training
 
 
@@ -145,6 +145,38 @@ def test_a_rank_that_is_missing_in_a_hang_is_named(speech: Path, tmp_path: Path,
     assert found, printed
     assert found[1] in ("agreeing with the other ranks", "training")
     assert "rank 1" not in (folder / "stacks-rank0.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rank", "wrong", "messages"),
+    [
+        (1, "--config=nowhere.yaml", ("(on rank 1, ", "--config nowhere.yaml does not exist")),
+        (0, "--config=nowhere.yaml", ("--config nowhere.yaml does not exist", "")),
+        (1, "--nonsense=1", ("the rank's own output says which (on rank 1, ", "unknown key 'nonsense'")),
+    ],
+)
+def test_a_node_that_cannot_start_ends_the_others(
+    rank: int, wrong: str, messages: tuple[str, str], speech: Path, tmp_path: Path, zygote: Zygote
+) -> None:
+    """They would wait for its ranks; only there is a file missing, or its clone is another version."""
+    argv = short_training(speech, tmp_path / "run", "--train.max_steps=4", "--data.num_workers=0")
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    nodes = [
+        zygote.command(
+            "simdist.train",
+            *argv,
+            *([wrong] if number == rank else []),
+            environ=common | {"RANK": str(number), "GROUP_RANK": str(number)},
+        )
+        for number in range(2)
+    ]
+    for node, message in zip(nodes, messages, strict=True):
+        printed, _ = node.communicate(timeout=60)
+        assert node.returncode == 2, printed
+        assert message in printed
+        assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
 
 
 def leave_little_shared_memory() -> None:

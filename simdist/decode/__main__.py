@@ -19,6 +19,7 @@ from simdist.config.parser import Parser
 from simdist.config.schema import RUN_DIR, to_dict
 from simdist.core.console import run
 from simdist.core.signals import SignalHandler
+from simdist.training.start import telling_other_nodes
 
 if TYPE_CHECKING:
     from simdist.runs.folder import Run
@@ -43,6 +44,7 @@ code but 0 into 1.
 """
 
 
+@telling_other_nodes()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     argv = _with_values(sys.argv[1:] if argv is None else argv)

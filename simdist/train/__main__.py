@@ -16,6 +16,7 @@ from simdist.core.console import run
 from simdist.core.errors import EXIT_OK
 from simdist.core.signals import SignalHandler
 from simdist.runs.records import MetricsRecord
+from simdist.training.start import telling_other_nodes
 
 DEMO = CONFIGS / "demo.yaml"
 DESCRIPTION = """\
@@ -38,6 +39,7 @@ code but 0 into 1.
 """
 
 
+@telling_other_nodes()
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = experiment_parser("python -m simdist.train", DESCRIPTION)

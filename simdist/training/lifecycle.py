@@ -16,7 +16,7 @@ from simdist.core.requeue import requeue
 from simdist.core.signals import SignalHandler, StoppedError, exit_code, ignore_signals
 from simdist.runs.folder import SLOW_PRECISION, Run
 from simdist.runs.lease import Lease
-from simdist.training.agreement import check_equal
+from simdist.training.agreement import check_equal, together
 from simdist.training.distributed import CpuGroup, Process, build_accelerator, slow_precision
 from simdist.training.hardware import no_gpu
 from simdist.training.trainer import Trainer
@@ -37,6 +37,8 @@ def build_process(run: Run[Any], stop: SignalHandler, wanted: str = "auto") -> P
     settings = run.config.train
     accelerator = build_accelerator(settings.precision)
     cpu_group = CpuGroup()
+    with together(cpu_group):
+        pass  # all have come this far; one that has not says why here
     precisions = sorted(set(cpu_group.gather(settings.precision)))
     if len(precisions) > 1:
         raise InputError(

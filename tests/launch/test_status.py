@@ -172,6 +172,18 @@ def test_durations_are_for_people(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_a_damaged_line_of_the_records_is_named(sweep: Plan) -> None:
+    with (sweep.folder / "jobs.jsonl").open("a") as file:
+        file.write('{"event": "started", "time": 1, "job": ["a"]}\n')
+    found = overview(sweep, SLURM.scheduler, now=1001.0)
+    (sentence,) = as_json(found)["damaged"]
+    assert "jobs.jsonl is damaged and read without line 5: job: Expected" in sentence
+    console = Console(file=io.StringIO(), width=240)
+    with console.capture() as capture:
+        console.print(as_renderable(found))
+    assert sentence in capture.get().replace("\n", "")
+
+
 def test_a_thousand_runs_are_shown_in_less_than_three_seconds(tmp_path: Path) -> None:
     """A thousand runs with four probes each, all begun; on the disk of this machine, without squeue's own time."""
     plan = planned(tmp_path, grid={"loss.beta": [n / 1000 for n in range(100)]}, seeds=list(range(10)))
