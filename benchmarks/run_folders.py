@@ -25,8 +25,9 @@ REACH = 2.68
 
 
 def thesis_config(preset: str = "vgim_thesis") -> Config:
-    """Two modules with decoders; `preset` is `vgim_thesis` or `gim_thesis`."""
-    return read_config(CONFIGS / f"{preset}.yaml")
+    """Two modules with decoders; `preset` is `vgim_thesis` or `gim_thesis`, here with a head without a prior."""
+    config = read_config(CONFIGS / f"{preset}.yaml")
+    return replace(config, model=replace(config.model, head="mu")) if preset == "gim_thesis" else config
 
 
 def write_run(folder: Path, config: Config, level: float, lines: int = 60, is_done: bool = True) -> Path:

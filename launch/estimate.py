@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simdist.config.schema import Config, to_dict
+from simdist.config.schema import Config, epoch_size, to_dict
 from simdist.runs.folder import CONFIG, ENVIRONMENT, EVENTS, METRICS
 from simdist.runs.records import (
     CorpusSize,
@@ -51,7 +51,8 @@ def total_steps(length: Length) -> int | None:
     samples = _num_samples(length.data / MANIFEST)
     if samples is None:
         return None
-    return length.stages * stage_steps(length.epochs, samples, length.batch_size, length.max_steps)
+    size = epoch_size(samples, length.batch_size, length.full_batches)
+    return length.stages * stage_steps(length.epochs, size, length.batch_size, length.max_steps)
 
 
 @functools.cache

@@ -82,6 +82,8 @@ class Length:
     max_steps: int | None
     stages: int
     """Parts that each go through all epochs: greedy modules of a stagewise run, else one."""
+    full_batches: bool = False
+    """Whether an epoch leaves out the clips that do not fill a batch."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> tuple[P
 def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRun:
     data, train = variant.config.data, variant.config.train
     stages = len(variant.config.model.modules) if train.schedule == "stagewise" else 1
-    length = Length(Path(data.root) / data.train_split, train.epochs, data.batch_size, train.max_steps, stages)
+    split, full = Path(data.root) / data.train_split, data.epoch == "full_batches"
+    length = Length(split, train.epochs, data.batch_size, train.max_steps, stages, full)
     return PlannedRun(folder, {key: plain(variant.varied.get(key)) for key in varied}, length)
 
 

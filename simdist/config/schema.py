@@ -23,7 +23,13 @@ SAMPLE_RATE = 16_000  # Hz, everywhere in simdist
 TUNING = {"identity": False}
 RUN_DIR = ("--run-dir", "--run")  # `--run` for old commands; torchrun takes it for its own --run-path
 DATA_ROOT = ("--data.root", "--data-root")  # of commands without a configuration; the second for old commands
+ADDED = {"added": True}  # in a run's name only where it is not the default: runs of earlier versions keep theirs
 PLACE = {"place": True}  # in a run's name, but a run may resume with another: the data's fingerprint is checked
+
+
+def epoch_size(num_clips: int, batch_size: int, full_batches: bool) -> int:
+    """Clips of an epoch: all, or those of full batches."""
+    return num_clips // batch_size * batch_size if full_batches else num_clips
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class DataConfig:
     """What to do with clips shorter than a crop: `pad` them with zeros at the end or `skip` them."""
     batch_size: int = 8
     """Global batch size in clips, split evenly over the ranks."""
+    epoch: Literal["all", "full_batches"] = field(default="all", metadata=ADDED)
+    """What an epoch is: `all` clips, so that a batch may span two epochs; or only full batches (`full_batches`), which
+    leave out the rest of the clips, other ones in each epoch."""
     shuffle_window: int = 16
     """Number of shards whose samples are shuffled together. Small values keep reads local."""
     num_workers: int = field(default=2, metadata=TUNING)
@@ -62,6 +71,10 @@ class DataConfig:
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (no retries) or more")
         require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
+
+    def epoch_size(self, num_clips: int) -> int:
+        """Clips of an epoch of a split with so many."""
+        return epoch_size(num_clips, self.batch_size, self.epoch == "full_batches")
 
 
 @dataclass(frozen=True)
@@ -349,13 +362,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _identity_items(config: Any, prefix: str = "", places: bool = True) -> Iterator[tuple[str, Any]]:
+def _identity_items(
+    config: Any, prefix: str = "", places: bool = True, added: bool = True
+) -> Iterator[tuple[str, Any]]:
     for item in dataclasses.fields(config):
         value, key = getattr(config, item.name), prefix + item.name
         if not item.metadata.get("identity", True) or (item.metadata.get("place") and not places):
             continue
+        if item.metadata.get("added") and not added and value == item.default:
+            continue
         if dataclasses.is_dataclass(value):
-            yield from _identity_items(value, key + ".", places)
+            yield from _identity_items(value, key + ".", places, added)
         else:
             yield key, json.loads(json.dumps(value, default=dataclasses.asdict))
 
@@ -372,7 +389,7 @@ def identity_values(config: Experiment) -> dict[str, Any]:
 
 def identity(config: Experiment) -> str:
     """The run's identity: 16 hex digits of the sha256 over all fields that can change a result."""
-    text = json.dumps(with_old_values(dict(_identity_items(config))), sort_keys=True)
+    text = json.dumps(with_old_values(dict(_identity_items(config, added=False))), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -94,7 +94,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, list[str]] | InputError]):
     def __init__(self, clips: Clips, config: DataConfig, seed: int, rank: int, share: int, cached: bool) -> None:
         self._clips, self._crop, self._seed = clips, config.crop, seed
         self._rank, self._share = rank, share
-        self._stream = SampleStream(clips.split.index.shard[clips.rows], seed, config.shuffle_window)
+        shard, epoch_size = clips.split.index.shard[clips.rows], config.epoch_size(len(clips))
+        self._stream = SampleStream(shard, seed, config.shuffle_window, epoch_size)
         self._reader = CropReader(clips.split, config.retry_seconds)
         self.memory = read_corpus(self._reader, clips.split, progress=rank == 0) if cached else None
         self._uncached = self.memory.corrupt if self.memory else None  # rows; None: all

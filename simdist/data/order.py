@@ -3,7 +3,8 @@
 Epochs follow each other as one endless stream of sample numbers 0, 1, 2, …; number n is place `n % N` of epoch
 `n // N`. Global batch b is the numbers `[b*G, (b+1)*G)`, and rank r takes the r-th equal share of it. So the state of
 training data is one integer, all ranks have the same number of steps, every sample appears once per epoch even if
-G does not divide N (a batch may span two epochs), and another world size sees the same batches.
+G does not divide N (a batch may span two epochs), and another world size sees the same batches. With epochs of full
+batches (`data.epoch`), an epoch is the first `N // G * G` places of its order.
 
 A corrupt sample is replaced by the next readable one in its epoch's order, with that one's own crop. The replacement
 follows from the shards alone, so all ranks, and a resumed run, still see the same batches.
@@ -54,16 +55,18 @@ class SampleStream:
         shard: (N,) the shard of each sample that may be drawn.
         seed: the experiment's seed.
         window: shards whose samples are mixed.
+        epoch_size: samples of an epoch, the first of its order; None for all.
     """
 
-    def __init__(self, shard: npt.NDArray[np.int32], seed: int, window: int) -> None:
+    def __init__(self, shard: npt.NDArray[np.int32], seed: int, window: int, epoch_size: int | None = None) -> None:
         self.num_samples = len(shard)
+        self._epoch_size = epoch_size or len(shard)
         self._shard, self._seed, self._window = shard, seed, window
         self._orders: dict[int, npt.NDArray[np.int64]] = {}  # of the two latest epochs asked for
 
     def at(self, number: int, further: int = 0) -> tuple[int, int]:
-        """(epoch, row) of sample `number`, or of the one `further` places on in that epoch, as in a circle."""
-        epoch, place = divmod(number, self.num_samples)
+        """(epoch, row) of sample `number`, or of the one `further` places on in that order, as in a circle."""
+        epoch, place = divmod(number, self._epoch_size)
         return epoch, int(self._order(epoch)[(place + further) % self.num_samples])
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:

@@ -82,6 +82,7 @@ class DataSection(Struct, frozen=True):
     train_split: Word | None = None
     crop: Positive | None = None
     batch_size: Positive | None = None
+    epoch: Word = "all"
 
 
 class LossSection(Struct, frozen=True):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from simdist.config.schema import Config, Experiment
 
 
-def stage_steps(epochs: float, num_samples: int, batch_size: int, max_steps: int | None) -> int:
+def stage_steps(epochs: float, epoch_size: int, batch_size: int, max_steps: int | None) -> int:
     """Optimizer steps of one stage: those of all epochs, the last batch included, or `max_steps` if that is less."""
-    steps = math.ceil(round(epochs * num_samples / batch_size, 6))
+    steps = math.ceil(round(epochs * epoch_size / batch_size, 6))
     return steps if max_steps is None else min(steps, max_steps)
 
 
@@ -20,11 +20,16 @@ class Schedule:
 
     Args:
         config: the experiment.
-        num_samples: number of usable clips of the training split, which make an epoch.
+        num_clips: number of usable clips of the training split.
     """
 
     config: Experiment
-    num_samples: int
+    num_clips: int
+
+    @property
+    def epoch_size(self) -> int:
+        """Clips of an epoch."""
+        return self.config.data.epoch_size(self.num_clips)
 
     @property
     def stages(self) -> int:
@@ -37,7 +42,7 @@ class Schedule:
     def stage_steps(self) -> int:
         """Optimizer steps of one stage."""
         train = self.config.train
-        return stage_steps(train.epochs, self.num_samples, self.config.data.batch_size, train.max_steps)
+        return stage_steps(train.epochs, self.epoch_size, self.config.data.batch_size, train.max_steps)
 
     def describe(self) -> str:
         """The length of the run, for the terminal."""
@@ -66,14 +71,14 @@ class Schedule:
 
     def epoch(self, step: int) -> float:
         """Epochs of this stage before step number `step`."""
-        return self.consumed(step) / self.num_samples
+        return self.consumed(step) / self.epoch_size
 
     def epoch_after(self, step: int) -> float:
         """Epochs of the stage after the `step`-th step."""
         return self._batches(((step - 1) % self.stage_steps) + 1) if step else 0.0
 
     def _batches(self, count: int) -> float:
-        return count * self.config.data.batch_size / self.num_samples
+        return count * self.config.data.batch_size / self.epoch_size
 
     def lr(self, step: int) -> float:
         """Learning rate of step number `step`."""

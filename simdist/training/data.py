@@ -76,8 +76,11 @@ class TrainingData:
         """The training split and the batch, for the terminal."""
         data, manifest = self._config.data, self.clips.split.manifest
         short = f", {self.clips.num_short} shorter than a crop: {data.short_clips}" if self.clips.num_short else ""
+        used = data.epoch_size(len(self.clips))
+        part = f" ({used} of them in each epoch)" if used < len(self.clips) else ""
         return (
-            f"{manifest.corpus} {manifest.split}: {len(self.clips)} clips, {manifest.num_seconds / 3600:.2f} h{short}; "
+            f"{manifest.corpus} {manifest.split}: {len(self.clips)} clips{part}, {manifest.num_seconds / 3600:.2f} h"
+            f"{short}; "
             f"batch {data.batch_size} = {self.world_size} x {data.batch_size // self.world_size}"
         )
 

@@ -72,3 +72,15 @@ def test_crops_lie_inside_the_clip_and_cover_it() -> None:
 @pytest.mark.parametrize("length", [1, 900])
 def test_short_clips_begin_at_their_beginning(length: int) -> None:
     assert crop_start(0, 0, "key", length, 900) == 0
+
+
+@pytest.mark.parametrize("batch", [5, 8, 44])
+def test_an_epoch_of_full_batches_has_other_clips_each_time(batch: int) -> None:
+    """Its batches are those of the first places of the order, none spans two epochs, and no clip is always left out."""
+    size = N // batch * batch
+    stream = SampleStream(SHARDS, seed=3, window=100, epoch_size=size)
+    epochs = [stream.rows(epoch * size, (epoch + 1) * size) for epoch in range(6)]
+    for epoch, pairs in enumerate(epochs):
+        assert {number for number, _ in pairs} == {epoch}
+        assert [row for _, row in pairs] == epoch_order(SHARDS, 3, epoch, 100)[:size].tolist()
+    assert {row for pairs in epochs for _, row in pairs} == set(range(N))

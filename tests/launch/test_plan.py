@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from launch.estimate import total_steps
 from launch.graph import blocked_by, done_jobs, ready
 from launch.listing import find_sweeps, read_plan, write_plan
-from launch.plan import Length, build
+from launch.plan import build
 from launch.variants import expand
 from simdist.config.schema import to_dict
 from simdist.core.errors import InputError
@@ -178,17 +179,24 @@ def test_what_waits_for_a_failed_job_never_runs_but_the_report_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "max_steps", "schedule"),
-    [(0.3, None, "joint"), (7, 20, "joint"), (2, None, "stagewise"), (2.5, 3, "stagewise")],
+    ("epochs", "max_steps", "schedule", "epoch"),
+    [
+        (0.3, None, "joint", "all"),
+        (7, 20, "joint", "all"),
+        (7, None, "joint", "full_batches"),
+        (2, None, "stagewise", "all"),
+        (2.5, 3, "stagewise", "full_batches"),
+    ],
 )
 def test_total_steps_are_those_of_the_timetable(
-    epochs: float, max_steps: int | None, schedule: str, tmp_path: Path
+    epochs: float, max_steps: int | None, schedule: str, epoch: str, tmp_path: Path
 ) -> None:
     config = {
         "data.root": str(tmp_path),
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.schedule": schedule,
+        "data.epoch": epoch,
     }
     (variant,) = expand(sweep_file(config=config, grid={}, seeds=[0]))
     plan, _ = build(sweep_file(config=config, grid={}, seeds=[0]))
@@ -197,6 +205,6 @@ def test_total_steps_are_those_of_the_timetable(
     folder = tmp_path / f"{epochs}-{max_steps}"
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({"num_samples": 37}))
-    packed = Length(folder, length.epochs, length.batch_size, length.max_steps, length.stages)
+    packed = replace(length, data=folder)
     assert total_steps(packed) == Schedule(variant.config, 37).total_steps
     assert to_dict(variant.config)["train"]["epochs"] == epochs

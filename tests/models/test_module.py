@@ -54,7 +54,7 @@ def test_published_widths() -> None:
     assert [m.latent_channels for m in encoder.stack] == [512] * 4
     assert [m.context_channels for m in encoder.stack] == [512, 512, 512, 256]
     assert read_config(CONFIGS / "vgim_thesis.yaml").model.width == 32
-    assert [m.steps for m in GreedyEncoder(*thesis()).stack] == [12, 4]
+    assert [m.steps for m in GreedyEncoder(*thesis()).stack] == [12, 12]
 
 
 def thesis() -> tuple[ModelConfig, LossConfig]:

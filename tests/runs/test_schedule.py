@@ -23,6 +23,16 @@ def test_steps_cover_the_epochs() -> None:
     assert schedule(680, 171, train=TrainConfig(epochs=800)).total_steps == 3182  # the thesis: 3181.3
 
 
+def test_an_epoch_of_full_batches() -> None:
+    """The thesis: three batches of 171 of 680 words, 800 times, and a learning rate that falls after each three."""
+    data = DataConfig(batch_size=171, epoch="full_batches")
+    optim = OptimConfig(lr=1.0, schedule="exponential", lr_decay=0.5)
+    table = Schedule(replace(Config(), data=data, train=TrainConfig(epochs=800), optim=optim), 680)
+    assert table.total_steps == 2400
+    assert [table.lr(step) for step in (0, 2, 3, 5, 6)] == [1, 1, 0.5, 0.5, 0.25]
+    assert table.epoch_after(3) == 1.0
+
+
 def test_exponential_decay_falls_once_an_epoch() -> None:
     table = schedule(optim=OptimConfig(lr=0.01, schedule="exponential", lr_decay=0.5))
     assert [table.lr(step) for step in (0, 12, 13, 25, 37, 38)] == [0.01, 0.01, 0.005, 0.0025, 0.0025, 0.00125]
