@@ -1,4 +1,4 @@
-"""Phone labels: their classes, and which samples each describes."""
+"""Phone labels: their classes, and which samples each describes. Labels that say where an utterance was recorded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ PHONES = [
 ]  # fmt: skip
 """Names of the 41 classes in `converted_aligned_phones.txt`, in the order of their numbers."""
 
+
+SESSION = "session"
+"""The label of recording sessions: nothing that a probe is asked for unless it is named."""
 
 PHONE_WINDOW = 400  # samples that the first phone label describes: a 25 ms window
 

@@ -25,7 +25,7 @@ from simdist.probe.feature_extractors import (
 )
 from simdist.probe.feature_spec import check_lengths, grid_alignment, spec_for
 from simdist.probe.few_labels import check_sizes, run_few_labels
-from simdist.probe.labels import SplitPair, drop_unseen, find_splits, read_targets
+from simdist.probe.labels import SplitPair, different_sessions, drop_unseen, find_splits, read_targets
 from simdist.probe.probe_task import ProbeContext, ProbeData, ProbeTask, run_task
 from simdist.probe.results import RESULT, as_table, curve_table, describe_features, mirror, read_result
 from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds, few_label_sizes, for_label, modules_of
@@ -64,6 +64,8 @@ class ProbeCommand:
         wanted = find_splits(settings, config)
         self._checkpoints = checkpoints_of(settings, self.run.folder) if "trained" in self._kinds else []
         self._data = [self._read(label, pair) for label, pair in wanted.items()]
+        for warning in dict.fromkeys(filter(None, map(different_sessions, wanted.values()))):
+            self.console.print(f"warning: {warning}", markup=False)
         self._context = ProbeContext(self.run.folder / PROBES, self._device, stop, self._bar)
         self._cache = FeatureCache(settings.cache or self._context.folder / "features", settings.cache_gb, stop)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from simdist.config.schema import Config
 from simdist.core.errors import InputError
-from simdist.data.labels import PHONE_TOLERANCE, num_phone_frames
+from simdist.data.labels import PHONE_TOLERANCE, SESSION, num_phone_frames
 from simdist.data.splits import MANIFEST, Split, open_split
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings, names_in
 
@@ -81,7 +81,7 @@ def find_splits(settings: ProbeSettings, config: Config) -> dict[str, SplitPair]
                 found.setdefault(label, pair)
     single = [label for label, pair in found.items() if num_present(pair.train, label) < 2]
     if settings.all:
-        wanted = [label for label in found if label not in single]
+        wanted = [label for label in found if label not in single and label != SESSION]
         if not wanted:
             raise InputError(f"the shards in {root} carry no label with two classes or more")
     else:
@@ -108,11 +108,30 @@ def _pairs(root: Path, settings: ProbeSettings, config: Config) -> list[SplitPai
         return [SplitPair(open_split(root, train), open_split(root, test))]
     train, test = config.data.train_split, config.data.test_split
     pairs = [SplitPair(open_split(root, train), open_split(root, test))]
-    for manifest in sorted(root.glob(f"*_{train}/{MANIFEST}")):
+    for manifest in sorted(root.glob(f"*_{train}/{MANIFEST}"), key=lambda path: (len(path.parent.name), path)):
         prefix = manifest.parent.name.removesuffix(train)
         if (root / (prefix + test) / MANIFEST).is_file():
             pairs.append(SplitPair(open_split(root, prefix + train), open_split(root, prefix + test)))
     return pairs
+
+
+def different_sessions(pair: SplitPair) -> str | None:
+    """A warning where the splits come from different recording sessions, as their labels say; None otherwise."""
+    train, test = _sessions(pair.train), _sessions(pair.test)
+    if not train or not test or train & test:
+        return None
+    return (
+        f"{pair.train.folder.name} and {pair.test.folder.name} are different recording sessions "
+        f"({', '.join(sorted(train))} and {', '.join(sorted(test))}): their accuracies are also a matter of the "
+        "recording. Compare with splits that have both sessions (--train-split, --test-split)"
+    )
+
+
+def _sessions(split: Split) -> set[str]:
+    if SESSION not in split.index.labels:
+        return set()
+    names = split.manifest.labels[SESSION]
+    return {names[number] for number in np.unique(split.index.labels[SESSION]) if number >= 0}
 
 
 def read_targets(split: Split, label: str) -> Targets:

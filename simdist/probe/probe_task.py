@@ -25,7 +25,7 @@ from simdist.models.probes import Probe
 from simdist.probe.examples import CachedExamples, Examples, LiveExamples
 from simdist.probe.feature_extractors import FeatureExtractor
 from simdist.probe.feature_spec import FeatureSpec
-from simdist.probe.labels import SILENCE, SplitPair, Targets
+from simdist.probe.labels import SILENCE, SplitPair, Targets, different_sessions
 from simdist.probe.metrics import summarize, without
 from simdist.probe.optimum import fit_optimum
 from simdist.probe.results import FORMAT_VERSION, RESULT, write_result
@@ -223,6 +223,7 @@ def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
             "train": _describe_side(data.pair.train, data.train),
             "test": _describe_side(data.pair.test, data.test) | {"unseen_classes_left_out": data.unseen},
         },
+        "warnings": [text for text in [different_sessions(data.pair)] if text],
         "chance": 1 / int((counts > 0).sum()),
         "majority": {
             "class": data.train.names[likeliest],

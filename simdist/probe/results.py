@@ -15,6 +15,7 @@
                  utterance), crops of an utterance, align, sampled, seed
     probe        kind and every setting that can change a number
     data         train, test: split, fingerprint, utterances, labels; test: unseen_classes_left_out
+    warnings     sentences on what makes the numbers doubtful
     chance       1 / classes in training;  majority: class, accuracy of always answering with it
     train        loss in nats; with L-BFGS also gradient (largest entry), iterations, converged
     test         accuracy, balanced_accuracy: value, interval (95 %, bootstrap over utterances); loss; per_class;

@@ -102,7 +102,7 @@ def report(
     reductions = [str(record.config.get("loss.kl_reduction")) for record in records]
     made = sections(cells, keys, metric, comparisons, reductions)
     made += [*difference_sections(comparisons, keys), *analysis_sections(cells, keys)]
-    notes = _notes(records, missing)
+    notes = [*_notes(records, missing), *dict.fromkeys(text for run in runs for text in run.warnings)]
     said = [*notes, *_passed_over(problems)]
     text = _as_text(made, said)
     if console.is_terminal:

@@ -84,6 +84,8 @@ class RunContent:
     """Training examples that the largest class of a label has, or more."""
     problems: list[UnreadableFile] = field(default_factory=list)
     """Files that could not be used."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes results doubtful."""
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -143,7 +145,9 @@ def read_run(folder: Path, name: str | None = None) -> RunContent | UnreadableFi
     findings = read_findings(folder, name, problems)
     analyzed = [item for finding in findings for item in finding.measurements]
     measured = [*_of_encoder(name, metrics), *probed.measurements, *analyzed]
-    return RunContent(record, measured, metrics, findings, probed.trajectories, probed.examples, problems)
+    return RunContent(
+        record, measured, metrics, findings, probed.trajectories, probed.examples, problems, [*probed.warnings]
+    )
 
 
 def _shown(value: Any) -> Any:

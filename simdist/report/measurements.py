@@ -60,6 +60,8 @@ class Probed:
     trajectories: list[Trajectory] = field(default_factory=list)
     examples: dict[str, int] = field(default_factory=dict)
     """Training examples per class on average, rounded up, by label: the largest class has no fewer."""
+    warnings: dict[str, None] = field(default_factory=dict)
+    """What makes results doubtful, each sentence once."""
 
 
 def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probed:
@@ -70,6 +72,7 @@ def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probe
         result = read_result(path, ProbeResult, "a probe", problems)
         if result is None:
             continue
+        read.warnings.update(dict.fromkeys(result.warnings))
         key = json.dumps([_what(result), result.source.module, result.curve is not None], sort_keys=True)
         kept.setdefault(key, []).append((result.source.step or 0, list(_of_result(run, result))))
         if result.data is not None and result.classes is not None:
@@ -105,7 +108,9 @@ def _what(result: ProbeResult) -> dict[str, Any]:
     """A probe without what differs from seed to seed: label, features, and every setting."""
     settings = flat({"view": result.view, "probe": result.probe})
     kept = {key: value for key, value in settings.items() if key not in SEEDS}
-    return {"label": result.label, "features": result.source.kind, **kept, "chance": result.chance}
+    split = None if result.data is None or result.data.test.split is None else Path(result.data.test.split).name
+    tested_on = {} if split is None else {"split": split}
+    return {"label": result.label, "features": result.source.kind, **tested_on, **kept, "chance": result.chance}
 
 
 ANALYSIS, DECODERS = "analysis", "decoders"

@@ -168,10 +168,17 @@ class ProbeSplit(Struct, frozen=True):
     labels: Count
 
 
+class TestedSplit(Struct, frozen=True):
+    """A split that a probe was tested on."""
+
+    split: Word | None = None
+
+
 class ProbeData(Struct, frozen=True):
     """The data of a probe."""
 
     train: ProbeSplit
+    test: TestedSplit = TestedSplit()
 
 
 class ProbeSettingsRecord(Struct, frozen=True):
@@ -193,6 +200,7 @@ class ProbeResult(Struct, frozen=True):
     curve: list[CurvePoint] | None = None
     data: ProbeData | None = None
     classes: Annotated[list[Word], Meta(min_length=1)] | None = None
+    warnings: list[Word] = []
 
     def __post_init__(self) -> None:
         parse(self.probe, ProbeSettingsRecord)

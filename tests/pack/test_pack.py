@@ -441,7 +441,13 @@ def test_artificial_speech_is_resampled_cut_padded_and_labeled(tmp_path: Path):
         expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(length) / RATE)
         np.testing.assert_allclose(pcm[100 : voiced - 100], expected[100 : voiced - 100], atol=0.005)
         assert not pcm[voiced + 1 :].any()
-    assert opened.manifest.labels == {"speaker": ["de_boer"], "syllable": ["du"], "vowel": ["u"]}
+    assert opened.manifest.labels == {
+        "session": ["1", "2"],
+        "speaker": ["de_boer"],
+        "syllable": ["du"],
+        "vowel": ["u"],
+    }
+    assert opened.index.labels["session"].tolist() == [1], "the folder `test` is the second session"
     assert opened.index.labels["syllable"].tolist() == [0]
     with tarfile.open(opened.shard_path(0)) as tar:
         facts = json.load(tar.extractfile("babidu_1_3_du.json"))  # pyright: ignore[reportArgumentType]
@@ -453,6 +459,7 @@ def test_artificial_speech_is_resampled_cut_padded_and_labeled(tmp_path: Path):
         "sample_rate": 16_000,
         "syllable": "du",
         "vowel": "u",
+        "session": "2",
         "word": "babidu",
         "position": 3,
     }
@@ -479,6 +486,13 @@ def test_real_artificial_speech_has_the_lengths_and_labels_of_the_papers(shared:
             names = [opened.manifest.labels["syllable"][i] for i in opened.index.labels["syllable"]]
             assert names == [key[-2:] for key in opened.index.key]
             assert [opened.manifest.labels["vowel"][i] for i in opened.index.labels["vowel"]] == [n[1] for n in names]
+    reshuffled = [open_split(tmp_path / "out", f"syllables_reshuffled_{part}").index for part in ("train", "test")]
+    published = [open_split(tmp_path / "out", f"syllables_{part}").index for part in ("train", "test")]
+    assert sum(map(len, reshuffled)) == sum(map(len, published))
+    assert len(reshuffled[1]) == round(0.2 * sum(map(len, reshuffled)))
+    assert not set(reshuffled[0].key) & set(reshuffled[1].key)
+    sessions = np.concatenate([index.labels["session"] for index in reshuffled])
+    assert np.bincount(sessions).tolist() == [len(index) for index in published], "each published split is a session"
 
 
 def test_real_librispeech_packs_without_a_problem(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
