@@ -18,14 +18,12 @@ from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError, counted
 
-from .graph import done_jobs
-from .listing import find_sweeps, read_plan
 from .naming import as_typed, command
-from .plan import SWEEPS, Plan
+from .plan import SWEEPS, Plan, find_sweeps, read_plan
 from .records import Held, Record, Records
 from .scheduler import JobId
 from .slurm import SlurmScheduler
-from .states import find_states, process_runs
+from .states import done_jobs, find_states, process_runs
 
 DESCRIPTION = """\
 Cancel a sweep's jobs in SLURM's queue, children first, so that none starts while its parents end. Running jobs get

@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from simdist.cluster.choice import Choice, chosen_profile
 from simdist.cluster.discovery import Limits
+from simdist.cluster.profile import Profile
 from simdist.config.schema import Config
 from simdist.core.errors import counted
 
-from .cluster_options import ON_THIS_MACHINE
 from .estimate import StageCost, measure, stage_costs
-from .graph import done_jobs
 from .naming import CODE
+from .options import ON_THIS_MACHINE
 from .plan import Job, Plan
-from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import Records
-from .scheduler import JobArray, JobId
+from .scheduler import JobArray, JobId, arrays, parts, shares
 from .snapshot import CODE_COPIES, left_out
-from .states import ALIVE, JobState, find_states
-from .submission import arrays, parts, shares, what_is_missing
+from .states import ALIVE, JobState, done_jobs, find_states
+from .submit import what_is_missing
 
 SHOWN_RUNS = 3
 USUAL = Limits()
@@ -49,6 +49,8 @@ def show(
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
+        from .batch_scripts import parameters_of_all  # submitit takes half a second to import
+
         choice = choice or chosen_profile(cluster)
         profile, limits = choice.profile, choice.limits
         profiles = parameters_of_all(plan, profile)

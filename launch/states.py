@@ -1,4 +1,4 @@
-"""The state of every job of a sweep, from run folders, then the queue, then the accounting.
+"""Which jobs of a sweep are done, and the state of every job: from run folders, then the queue, then the accounting.
 
 A run's folder is the truth about what is done. The queue says what is on its way. The accounting is asked last, about
 jobs that are neither, for it is slow, lags behind, and calls a job PREEMPTED long after it has gone on.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,9 +18,8 @@ from typing import Literal
 from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, counted
 from simdist.runs.reader import is_held
 
-from .graph import blocked_by, is_younger
 from .naming import JOB_MODULE
-from .plan import Plan
+from .plan import Job, Plan
 from .records import Record
 from .scheduler import JobStatus, Scheduler
 from .slurm import NEVER, SlurmScheduler, has_slurm
@@ -27,6 +27,77 @@ from .slurm import NEVER, SlurmScheduler, has_slurm
 Status = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "blocked"]
 """`stopped` resumes when it is started again; `blocked`: a parent failed or was cancelled."""
 ALIVE = ("running", "queued")
+
+
+# --- the graph: what is done, ready, blocked --------------------------------------------------------------------------
+
+
+def exists(path: Path) -> bool:
+    """Whether a file exists."""
+    return path.exists()
+
+
+def done_jobs(plan: Plan, is_there: Callable[[Path], bool] = exists) -> set[str]:
+    """Jobs that are done.
+
+    A packing whose every run is trained is not asked for again, although the corpus may be gone. A report is done only
+    if it is younger than what it reports on.
+    """
+    own = {job.name for job in plan.jobs.values() if all(is_there(path) for path in job.done)}
+    children = plan.children()
+    for job in plan.jobs.values():
+        if job.kind == "pack" and all(child in own for child in children[job.name] if not _is_report(plan, child)):
+            own.add(job.name)
+    for job in plan.jobs.values():
+        if job.runs_after_failure and job.name in own and not _is_fresh(plan, job, own):
+            own.discard(job.name)
+    return own
+
+
+def _is_report(plan: Plan, name: str) -> bool:
+    return plan.jobs[name].runs_after_failure
+
+
+def _is_fresh(plan: Plan, report: Job, done: Collection[str]) -> bool:
+    return all(parent in done for parent in report.parents) and is_younger(plan, report, report.parents)
+
+
+def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
+    """Whether a report was made after all that these jobs left."""
+    newest = 0.0
+    for parent in parents:
+        for path in plan.jobs[parent].done:
+            with suppress(FileNotFoundError):
+                newest = max(newest, path.stat().st_mtime)
+    try:
+        return min(path.stat().st_mtime for path in report.done) >= newest
+    except FileNotFoundError:
+        return False
+
+
+def ready(plan: Plan, name: str, done: Collection[str], blocked: Collection[str]) -> bool:
+    """Whether a job's parents are done; for a report, whether they are done or blocked."""
+    job = plan.jobs[name]
+    if job.runs_after_failure:
+        return all(parent in done or parent in blocked for parent in job.parents)
+    return all(parent in done for parent in job.parents)
+
+
+def blocked_by(plan: Plan, failed: Collection[str]) -> dict[str, str]:
+    """Jobs that can never run, each with the failed job that blocks it."""
+    found: dict[str, str] = {}
+    for job in plan.jobs.values():  # parents stand before their children
+        if job.runs_after_failure or job.name in failed:
+            continue
+        for parent in job.parents:
+            root = parent if parent in failed else found.get(parent)
+            if root is not None:
+                found[job.name] = root
+                break
+    return found
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
