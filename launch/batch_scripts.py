@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, JobPaths
 
-from simdist.cluster.profile import Profile, profile_for, replaced
+from simdist.cluster.profile import Profile, profile_for
 from simdist.core.errors import InputError
 from simdist.core.requeue import without_job
 
@@ -50,25 +50,14 @@ class BatchContext:
 
 def task_of(job: Job, profile: Profile) -> Task:
     """The job as submitit pickles it, with the profile's limit of requeues."""
-    limit = profile.max_requeues if profile.requeue else 0
-    words = job.command
-    if job.kind == "train":
-        words = (*words, "--train.max_requeues", str(limit))
+    limit = profile.allowed_requeues
+    words = (*job.command, *(("--train.max_requeues", str(limit)) if job.kind == "train" else ()))
     marker = str(job.marker.absolute()) if job.marker else None
     return Task(words, marker, str(job.folder.absolute()), limit)
 
 
-def sbatch_parameters(profile: Profile, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Keywords for `submitit.SlurmExecutor.update_parameters` (for `AutoExecutor`, put `slurm_` before each).
-
-    Args:
-        profile: the cluster.
-        overrides: fields of `Profile` that this job has otherwise, such as `{"time_minutes": 30}`.
-
-    Raises:
-        ValueError: an override names no field of a profile, or has a value that is not allowed.
-    """
-    profile = replaced(profile, overrides or {})
+def sbatch_parameters(profile: Profile) -> dict[str, Any]:
+    """A profile as keywords for `submitit.SlurmExecutor.update_parameters`."""
     parameters = {key: getattr(profile, key) for key in SAME_NAME if getattr(profile, key) is not None}
     if profile.gpu_request is not None:
         parameters["gpus_per_node"] = profile.gpu_request
@@ -108,7 +97,7 @@ def job_profile(job: Job, profile: Profile) -> Profile:
         raise InputError(f"stage {job.stage}: resources: {error}") from error
 
 
-def parameters_of_all(plan: Plan, profile: Profile) -> dict[str, Profile]:
+def stage_profiles(plan: Plan, profile: Profile) -> dict[str, Profile]:
     """The profile of every stage, so that errors are found before submission."""
     return {job.stage: job_profile(job, profile) for job in plan.jobs.values()}
 
@@ -156,14 +145,13 @@ def dependency(array: JobArray) -> str:
 def end_lines(context: BatchContext, profile: Profile) -> list[str]:
     """End of the batch script: `launch.endings` handles failures, and jobs held back by a queue limit."""
     folder = context.folder.absolute()
-    limit = profile.max_requeues if profile.requeue else 0
     python = profile.python or shlex.quote(sys.executable)
     setup = profile.setup if profile.python else ()  # a container's command may need a module
     return [
         "code=$?",
         f"if [ $code -ne 0 ] || [ -e {shlex.quote(str(folder / HELD))} ]; then",
         *(f"    {line}" for line in setup),
-        f"    {python} -m {PACKAGE}.endings $code {limit} {shlex.quote(str(folder))}",
+        f"    {python} -m {PACKAGE}.endings $code {profile.allowed_requeues} {shlex.quote(str(folder))}",
         "fi",
         "exit $code",
     ]

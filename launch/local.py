@@ -27,7 +27,7 @@ from .naming import CODE, JOB_MODULE
 from .plan import Job, Plan
 from .records import Record, Records
 from .scheduler import JobArray, JobId, JobStatus
-from .states import blocked_by, done_jobs, ready
+from .states import blocked_by, done_jobs
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command
@@ -228,10 +228,8 @@ def run_locally(
     for job in plan.jobs.values():  # parents stand before their children
         if job.name not in done:
             waits = tuple(JobId(parent) for parent in job.parents if parent not in done)
-            array = (
-                JobArray((job,), after_end=waits) if job.runs_after_failure else JobArray((job,), after_success=waits)
-            )
-            submitted += scheduler.submit(array)
+            success, end = ((), waits) if job.runs_after_failure else (waits, ())
+            submitted += scheduler.submit(JobArray((job,), after_success=success, after_end=end))
     while not stop.signal_number and scheduler.advance():
         time.sleep(POLL_SECONDS)
     if stop.signal_number:
@@ -268,12 +266,14 @@ def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
     """Run the missing jobs in this process, one after the other, until the first preemption or Ctrl-C."""
     outcome = Outcome(done=done_jobs(plan))
     for job in plan.jobs.values():
-        blocked = {*outcome.failed, *blocked_by(plan, outcome.failed)}
-        if job.name in outcome.done or job.name in blocked or not ready(plan, job.name, outcome.done, blocked):
-            continue
+        if job.name in outcome.done or job.name in blocked_by(plan, outcome.failed):
+            continue  # the others' parents stand before them: they are done, or failed and the job is a report
         log(f"{job.name}: python -m simdist.{' '.join(job.command)}")
         code = work(job.command, job.marker)
-        _forget_processes()
+        accelerate = sys.modules.get("accelerate.state")
+        if accelerate is not None:  # it keeps one state and precision per process
+            accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+            accelerate.GradientState._reset_state()
         if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
             outcome.signal_number = 2 if code == EXIT_INTERRUPTED else 15
             break
@@ -282,11 +282,3 @@ def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
         else:
             outcome.failed[job.name] = code
     return outcome
-
-
-def _forget_processes() -> None:
-    """Reset Accelerate, which keeps one state and precision per process."""
-    state = sys.modules.get("accelerate.state")
-    if state is not None:
-        state.AcceleratorState._reset_state(reset_partial_state=True)
-        state.GradientState._reset_state()

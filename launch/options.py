@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from jsonargparse import Namespace
 from simdist.cluster.choice import Choice, chosen_profile
 from simdist.config.parser import Parser
 from simdist.core.errors import InputError
-from simdist.core.files import write_text
 
-from .plan import MANIFEST, Plan
-from .slurm import said
+from .plan import MANIFEST
+from .slurm import Command, said
 from .sweep_file import CONFIG_KEYS, SHIPPED, SweepFile
 
 FIELDS = {  # of a profile, by option
@@ -127,7 +126,11 @@ def _has_phones(root: Path) -> bool:
         return True
 
 
-def default_cluster(ask: Callable[[Sequence[str]], str] | None = None) -> tuple[str, str]:
+def _ask(words: Sequence[str]) -> str:
+    return subprocess.run(words, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True).stdout
+
+
+def default_cluster(ask: Command = _ask) -> tuple[str, str]:
     """The default cluster, `slurm` or `local`, and the reason.
 
     Args:
@@ -139,9 +142,9 @@ def default_cluster(ask: Callable[[Sequence[str]], str] | None = None) -> tuple[
     if shutil.which("sbatch") is None:
         return "local", "there is no SLURM on this machine"
     try:
-        (ask or _ask)(QUESTION)
+        ask(QUESTION)
     except (OSError, subprocess.SubprocessError) as error:
-        text = _stderr(error)
+        text = said(error)
         if "SLURM_CONF" not in os.environ and any(part in text for part in NO_CONFIGURATION):
             return "local", "SLURM is installed on this machine, but not configured"
         raise InputError(
@@ -149,18 +152,6 @@ def default_cluster(ask: Callable[[Sequence[str]], str] | None = None) -> tuple[
             "Try again, or run the sweep on this machine with --cluster local."
         ) from error
     return "slurm", "SLURM answers on this machine"
-
-
-def _ask(words: Sequence[str]) -> str:
-    return subprocess.run(words, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True).stdout
-
-
-def _stderr(error: Exception) -> str:
-    """What the command said, also if it was given up: SLURM repeats itself for a minute about a missing file."""
-    text = getattr(error, "stderr", None)
-    if isinstance(text, bytes):
-        text = text.decode(errors="replace")
-    return said(RuntimeError(text)) if text else said(error)
 
 
 # --- resources of jobs on SLURM ---------------------------------------------------------------------------------------
@@ -243,8 +234,3 @@ def choose_cluster(parsed: Namespace, cluster: str) -> Choice | None:
     """
     options = cluster_options(parsed, cluster)
     return None if cluster in ON_THIS_MACHINE else chosen_profile(cluster, options, must_answer=not parsed.dry_run)
-
-
-def write_choice(plan: Plan, choice: Choice) -> None:
-    """Write the profile to the sweep's folder, for jobs that submit other jobs."""
-    write_text(plan.folder / CLUSTER_FILE, choice.text())

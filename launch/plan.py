@@ -68,8 +68,7 @@ class Job:
     @property
     def identity(self) -> str:
         """Sixteen hex digits that identify the work."""
-        text = json.dumps([hashed_words(self.command), [str(path) for path in self.done]])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest([hashed_words(self.command), [str(path) for path in self.done]], 16)
 
     @property
     def marker(self) -> Path | None:
@@ -127,10 +126,6 @@ class Plan:
                 found[parent].append(job.name)
         return found
 
-    def config_file(self, run: str) -> Path:
-        """Where the resolved configuration of a run is written for its job."""
-        return config_file(self.folder, run)
-
 
 def hashed_words(command: Sequence[str]) -> list[str]:
     """A command as it is hashed for jobs and markers: with the words of the first sweeps, so that their results count.
@@ -140,8 +135,12 @@ def hashed_words(command: Sequence[str]) -> list[str]:
     return ["--run" if word == "--run-dir" else word for word in command]
 
 
+def _digest(words: Sequence[Any], length: int) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:length]
+
+
 def config_file(folder: Path, run: str) -> Path:
-    """A run's configuration in a sweep's folder."""
+    """Where the resolved configuration of a run is written for its job, in the sweep's folder."""
     return folder / "configs" / f"{run}.yaml"
 
 
@@ -178,11 +177,12 @@ def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRu
 def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Path) -> Iterator[Job]:
     stages = list(sweep.stages.values())
     pack = next((stage for stage in stages if stage.kind == "pack"), None)
-    packed = {job.name: job for variant in variants.values() for job in _pack(pack, variant)} if pack else {}
+    packing = {run: _pack(pack, variant) for run, variant in variants.items()} if pack else {}
+    packed = {job.name: job for job in packing.values()}
     yield from packed.values()
     names = list(packed)
     for run, variant in variants.items():
-        parents = tuple(job.name for job in _pack(pack, variant)) if pack else ()
+        parents = (packing[run].name,) if pack else ()
         train = _train(sweep, run, runs / run, config_file(folder, run), parents)
         yield train
         names.append(train.name)
@@ -199,14 +199,14 @@ def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Pa
         yield _report(report, folder, [runs / run for run in variants], names)
 
 
-def _pack(stage: Stage, variant: Variant) -> list[Job]:
+def _pack(stage: Stage, variant: Variant) -> Job:
     data = variant.config.data
     root = Path(data.root)
     splits = dict.fromkeys([data.train_split, data.test_split, *stage.splits])
     command = ("pack", stage.corpus, stage.source, data.root, *_words(stage))
     done = tuple(root / split / MANIFEST for split in splits)
     name = f"{stage.name}/{data.root.strip('/').replace('/', '-')}"
-    return [Job(name, stage.name, "pack", command, root, done, resources=stage.resources)]
+    return Job(name, stage.name, "pack", command, root, done, resources=stage.resources)
 
 
 def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tuple[str, ...]) -> Job:
@@ -221,8 +221,7 @@ def _on_run(stage: Stage, variant: Variant, folder: Path, parents: tuple[str, ..
     """The jobs of a stage that reads a trained run."""
     for what, words in _parts(stage, variant):
         command = (stage.kind, *words, "--run-dir", str(folder), *_words(stage))
-        digest = hashlib.sha256(json.dumps(hashed_words(command)).encode()).hexdigest()[:8]
-        marker = folder / MARKERS / f"{stage.name}-{what}-{digest}.json"
+        marker = folder / MARKERS / f"{stage.name}-{what}-{_digest(hashed_words(command), 8)}.json"
         name = f"{stage.name}/{variant.run}/{what}"
         yield Job(name, stage.name, stage.kind, command, folder, (marker,), parents, stage.resources, variant.run)
 
@@ -266,8 +265,7 @@ def _conv_modules(variant: Variant) -> list[int]:
 def _report(stage: Stage, folder: Path, runs: list[Path], parents: Iterable[str]) -> Job:
     out = folder / "report"
     command = ("report", *(str(run) for run in runs), "--out", str(out), *_words(stage))
-    digest = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
-    marker = out / f"done-{digest}.json"
+    marker = out / f"done-{_digest(command, 8)}.json"
     return Job(stage.name, stage.name, "report", command, out, (marker,), tuple(parents), stage.resources)
 
 
@@ -297,7 +295,7 @@ def write_plan(plan: Plan, configs: Mapping[str, Config]) -> None:
     (plan.folder / "configs").mkdir(parents=True, exist_ok=True)
     for run, config in configs.items():
         text = yaml.dump(to_dict(config), Dumper=DUMPER, sort_keys=False)
-        file = plan.config_file(run)
+        file = config_file(plan.folder, run)
         if not file.exists() or file.read_text() != text:  # not synced: made again by the next command if it is lost
             temporary = temporary_path(file)
             temporary.write_text(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from simdist.cluster.discovery import Limits
@@ -84,14 +84,7 @@ class JobArray:
 
     def first(self, count: int) -> JobArray:
         """The same with its first `count` jobs only."""
-        return JobArray(
-            self.jobs[:count],
-            self.indices[:count],
-            self.after_success,
-            self.after_same_index,
-            self.after_end,
-            self.throttle,
-        )
+        return replace(self, jobs=self.jobs[:count], indices=self.indices[:count])
 
 
 class SchedulerError(InputError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,37 +29,26 @@ Status = Literal["done", "running", "queued", "missing", "stopped", "failed", "c
 ALIVE = ("running", "queued")
 
 
-# --- the graph: what is done, ready, blocked --------------------------------------------------------------------------
+# --- the graph: what is done, what is blocked -------------------------------------------------------------------------
 
 
-def exists(path: Path) -> bool:
-    """Whether a file exists."""
-    return path.exists()
-
-
-def done_jobs(plan: Plan, is_there: Callable[[Path], bool] = exists) -> set[str]:
+def done_jobs(plan: Plan) -> set[str]:
     """Jobs that are done.
 
     A packing whose every run is trained is not asked for again, although the corpus may be gone. A report is done only
     if it is younger than what it reports on.
     """
-    own = {job.name for job in plan.jobs.values() if all(is_there(path) for path in job.done)}
+    own = {job.name for job in plan.jobs.values() if all(path.exists() for path in job.done)}
     children = plan.children()
     for job in plan.jobs.values():
-        if job.kind == "pack" and all(child in own for child in children[job.name] if not _is_report(plan, child)):
+        if job.kind == "pack" and all(
+            child in own or plan.jobs[child].runs_after_failure for child in children[job.name]
+        ):
             own.add(job.name)
     for job in plan.jobs.values():
-        if job.runs_after_failure and job.name in own and not _is_fresh(plan, job, own):
+        if job.runs_after_failure and not (own.issuperset(job.parents) and is_younger(plan, job, job.parents)):
             own.discard(job.name)
     return own
-
-
-def _is_report(plan: Plan, name: str) -> bool:
-    return plan.jobs[name].runs_after_failure
-
-
-def _is_fresh(plan: Plan, report: Job, done: Collection[str]) -> bool:
-    return all(parent in done for parent in report.parents) and is_younger(plan, report, report.parents)
 
 
 def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
@@ -73,14 +62,6 @@ def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
         return min(path.stat().st_mtime for path in report.done) >= newest
     except FileNotFoundError:
         return False
-
-
-def ready(plan: Plan, name: str, done: Collection[str], blocked: Collection[str]) -> bool:
-    """Whether a job's parents are done; for a report, whether they are done or blocked."""
-    job = plan.jobs[name]
-    if job.runs_after_failure:
-        return all(parent in done or parent in blocked for parent in job.parents)
-    return all(parent in done for parent in job.parents)
 
 
 def blocked_by(plan: Plan, failed: Collection[str]) -> dict[str, str]:
@@ -157,19 +138,12 @@ def find_states(
 
 def _local(record: Record) -> JobState:
     if record.code is None:
-        return (
-            JobState("running", nodes=record.host)
-            if is_alive(record)
-            else JobState("stopped", "its process was killed")
-        )
+        if record.host == socket.gethostname() and process_runs(int(record.id), JOB_MODULE):
+            return JobState("running", nodes=record.host)
+        return JobState("stopped", "its process was killed")
     if record.code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
         return JobState("stopped", "saved; the sweep was stopped")
     return JobState("failed", f"exit code {record.code}")
-
-
-def is_alive(record: Record) -> bool:
-    """Whether a local job's process lives on this machine."""
-    return record.host == socket.gethostname() and process_runs(int(record.id), JOB_MODULE)
 
 
 def process_runs(pid: int, word: str) -> bool:

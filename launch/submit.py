@@ -97,12 +97,12 @@ def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -
     Raises:
         InputError: no SLURM here, or the sweep's resources do not fit the profile.
     """
-    from .batch_scripts import BatchContext, parameters_of_all  # submitit takes half a second to import
+    from .batch_scripts import BatchContext, stage_profiles  # submitit takes half a second to import
 
     if not has_slurm():
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
     choice = choice or chosen_profile(cluster)
-    parameters_of_all(plan, choice.profile)
+    stage_profiles(plan, choice.profile)  # raises for a wrong resource of any stage
     code = functools.cache(lambda: _copied_code(plan, console))
     scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), choice.limits)
     return Submitter(plan, cluster, choice.profile, scheduler, console)
@@ -192,10 +192,20 @@ class Submitter:
             states = self._without_endless(states, records)
         held = Held.read(self.plan.folder).jobs
         wanted = what_is_missing(self.plan, states, records, retry, held, self._cancelled(states, records))
-        self._say_what(states, wanted, retry)
+        if retry or wanted.submit:
+            counts = {word: sum(s.status == word for s in states.values()) for word in ("done", "running", "queued")}
+            self.console.print(
+                f"{self.plan.name}: {counted(len(self.plan.jobs), 'job')}; {counts['done']} done, "
+                f"{counts['running']} running, {counts['queued']} queued; submitting {len(wanted.submit)}",
+                markup=False,
+            )
         if wanted.cancel:
             self.scheduler.cancel([records[name].job_id for name in wanted.cancel])
-        ids = {name: record.job_id for name, record in records.items() if _is_submitted(states, name, record)}
+        ids = {  # queued or running on the cluster, so that others can depend on them
+            name: record.job_id
+            for name, record in records.items()
+            if name in states and states[name].status in ALIVE and record.cluster != "local"
+        }
         for name in wanted.submit:
             ids.pop(name, None)
         if self._limits.max_submit is not None and wanted.submit:
@@ -291,7 +301,7 @@ class Submitter:
 
     def _without_endless(self, states: dict[str, JobState], records: Mapping[str, Record]) -> dict[str, JobState]:
         """Mark jobs that repeatedly end in the same way, or have used all successors, as failed."""
-        limit = self.profile.max_requeues + 1 if self.profile.requeue else 1
+        limit = self.profile.allowed_requeues + 1
         found = dict(states)
         for name, state in states.items():
             if state.status != "stopped":
@@ -305,17 +315,6 @@ class Submitter:
             if self._given_up.get(name) == starts:
                 found[name] = JobState("failed", f"{state.reason}, {starts} times", state.nodes)
         return found
-
-    def _say_what(self, states: Mapping[str, JobState], wanted: Submission, retry: bool) -> None:
-        counts = {
-            word: sum(state.status == word for state in states.values()) for word in ("done", "running", "queued")
-        }
-        if retry or wanted.submit:
-            self.console.print(
-                f"{self.plan.name}: {counted(len(self.plan.jobs), 'job')}; {counts['done']} done, "
-                f"{counts['running']} running, {counts['queued']} queued; submitting {len(wanted.submit)}",
-                markup=False,
-            )
 
     def _take_back_lost(self) -> None:
         """Cancel jobs whose submission was killed before their numbers were recorded."""
@@ -334,11 +333,6 @@ class Submitter:
         self.console.print(
             f"cancelled {counted(len(alive), 'job')} that {self.plan.name} no longer asks for", markup=False
         )
-
-
-def _is_submitted(states: Mapping[str, JobState], name: str, record: Record) -> bool:
-    """Whether a job is queued or running on the cluster, so that others can depend on it."""
-    return name in states and states[name].status in ALIVE and record.cluster != "local"
 
 
 def explain(plan: Plan, states: Mapping[str, JobState], records: Mapping[str, Record], console: Console) -> None:
@@ -394,7 +388,8 @@ def what_is_missing(
         open_parents = [parent for parent in job.parents if states[parent].status != "done"]
         moved = any(parent in submit or _has_moved(parent, job.name, records) for parent in open_parents)
         moved = moved or (job.name in records and records[job.name].identity != job.identity)
-        if status in ALIVE and (not moved or _has_begun(status, job)):
+        has_begun = status == "running" and not job.runs_after_failure  # so its parents were done
+        if status in ALIVE and (not moved or has_begun):
             continue
         if not retry and job.name not in held:
             if job.name in cancelled or (job.name in records and records[job.name].cancelled):
@@ -408,11 +403,6 @@ def what_is_missing(
             cancel[job.name] = None
         submit[job.name] = None
     return Submission(tuple(submit), tuple(cancel))
-
-
-def _has_begun(status: str, job: Job) -> bool:
-    """Whether a running job implies that its parents are done; a report does not."""
-    return status == "running" and not job.runs_after_failure
 
 
 def _has_moved(parent: str, child: str, records: Mapping[str, Record]) -> bool:

@@ -20,6 +20,7 @@ from simdist.cluster.profile import profile_names
 from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError, counted
+from simdist.core.files import write_text
 from simdist.core.signals import SignalHandler
 
 from .cancel import OWNER, write_owner
@@ -27,6 +28,7 @@ from .dry_run import show
 from .local import Outcome, run_here, run_locally, visible_gpus
 from .naming import IN_WHEEL, as_typed, command
 from .options import (
+    CLUSTER_FILE,
     ON_THIS_MACHINE,
     add_cluster_options,
     choose_cluster,
@@ -36,7 +38,6 @@ from .options import (
     refuse_dashes,
     refuse_options_of_others,
     split_overrides,
-    write_choice,
 )
 from .plan import MANIFEST, RUNS, SWEEPS, Plan, build, write_plan
 from .records import LOCK, Records, last_lines
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_plan(plan, configs)
         if choice is None:
             return _run_on_this_machine(plan, cluster, parsed.jobs, console)
-        write_choice(plan, choice)
+        write_text(plan.folder / CLUSTER_FILE, choice.text())  # for jobs that submit others
         return submit_sweep(
             plan, cluster, console, prune=parsed.prune, wait=parsed.wait, choice=choice, every=parsed.every
         )

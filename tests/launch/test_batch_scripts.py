@@ -126,7 +126,7 @@ def sbatch_lines(profile: Profile, folder: Path, monkeypatch: pytest.MonkeyPatch
     """The #SBATCH lines that submitit writes for a profile, also where there is no SLURM."""
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 1))
     executor = SlurmExecutor(folder)
-    executor.update_parameters(**sbatch_parameters(profile, overrides))
+    executor.update_parameters(**sbatch_parameters(replaced(profile, overrides)))
     return executor._make_submission_file_text("true", "uid").splitlines()
 
 
@@ -278,7 +278,7 @@ def test_python_of_a_container_and_the_comment_of_the_site(tmp_path: Path) -> No
 
 
 def test_a_job_without_gpus_asks_for_none() -> None:
-    parameters = sbatch_parameters(load_profile("gpu"), {"gpus_per_node": 0})
+    parameters = sbatch_parameters(replaced(load_profile("gpu"), {"gpus_per_node": 0}))
     assert "gpus_per_node" not in parameters
     assert "mem_per_gpu" not in parameters
     assert parameters["ntasks_per_node"] == 1
@@ -291,7 +291,7 @@ def test_a_short_job_is_still_warned_in_time() -> None:
 
 def test_an_unknown_override_names_the_fields() -> None:
     with pytest.raises(ValueError, match=r"has no gpus; its fields are partition, account.*gpus_per_node"):
-        sbatch_parameters(Profile(), {"gpus": 4})
+        replaced(Profile(), {"gpus": 4})
 
 
 @pytest.mark.parametrize(

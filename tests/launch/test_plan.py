@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launch.estimate import total_steps
-from launch.plan import Length, build, find_sweeps, read_plan, write_plan
+from launch.plan import Length, build, config_file, find_sweeps, read_plan, write_plan
 from launch.variants import expand
 from simdist.config.schema import to_dict
 from simdist.core.errors import InputError
@@ -126,7 +126,7 @@ def test_a_plan_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     from simdist.config.load import read_config
 
     run = next(iter(configs))
-    assert read_config(plan.config_file(run)) == configs[run]
+    assert read_config(config_file(plan.folder, run)) == configs[run]
     with pytest.raises(InputError, match=r"no sweep 'other' in .*there are small"):
         find_sweeps(tmp_path / "sweeps", "other")
 
