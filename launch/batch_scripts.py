@@ -1,4 +1,4 @@
-"""Batch scripts of job arrays: resources, dependencies, the code they run, and how they end."""
+"""Batch scripts of job arrays: a profile's resources, dependencies, the code they run, and how they end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, JobPaths
 
+from simdist.cluster.profile import Profile, profile_for
+from simdist.core.errors import InputError
 from simdist.core.requeue import without_job
 
 from .endings import ENDED
 from .job import Task
 from .naming import PACKAGE
-from .plan import Job
-from .profiles import Profile, job_profile, sbatch_parameters
+from .plan import Job, Plan
 from .records import HELD
 from .scheduler import JobArray
+
+# Since SLURM 22.05, srun no longer takes this over from sbatch, and each task would get one core.
+CORES = 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+SAME_NAME = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mem_per_gpu", "mem", "exclude")
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,56 @@ class BatchContext:
 
 def task_of(job: Job, profile: Profile) -> Task:
     """The job as submitit pickles it, with the profile's limit of requeues."""
-    limit = profile.max_requeues if profile.requeue else 0
-    words = job.command
-    if job.kind == "train":
-        words = (*words, "--train.max_requeues", str(limit))
+    limit = profile.allowed_requeues
+    words = (*job.command, *(("--train.max_requeues", str(limit)) if job.kind == "train" else ()))
     marker = str(job.marker.absolute()) if job.marker else None
     return Task(words, marker, str(job.folder.absolute()), limit)
+
+
+def sbatch_parameters(profile: Profile) -> dict[str, Any]:
+    """A profile as keywords for `submitit.SlurmExecutor.update_parameters`."""
+    parameters = {key: getattr(profile, key) for key in SAME_NAME if getattr(profile, key) is not None}
+    if profile.gpu_request is not None:
+        parameters["gpus_per_node"] = profile.gpu_request
+    return parameters | {
+        "ntasks_per_node": profile.num_tasks_per_node,
+        "time": profile.time_minutes,
+        "array_parallelism": profile.array_throttle,
+        "signal_delay_s": profile.signal_lead_s,
+        "setup": [CORES, *profile.setup],
+        "srun_args": list(profile.srun_args),
+        "additional_parameters": _additional(profile),
+    }
+
+
+def _additional(profile: Profile) -> dict[str, Any]:
+    """Options without a keyword in submitit; false omits an option."""
+    options: dict[str, Any] = {
+        key.replace("_", "-"): value for key, value in profile.extra.items() if value is not False
+    }
+    own = {"reservation": profile.reservation, "comment": profile.comment, "mail-user": profile.mail}
+    options |= {name: value for name, value in own.items() if value is not None}
+    if profile.mail is not None:
+        options["mail-type"] = ",".join(profile.mail_events)
+    options["requeue" if profile.requeue else "no-requeue"] = True
+    return options
+
+
+def job_profile(job: Job, profile: Profile) -> Profile:
+    """The profile as this job uses it.
+
+    Raises:
+        InputError: the sweep's resources name a field that a profile does not have, or a value that cannot be.
+    """
+    try:
+        return profile_for(job.kind, profile, job.resources)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"stage {job.stage}: resources: {error}") from error
+
+
+def stage_profiles(plan: Plan, profile: Profile) -> dict[str, Profile]:
+    """The profile of every stage, so that errors are found before submission."""
+    return {job.stage: job_profile(job, profile) for job in plan.jobs.values()}
 
 
 def parameters(context: BatchContext, array: JobArray, tag: str, code: Path) -> dict[str, Any]:
@@ -96,14 +145,13 @@ def dependency(array: JobArray) -> str:
 def end_lines(context: BatchContext, profile: Profile) -> list[str]:
     """End of the batch script: `launch.endings` handles failures, and jobs held back by a queue limit."""
     folder = context.folder.absolute()
-    limit = profile.max_requeues if profile.requeue else 0
     python = profile.python or shlex.quote(sys.executable)
     setup = profile.setup if profile.python else ()  # a container's command may need a module
     return [
         "code=$?",
         f"if [ $code -ne 0 ] || [ -e {shlex.quote(str(folder / HELD))} ]; then",
         *(f"    {line}" for line in setup),
-        f"    {python} -m {PACKAGE}.endings $code {limit} {shlex.quote(str(folder))}",
+        f"    {python} -m {PACKAGE}.endings $code {profile.allowed_requeues} {shlex.quote(str(folder))}",
         "fi",
         "exit $code",
     ]

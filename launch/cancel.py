@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:  # run as a script: relative imports need the package (PEP 366)
@@ -18,14 +18,11 @@ from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError, counted
 
-from .graph import done_jobs
-from .listing import find_sweeps, read_plan
 from .naming import as_typed, command
-from .plan import SWEEPS, Plan
-from .records import Held, Record, Records
-from .scheduler import JobId
+from .plan import SWEEPS, Plan, find_sweeps, read_plan
+from .records import Held, Records
 from .slurm import SlurmScheduler
-from .states import find_states, process_runs
+from .states import done_jobs, find_states, process_runs
 
 DESCRIPTION = """\
 Cancel a sweep's jobs in SLURM's queue, children first, so that none starts while its parents end. Running jobs get
@@ -101,24 +98,17 @@ def chosen(plan: Plan, runs: Sequence[str], stage: str | None) -> list[str]:
     ]
 
 
-def children_first(wanted: Sequence[str], records: Mapping[str, Record], alive: Mapping[str, object]) -> list[JobId]:
-    """Ids to cancel, in order."""
-    return [records[name].job_id for name in reversed(wanted) if name in records and name in alive]
-
-
 def _cancel_on_cluster(plan: Plan, wanted: Sequence[str]) -> list[str]:
+    """Cancel jobs that are in the queue, children first; returns their names."""
     log = Records(plan.folder)
     records = log.latest()
     scheduler = SlurmScheduler()
     states = find_states(plan, done_jobs(plan), records, scheduler)
-    alive = {name: state for name, state in states.items() if state.in_queue}
-    ids = children_first(wanted, records, alive)
-    names = [name for name in reversed(wanted) if name in alive]
+    names = [name for name in reversed(wanted) if states[name].in_queue]
     held = Held.read(plan.folder)
     log.cancelled([*names, *(name for name in wanted if name in held.jobs)])
     Held(held.cluster, tuple(name for name in held.jobs if name not in wanted)).write(plan.folder)
-    if ids:
-        scheduler.cancel(ids)
+    scheduler.cancel([records[name].job_id for name in names])
     return names
 
 

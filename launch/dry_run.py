@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from simdist.cluster.choice import Choice, chosen_profile
 from simdist.cluster.discovery import Limits
+from simdist.cluster.profile import Profile
 from simdist.config.schema import Config
 from simdist.core.errors import counted
 
-from .cluster_options import ON_THIS_MACHINE
 from .estimate import StageCost, measure, stage_costs
-from .graph import done_jobs
 from .naming import CODE
+from .options import ON_THIS_MACHINE
 from .plan import Job, Plan
-from .profiles import Choice, Profile, chosen_profile, parameters_of_all
 from .records import Records
-from .scheduler import JobArray, JobId
+from .scheduler import JobArray, JobId, arrays, parts, shares
 from .snapshot import CODE_COPIES, left_out
-from .states import ALIVE, JobState, find_states
-from .submission import arrays, parts, shares, what_is_missing
+from .states import ALIVE, JobState, done_jobs, find_states
+from .submit import what_is_missing
 
 SHOWN_RUNS = 3
 USUAL = Limits()
@@ -49,9 +49,11 @@ def show(
     console.print(_graph(plan, states))
     profiles = None
     if cluster not in ON_THIS_MACHINE:
+        from .batch_scripts import stage_profiles  # submitit takes half a second to import
+
         choice = choice or chosen_profile(cluster)
         profile, limits = choice.profile, choice.limits
-        profiles = parameters_of_all(plan, profile)
+        profiles = stage_profiles(plan, profile)
         wanted = what_is_missing(plan, states, records)
         for line in left_out(CODE, plan.folder / CODE_COPIES) if wanted.submit else ():
             console.print(line, markup=False)
@@ -71,7 +73,8 @@ def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
             tree.add(_line(job, states))
     for run in list(plan.runs)[:SHOWN_RUNS]:
         own = [job for job in plan.jobs.values() if job.run == run]
-        branch = tree.add(_line(own[0], states) + _said(plan.runs[run].varied))
+        varied = ", ".join(f"{key} {value}" for key, value in plan.runs[run].varied.items())
+        branch = tree.add(_line(own[0], states) + (f"  {varied}" if varied else ""))
         for job in own[1:]:
             branch.add(_line(job, states))
     if len(plan.runs) > SHOWN_RUNS:
@@ -83,13 +86,7 @@ def _graph(plan: Plan, states: Mapping[str, JobState]) -> Tree:
 
 
 def _line(job: Job, states: Mapping[str, JobState]) -> str:
-    state = states[job.name]
-    return f"{job.name}  [dim]{state.status}[/]"
-
-
-def _said(varied: Mapping[str, object]) -> str:
-    text = ", ".join(f"{key} {value}" for key, value in varied.items())
-    return f"  {text}" if text else ""
+    return f"{job.name}  [dim]{states[job.name].status}[/]"
 
 
 def planned_arrays(plan: Plan, names: Iterable[str], throttle: int, limits: Limits = USUAL) -> list[JobArray]:
@@ -100,16 +97,12 @@ def planned_arrays(plan: Plan, names: Iterable[str], throttle: int, limits: Limi
     for jobs, share in zip(missing, shares(missing, throttle), strict=True):
         made = arrays(jobs, ids, limits, share)
         for array in made:
-            name = f"<{array.jobs[0].name if len(array.jobs) == 1 else _part_name(array.jobs[0])}>"
+            first = array.jobs[0]
+            name = f"<{first.name if len(array.jobs) == 1 else first.name.replace(f'/{first.run}', '')}>"
             numbers = [f"{name}_{index}" for index in array.indices] or [name]
             ids |= {job.name: JobId(number) for job, number in zip(array.jobs, numbers, strict=True)}
         found += made
     return found
-
-
-def _part_name(job: Job) -> str:
-    """`probe/speaker-module3`, of all runs."""
-    return job.name.replace(f"/{job.run}", "")
 
 
 def _show_scripts(plan: Plan, profile: Profile, wanted: list[JobArray], console: Console) -> None:
@@ -118,7 +111,7 @@ def _show_scripts(plan: Plan, profile: Profile, wanted: list[JobArray], console:
     for array in wanted:
         shown[array.stage] = shown.get(array.stage, 0) + 1
         if shown[array.stage] == 1:
-            console.rule(f"sbatch: {array.stage}, {_counted(len(array.jobs), 'job')}")
+            console.rule(f"sbatch: {array.stage}, {counted(len(array.jobs), 'job')}")
             console.print(script(plan, array, profile), markup=False)
     for stage, number in shown.items():
         if number > 1:
@@ -158,9 +151,5 @@ def _sum(costs: Mapping[str, StageCost]) -> str:
     unknown = sum(cost.unknown for cost in costs.values())
     text = f"{known:.2f} GPU-hours"
     if unknown:
-        text += f", and {_counted(unknown, 'job')} of unknown duration: no similar run was measured here"
+        text += f", and {counted(unknown, 'job')} of unknown duration: no similar run was measured here"
     return text
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simdist.cluster.profile import Profile
 from simdist.config.schema import Config, epoch_size, to_dict
 from simdist.runs.folder import CONFIG, ENVIRONMENT, EVENTS, METRICS
 from simdist.runs.records import (
@@ -27,7 +28,6 @@ from simdist.runs.records import (
 from simdist.runs.schedule import stage_steps
 
 from .plan import MANIFEST, MARKERS, Job, Length, Plan, hashed_words
-from .profiles import Profile
 
 WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
 ALIKE = {  # what determines a step's time, besides the number of processes and the machines

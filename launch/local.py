@@ -1,4 +1,4 @@
-"""This machine as a scheduler: a fixed number of processes at a time, children after their parents.
+"""This machine as a scheduler: a fixed number of processes at a time, children after their parents; or this process.
 
 Ctrl-C asks every running job to save and end; the same command resumes. If the sweep itself is killed, its jobs get
 SIGTERM from the kernel, save, and free their locks, for which their successors wait (`launch.job`).
@@ -22,12 +22,12 @@ from simdist.cluster.discovery import Limits
 from simdist.core.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 from simdist.core.signals import SignalHandler, exit_code
 
-from .graph import done_jobs
-from .job import NOTHING, PARENT
+from .job import NOTHING, PARENT, work
 from .naming import CODE, JOB_MODULE
 from .plan import Job, Plan
 from .records import Record, Records
 from .scheduler import JobArray, JobId, JobStatus
+from .states import blocked_by, done_jobs
 
 POLL_SECONDS = 0.2
 MAX_STARTS = 20  # of one job that is preempted again and again, in one sweep command
@@ -228,10 +228,8 @@ def run_locally(
     for job in plan.jobs.values():  # parents stand before their children
         if job.name not in done:
             waits = tuple(JobId(parent) for parent in job.parents if parent not in done)
-            array = (
-                JobArray((job,), after_end=waits) if job.runs_after_failure else JobArray((job,), after_success=waits)
-            )
-            submitted += scheduler.submit(array)
+            success, end = ((), waits) if job.runs_after_failure else (waits, ())
+            submitted += scheduler.submit(JobArray((job,), after_success=success, after_end=end))
     while not stop.signal_number and scheduler.advance():
         time.sleep(POLL_SECONDS)
     if stop.signal_number:
@@ -259,3 +257,28 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
+
+
+# --- --cluster debug --------------------------------------------------------------------------------------------------
+
+
+def run_here(plan: Plan, log: Callable[[str], None]) -> Outcome:
+    """Run the missing jobs in this process, one after the other, until the first preemption or Ctrl-C."""
+    outcome = Outcome(done=done_jobs(plan))
+    for job in plan.jobs.values():
+        if job.name in outcome.done or job.name in blocked_by(plan, outcome.failed):
+            continue  # the others' parents stand before them: they are done, or failed and the job is a report
+        log(f"{job.name}: python -m simdist.{' '.join(job.command)}")
+        code = work(job.command, job.marker)
+        accelerate = sys.modules.get("accelerate.state")
+        if accelerate is not None:  # it keeps one state and precision per process
+            accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+            accelerate.GradientState._reset_state()
+        if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+            outcome.signal_number = 2 if code == EXIT_INTERRUPTED else 15
+            break
+        if code == EXIT_OK:
+            outcome.done.add(job.name)
+        else:
+            outcome.failed[job.name] = code
+    return outcome

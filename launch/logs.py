@@ -16,9 +16,8 @@ from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError
 
-from .listing import find_sweeps, read_plan
 from .naming import as_typed, command
-from .plan import SWEEPS, Job
+from .plan import SWEEPS, Job, find_sweeps, read_plan
 from .records import Record, Records
 
 DESCRIPTION = """\

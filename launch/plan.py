@@ -1,4 +1,7 @@
-"""A sweep as a graph of jobs: pack, train, probe, decode, analyze, report. Pure: nothing is looked up or written here.
+"""A sweep as a graph of jobs: pack, train, probe, decode, analyze, report.
+
+`build` makes a plan out of a sweep file and looks nothing up. The sweep's command writes it to `sweeps/NAME/plan.json`,
+which `status`, `logs` and `cancel` read.
 
 A job is done when certain files exist, wherever and by whomever it was run: that makes every executor idempotent. Pack
 and train leave such files themselves; for the others `launch.job` leaves a marker in the run's folder, so that removing
@@ -7,23 +10,31 @@ a run removes what is known of it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simdist.config.schema import Config
+import yaml
+
+from simdist.config.load import read_yaml
+from simdist.config.schema import Config, to_dict
 from simdist.core.errors import InputError
+from simdist.core.files import temporary_path, write_json
 from simdist.runs.folder import DONE
 
+from .naming import command
 from .sweep_file import Kind, Stage, SweepFile
 from .variants import Variant, differing, expand, plain
 
 RUNS, SWEEPS = Path("runs"), Path("sweeps")
 MARKERS = "jobs"  # a run's folder of markers
 MANIFEST = "manifest.json"
+FILE = "plan.json"
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 SWITCHES = {  # options without a value
     "pack": ("strict", "overwrite", "verify"),
     "probe": ("all", "force"),
@@ -57,8 +68,7 @@ class Job:
     @property
     def identity(self) -> str:
         """Sixteen hex digits that identify the work."""
-        text = json.dumps([hashed_words(self.command), [str(path) for path in self.done]])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest([hashed_words(self.command), [str(path) for path in self.done]], 16)
 
     @property
     def marker(self) -> Path | None:
@@ -118,10 +128,6 @@ class Plan:
                 found[parent].append(job.name)
         return found
 
-    def config_file(self, run: str) -> Path:
-        """Where the resolved configuration of a run is written for its job."""
-        return config_file(self.folder, run)
-
 
 def hashed_words(command: Sequence[str]) -> list[str]:
     """A command as it is hashed for jobs and markers: with the words of the first sweeps, so that their results count.
@@ -131,8 +137,12 @@ def hashed_words(command: Sequence[str]) -> list[str]:
     return ["--run" if word == "--run-dir" else word for word in command]
 
 
+def _digest(words: Sequence[Any], length: int) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:length]
+
+
 def config_file(folder: Path, run: str) -> Path:
-    """A run's configuration in a sweep's folder."""
+    """Where the resolved configuration of a run is written for its job, in the sweep's folder."""
     return folder / "configs" / f"{run}.yaml"
 
 
@@ -170,11 +180,12 @@ def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRu
 def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Path) -> Iterator[Job]:
     stages = list(sweep.stages.values())
     pack = next((stage for stage in stages if stage.kind == "pack"), None)
-    packed = {job.name: job for variant in variants.values() for job in _pack(pack, variant)} if pack else {}
+    packing = {run: _pack(pack, variant) for run, variant in variants.items()} if pack else {}
+    packed = {job.name: job for job in packing.values()}
     yield from packed.values()
     names = list(packed)
     for run, variant in variants.items():
-        parents = tuple(job.name for job in _pack(pack, variant)) if pack else ()
+        parents = (packing[run].name,) if pack else ()
         train = _train(sweep, run, runs / run, config_file(folder, run), parents)
         yield train
         names.append(train.name)
@@ -191,14 +202,14 @@ def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Pa
         yield _report(report, folder, [runs / run for run in variants], names)
 
 
-def _pack(stage: Stage, variant: Variant) -> list[Job]:
+def _pack(stage: Stage, variant: Variant) -> Job:
     data = variant.config.data
     root = Path(data.root)
     splits = dict.fromkeys([data.train_split, data.test_split, *stage.splits])
     command = ("pack", stage.corpus, stage.source, data.root, *_words(stage))
     done = tuple(root / split / MANIFEST for split in splits)
     name = f"{stage.name}/{data.root.strip('/').replace('/', '-')}"
-    return [Job(name, stage.name, "pack", command, root, done, resources=stage.resources)]
+    return Job(name, stage.name, "pack", command, root, done, resources=stage.resources)
 
 
 def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tuple[str, ...]) -> Job:
@@ -213,8 +224,7 @@ def _on_run(stage: Stage, variant: Variant, folder: Path, parents: tuple[str, ..
     """The jobs of a stage that reads a trained run."""
     for what, words in _parts(stage, variant):
         command = (stage.kind, *words, "--run-dir", str(folder), *_words(stage))
-        digest = hashlib.sha256(json.dumps(hashed_words(command)).encode()).hexdigest()[:8]
-        marker = folder / MARKERS / f"{stage.name}-{what}-{digest}.json"
+        marker = folder / MARKERS / f"{stage.name}-{what}-{_digest(hashed_words(command), 8)}.json"
         name = f"{stage.name}/{variant.run}/{what}"
         yield Job(name, stage.name, stage.kind, command, folder, (marker,), parents, stage.resources, variant.run)
 
@@ -258,8 +268,7 @@ def _conv_modules(variant: Variant) -> list[int]:
 def _report(stage: Stage, folder: Path, runs: list[Path], parents: Iterable[str]) -> Job:
     out = folder / "report"
     command = ("report", *(str(run) for run in runs), "--out", str(out), *_words(stage))
-    digest = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:8]
-    marker = out / f"done-{digest}.json"
+    marker = out / f"done-{_digest(command, 8)}.json"
     return Job(stage.name, stage.name, "report", command, out, (marker,), tuple(parents), stage.resources)
 
 
@@ -279,3 +288,72 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(_text(part) for part in value)
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def write_plan(plan: Plan, configs: Mapping[str, Config]) -> None:
+    """The graph, and the runs' configurations, which their jobs read."""
+    (plan.folder / "configs").mkdir(parents=True, exist_ok=True)
+    for run, config in configs.items():
+        text = yaml.dump(to_dict(config), Dumper=DUMPER, sort_keys=False)
+        file = config_file(plan.folder, run)
+        if not file.exists() or file.read_text() != text:  # not synced: made again by the next command if it is lost
+            temporary = temporary_path(file)
+            temporary.write_text(text)
+            temporary.replace(file)
+    write_json(plan.folder / FILE, json.loads(json.dumps(dataclasses.asdict(plan), default=str)))
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan that a sweep's folder holds.
+
+    Raises:
+        InputError: there is none; named with those that there are.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        found = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{FILE}"))) or "none"
+        raise InputError(f"there is no sweep {folder.name!r} in {folder.parent}; there are {found}")
+    try:
+        content = json.loads(file.read_text())
+        runs = {run: _run(entry) for run, entry in content["runs"].items()}
+        jobs = {name: _job(entry) for name, entry in content["jobs"].items()}
+        return Plan(content["name"], folder, runs, jobs, content["varied"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} was written by another version ({error}); run `{command('sweep')}` again") from error
+
+
+def find_sweeps(sweeps: Path, name: str | None) -> list[Path]:
+    """The folder of one sweep, named by its name, its folder or its YAML file, or of all.
+
+    Raises:
+        InputError: there is no such sweep, or none at all.
+    """
+    if name is not None:
+        path = Path(name)
+        if path.suffix == ".yaml" and path.is_file():
+            name = str(read_yaml(path).get("name", path.stem))
+        elif (path / FILE).is_file():
+            return [path]
+        folder = sweeps / name
+        read_plan(folder)
+        return [folder]
+    found = sorted(path.parent for path in sweeps.glob(f"*/{FILE}"))
+    if not found:
+        raise InputError(
+            f"there is no sweep in {sweeps}; `{command('sweep')}` starts one, --sweeps names another folder"
+        )
+    return found
+
+
+def _run(entry: dict[str, Any]) -> PlannedRun:
+    length = Length(**{**entry["length"], "data": Path(entry["length"]["data"])})
+    return PlannedRun(Path(entry["folder"]), entry["varied"], length)
+
+
+def _job(entry: dict[str, Any]) -> Job:
+    done = tuple(Path(path) for path in entry["done"])
+    paths = {"folder": Path(entry["folder"]), "done": done}
+    return Job(**{**entry, **paths, "command": tuple(entry["command"]), "parents": tuple(entry["parents"])})

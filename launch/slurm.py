@@ -7,6 +7,7 @@ and less often for a job that the accounting does not know either: watching a sw
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -63,7 +64,6 @@ class SlurmScheduler:
     clock: Callable[[], float] = time.monotonic
     _ended: dict[JobId, JobStatus] = field(default_factory=dict)
     _unknown: dict[JobId, _Unknown] = field(default_factory=dict)
-    _config: dict[str, str] | None = None
 
     def submit(self, array: JobArray, tag: str) -> list[JobId]:
         """One `sbatch`."""
@@ -80,7 +80,7 @@ class SlurmScheduler:
             if LIMIT.search(text):
                 raise LimitReachedError(f"SLURM accepts no more jobs now: {text}") from error
             raise SchedulerError(f"sbatch rejected stage {array.stage}: {text}", f"See {executor.folder}") from error
-        cluster = executor.cluster or self.cluster_name()
+        cluster = executor.cluster or self.cluster_name
         return [JobId(number, cluster) for number in numbers]
 
     def look(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
@@ -97,7 +97,10 @@ class SlurmScheduler:
             else:
                 self._ended[id] = status  # squeue forgets it after MinJobAge
         missing = [id for id in wanted if id not in found and id not in self._ended]
-        found |= self._ask_accounting([id for id in missing if id not in self._unknown or self._is_due(id)])
+        now = self.clock()
+        found |= self._ask_accounting(
+            [id for id in missing if id not in self._unknown or now >= self._unknown[id].again]
+        )
         gone = JobStatus("gone", "it left the queue, and the accounting has no record of it")
         return {id: found.get(id) or self._ended.get(id, gone) for id in wanted}
 
@@ -135,19 +138,16 @@ class SlurmScheduler:
         """The nodes of this job."""
         return expand_nodes(os.environ["SLURM_JOB_NODELIST"])
 
+    @functools.cached_property
     def cluster_name(self) -> str:
         """ClusterName of the cluster that this machine submits to; empty if it does not say."""
-        return self._settings().get("ClusterName", "")
+        found = re.search(r"^ClusterName *= *(\S+)", self._try("scontrol", "show", "config"), re.MULTILINE)
+        return found[1] if found else ""
 
     @property
     def _target(self) -> str:
         """The cluster that the profile names for its jobs; empty for the default one."""
         return str(self.context.profile.extra.get("clusters", "")) if self.context else ""
-
-    def _settings(self) -> dict[str, str]:
-        if self._config is None:
-            self._config = dict(re.findall(r"^(\w+) *= *(\S+)", self._try("scontrol", "show", "config"), re.MULTILINE))
-        return self._config
 
     def _try(self, *words: str) -> str:
         """Output of a command; empty if it fails, for clusters without accounting."""
@@ -160,23 +160,14 @@ class SlurmScheduler:
         """Jobs by cluster, as `-M` takes it; empty for the default cluster."""
         found: dict[str, list[JobId]] = {}
         for id in ids:
-            name = "" if not id.cluster or id.cluster == self.cluster_name() else id.cluster
+            name = "" if not id.cluster or id.cluster == self.cluster_name else id.cluster
             found.setdefault(name, []).append(id)
         return found
 
     def _rows(self, cluster: str) -> list[list[str]]:
-        words = [
-            "squeue",
-            *_on(cluster),
-            "--me",
-            "--all",
-            "--noheader",
-            "--array",
-            "--states=all",
-            "--format=%i|%T|%r|%N|%k",
-        ]
+        words = ["squeue", *_on(cluster), "--me", "--all", "--noheader", "--array", "--states=all"]
         try:
-            text = self.run(words)
+            text = self.run([*words, "--format=%i|%T|%r|%N|%k"])
         except (OSError, subprocess.SubprocessError) as error:
             where = f" on cluster {cluster}" if cluster else ". Is this a login node, and is SLURM running?"
             raise NoAnswerError(f"squeue failed{where} ({said(error)})") from error
@@ -184,9 +175,6 @@ class SlurmScheduler:
 
     def _queue(self, cluster: str) -> dict[str, JobStatus]:
         return {row[0]: _status(*row[1:4]) for row in self._rows(cluster)}
-
-    def _is_due(self, id: JobId) -> bool:
-        return self.clock() >= self._unknown[id].again
 
     def _ask_accounting(self, ids: list[JobId]) -> dict[JobId, JobStatus]:
         """Jobs that are alive; caches final states, and queries missing ones again later."""
@@ -221,9 +209,10 @@ def has_slurm() -> bool:
 
 
 def said(error: Exception) -> str:
-    """The message of a failed command, in one line."""
+    """The message of a failed command, in one line; also of one that was given up, whose output is bytes."""
     text = getattr(error, "stderr", None) or str(error)
-    return re.sub(r"\s*\n\s*", " ", str(text)).strip()
+    text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    return re.sub(r"\s*\n\s*", " ", text).strip()
 
 
 def _on(cluster: str) -> list[str]:

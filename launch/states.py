@@ -1,4 +1,4 @@
-"""The state of every job of a sweep, from run folders, then the queue, then the accounting.
+"""Which jobs of a sweep are done, and the state of every job: from run folders, then the queue, then the accounting.
 
 A run's folder is the truth about what is done. The queue says what is on its way. The accounting is asked last, about
 jobs that are neither, for it is slow, lags behind, and calls a job PREEMPTED long after it has gone on.
@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,9 +18,8 @@ from typing import Literal
 from simdist.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, counted
 from simdist.runs.reader import is_held
 
-from .graph import blocked_by, is_younger
 from .naming import JOB_MODULE
-from .plan import Plan
+from .plan import Job, Plan
 from .records import Record
 from .scheduler import JobStatus, Scheduler
 from .slurm import NEVER, SlurmScheduler, has_slurm
@@ -27,6 +27,58 @@ from .slurm import NEVER, SlurmScheduler, has_slurm
 Status = Literal["done", "running", "queued", "missing", "stopped", "failed", "cancelled", "blocked"]
 """`stopped` resumes when it is started again; `blocked`: a parent failed or was cancelled."""
 ALIVE = ("running", "queued")
+
+
+# --- the graph: what is done, what is blocked -------------------------------------------------------------------------
+
+
+def done_jobs(plan: Plan) -> set[str]:
+    """Jobs that are done.
+
+    A packing whose every run is trained is not asked for again, although the corpus may be gone. A report is done only
+    if it is younger than what it reports on.
+    """
+    own = {job.name for job in plan.jobs.values() if all(path.exists() for path in job.done)}
+    children = plan.children()
+    for job in plan.jobs.values():
+        if job.kind == "pack" and all(
+            child in own or plan.jobs[child].runs_after_failure for child in children[job.name]
+        ):
+            own.add(job.name)
+    for job in plan.jobs.values():
+        if job.runs_after_failure and not (own.issuperset(job.parents) and is_younger(plan, job, job.parents)):
+            own.discard(job.name)
+    return own
+
+
+def is_younger(plan: Plan, report: Job, parents: Collection[str]) -> bool:
+    """Whether a report was made after all that these jobs left."""
+    newest = 0.0
+    for parent in parents:
+        for path in plan.jobs[parent].done:
+            with suppress(FileNotFoundError):
+                newest = max(newest, path.stat().st_mtime)
+    try:
+        return min(path.stat().st_mtime for path in report.done) >= newest
+    except FileNotFoundError:
+        return False
+
+
+def blocked_by(plan: Plan, failed: Collection[str]) -> dict[str, str]:
+    """Jobs that can never run, each with the failed job that blocks it."""
+    found: dict[str, str] = {}
+    for job in plan.jobs.values():  # parents stand before their children
+        if job.runs_after_failure or job.name in failed:
+            continue
+        for parent in job.parents:
+            root = parent if parent in failed else found.get(parent)
+            if root is not None:
+                found[job.name] = root
+                break
+    return found
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -86,19 +138,12 @@ def find_states(
 
 def _local(record: Record) -> JobState:
     if record.code is None:
-        return (
-            JobState("running", nodes=record.host)
-            if is_alive(record)
-            else JobState("stopped", "its process was killed")
-        )
+        if record.host == socket.gethostname() and process_runs(int(record.id), JOB_MODULE):
+            return JobState("running", nodes=record.host)
+        return JobState("stopped", "its process was killed")
     if record.code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
         return JobState("stopped", "saved; the sweep was stopped")
     return JobState("failed", f"exit code {record.code}")
-
-
-def is_alive(record: Record) -> bool:
-    """Whether a local job's process lives on this machine."""
-    return record.host == socket.gethostname() and process_runs(int(record.id), JOB_MODULE)
 
 
 def process_runs(pid: int, word: str) -> bool:

@@ -24,10 +24,9 @@ from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError, counted
 
-from .listing import find_sweeps, read_plan
 from .naming import as_typed, command
 from .overview import WORST_FIRST, Overview, Row, loose_runs, overview
-from .plan import RUNS, SWEEPS
+from .plan import RUNS, SWEEPS, find_sweeps, read_plan
 from .records import last_lines
 from .scheduler import Scheduler, SchedulerError
 from .slurm import SlurmScheduler, has_slurm

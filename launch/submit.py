@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,23 +21,30 @@ from pathlib import Path
 import filelock
 from rich.console import Console
 
+from simdist.cluster.choice import Choice, chosen_profile
 from simdist.cluster.discovery import Limits
+from simdist.cluster.profile import Profile
 from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError, counted
 
-from .batch_scripts import BatchContext
-from .cluster_options import CLUSTER_FILE
 from .endings import progress_of
-from .graph import done_jobs
-from .listing import read_plan
 from .naming import CODE, command
-from .plan import SWEEPS, Job, Plan
-from .profiles import Choice, Profile, chosen_profile, parameters_of_all
+from .options import CLUSTER_FILE
+from .plan import SWEEPS, Job, Plan, read_plan
 from .records import HELD, LOCK, Held, Record, Records, last_lines
-from .scheduler import JobArray, JobId, LimitReachedError, NoAnswerError, Scheduler, SchedulerError
+from .scheduler import (
+    JobArray,
+    JobId,
+    LimitReachedError,
+    NoAnswerError,
+    Scheduler,
+    SchedulerError,
+    arrays,
+    parts,
+    shares,
+)
 from .slurm import SlurmScheduler, has_slurm
 from .snapshot import CODE_COPIES, left_out, take_snapshot
-from .states import ALIVE, JobState, find_states
-from .submission import Submission, arrays, parts, shares, what_is_missing
+from .states import ALIVE, JobState, done_jobs, find_states
 
 LOOK_SECONDS = 30.0  # between two looks of --wait at the queue
 LONGEST_PAUSE = 600.0  # after looks that failed
@@ -90,10 +97,12 @@ def connect(plan: Plan, cluster: str, choice: Choice | None, console: Console) -
     Raises:
         InputError: no SLURM here, or the sweep's resources do not fit the profile.
     """
+    from .batch_scripts import BatchContext, stage_profiles  # submitit takes half a second to import
+
     if not has_slurm():
         raise InputError("there is no SLURM on this machine (no squeue); go to a login node, or use --cluster local")
     choice = choice or chosen_profile(cluster)
-    parameters_of_all(plan, choice.profile)
+    stage_profiles(plan, choice.profile)  # raises for a wrong resource of any stage
     code = functools.cache(lambda: _copied_code(plan, console))
     scheduler = SlurmScheduler(BatchContext(plan.name, plan.folder, choice.profile, code), choice.limits)
     return Submitter(plan, cluster, choice.profile, scheduler, console)
@@ -183,10 +192,20 @@ class Submitter:
             states = self._without_endless(states, records)
         held = Held.read(self.plan.folder).jobs
         wanted = what_is_missing(self.plan, states, records, retry, held, self._cancelled(states, records))
-        self._say_what(states, wanted, retry)
+        if retry or wanted.submit:
+            counts = {word: sum(s.status == word for s in states.values()) for word in ("done", "running", "queued")}
+            self.console.print(
+                f"{self.plan.name}: {counted(len(self.plan.jobs), 'job')}; {counts['done']} done, "
+                f"{counts['running']} running, {counts['queued']} queued; submitting {len(wanted.submit)}",
+                markup=False,
+            )
         if wanted.cancel:
             self.scheduler.cancel([records[name].job_id for name in wanted.cancel])
-        ids = {name: record.job_id for name, record in records.items() if _is_submitted(states, name, record)}
+        ids = {  # queued or running on the cluster, so that others can depend on them
+            name: record.job_id
+            for name, record in records.items()
+            if name in states and states[name].status in ALIVE and record.cluster != "local"
+        }
         for name in wanted.submit:
             ids.pop(name, None)
         if self._limits.max_submit is not None and wanted.submit:
@@ -282,7 +301,7 @@ class Submitter:
 
     def _without_endless(self, states: dict[str, JobState], records: Mapping[str, Record]) -> dict[str, JobState]:
         """Mark jobs that repeatedly end in the same way, or have used all successors, as failed."""
-        limit = self.profile.max_requeues + 1 if self.profile.requeue else 1
+        limit = self.profile.allowed_requeues + 1
         found = dict(states)
         for name, state in states.items():
             if state.status != "stopped":
@@ -296,17 +315,6 @@ class Submitter:
             if self._given_up.get(name) == starts:
                 found[name] = JobState("failed", f"{state.reason}, {starts} times", state.nodes)
         return found
-
-    def _say_what(self, states: Mapping[str, JobState], wanted: Submission, retry: bool) -> None:
-        counts = {
-            word: sum(state.status == word for state in states.values()) for word in ("done", "running", "queued")
-        }
-        if retry or wanted.submit:
-            self.console.print(
-                f"{self.plan.name}: {counted(len(self.plan.jobs), 'job')}; {counts['done']} done, "
-                f"{counts['running']} running, {counts['queued']} queued; submitting {len(wanted.submit)}",
-                markup=False,
-            )
 
     def _take_back_lost(self) -> None:
         """Cancel jobs whose submission was killed before their numbers were recorded."""
@@ -327,11 +335,6 @@ class Submitter:
         )
 
 
-def _is_submitted(states: Mapping[str, JobState], name: str, record: Record) -> bool:
-    """Whether a job is queued or running on the cluster, so that others can depend on it."""
-    return name in states and states[name].status in ALIVE and record.cluster != "local"
-
-
 def explain(plan: Plan, states: Mapping[str, JobState], records: Mapping[str, Record], console: Console) -> None:
     """Print failed jobs with the last lines of their logs, and the jobs that they block."""
     for name, state in states.items():
@@ -342,3 +345,68 @@ def explain(plan: Plan, states: Mapping[str, JobState], records: Mapping[str, Re
     for name, state in states.items():
         if state.status == "blocked":
             console.print(f"{name} will never run: {state.reason}", markup=False)
+
+
+# --- which jobs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The jobs that complete a sweep."""
+
+    submit: tuple[str, ...]
+    """Jobs without a place in the queue."""
+    cancel: tuple[str, ...]
+    """Jobs of `submit` that have one, but wait for a parent that was submitted again, or have other options now."""
+
+
+def what_is_missing(
+    plan: Plan,
+    states: Mapping[str, JobState],
+    records: Mapping[str, Record],
+    retry: bool = True,
+    held: Collection[str] = (),
+    cancelled: Collection[str] = (),
+) -> Submission:
+    """Jobs to submit so that the sweep becomes complete.
+
+    Args:
+        plan: the graph.
+        states: of every job.
+        records: where each was submitted last.
+        retry: submit jobs again that failed or were cancelled; otherwise only those that can go on by themselves, and
+            what depends on them.
+        held: jobs that somebody asked to be submitted, and the queue had no room for: as if `retry` were true of them.
+        cancelled: jobs that a person cancelled, some of them before they were submitted at all.
+    """
+    submit: dict[str, None] = {}
+    cancel: dict[str, None] = {}
+    for job in plan.jobs.values():  # parents stand before their children
+        status = states[job.name].status
+        if status == "done":
+            continue
+        open_parents = [parent for parent in job.parents if states[parent].status != "done"]
+        moved = any(parent in submit or _has_moved(parent, job.name, records) for parent in open_parents)
+        moved = moved or (job.name in records and records[job.name].identity != job.identity)
+        has_begun = status == "running" and not job.runs_after_failure  # so its parents were done
+        if status in ALIVE and (not moved or has_begun):
+            continue
+        if not retry and job.name not in held:
+            if job.name in cancelled or (job.name in records and records[job.name].cancelled):
+                continue
+            if status in ("failed", "cancelled") and not moved:
+                continue  # moved: SLURM cancels what waits for a job that ended
+        blocked = [p for p in open_parents if p not in submit and states[p].status not in ALIVE]
+        if blocked and not (job.runs_after_failure and status not in ALIVE):
+            continue
+        if states[job.name].in_queue:
+            cancel[job.name] = None
+        submit[job.name] = None
+    return Submission(tuple(submit), tuple(cancel))
+
+
+def _has_moved(parent: str, child: str, records: Mapping[str, Record]) -> bool:
+    """Whether the child depends on an outdated number of its parent."""
+    if child not in records or parent not in records or records[child].cluster == "local":
+        return False
+    return records[child].parents.get(parent, records[parent].id) != records[parent].id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections import Counter
@@ -15,25 +16,33 @@ if __name__ == "__main__" and not __package__:  # run as a script: relative impo
 import filelock
 from rich.console import Console
 
+from simdist.cluster.profile import profile_names
 from simdist.config.parser import Parser
 from simdist.core.console import run
 from simdist.core.errors import EXIT_OK, InputError, counted
+from simdist.core.files import write_text
 from simdist.core.signals import SignalHandler
 
 from .cancel import OWNER, write_owner
-from .cluster_options import ON_THIS_MACHINE, add_cluster_options, choose_cluster, write_choice
-from .command_line import refuse, refuse_dashes, refuse_options_of_others, split_overrides
-from .debug import run_here
-from .defaults import default_cluster, default_sweep
 from .dry_run import show
-from .graph import blocked_by, done_jobs
-from .listing import write_plan
-from .local import Outcome, run_locally, visible_gpus
-from .naming import as_typed, command
-from .plan import RUNS, SWEEPS, Plan, build
-from .profiles import profile_names
+from .local import Outcome, run_here, run_locally, visible_gpus
+from .naming import IN_WHEEL, as_typed, command
+from .options import (
+    CLUSTER_FILE,
+    ON_THIS_MACHINE,
+    add_cluster_options,
+    choose_cluster,
+    default_cluster,
+    default_sweep,
+    refuse,
+    refuse_dashes,
+    refuse_options_of_others,
+    split_overrides,
+)
+from .plan import MANIFEST, RUNS, SWEEPS, Plan, build, write_plan
 from .records import LOCK, Records, last_lines
-from .requirements import missing_corpus, missing_packages, require_commands
+from .states import blocked_by, done_jobs
+from .submit import submit_sweep
 from .sweep_file import SHIPPED, read_sweep, sweep_path
 
 DESCRIPTION = """\
@@ -66,6 +75,11 @@ Exit codes: 0 submitted or finished; 1 jobs failed (on SLURM only with --wait); 
 """
 LOCK_SECONDS = 2.0
 FILE_COLUMNS = 120  # of a table that goes to a file or a pipe
+PACKAGES: dict[tuple[str, ...], tuple[str, str]] = {
+    ("pack", "synthetic"): ("espeakng_loader", "demo"),
+    ("analyze",): ("sklearn", "analysis"),  # which brings scipy, too
+}
+"""By the first word or words of a job's command: a module that it imports, and the extra that installs it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,9 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_plan(plan, configs)
         if choice is None:
             return _run_on_this_machine(plan, cluster, parsed.jobs, console)
-        from .submit import submit_sweep  # needs submitit, which takes a while to import
-
-        write_choice(plan, choice)
+        write_text(plan.folder / CLUSTER_FILE, choice.text())  # for jobs that submit others
         return submit_sweep(
             plan, cluster, console, prune=parsed.prune, wait=parsed.wait, choice=choice, every=parsed.every
         )
@@ -172,6 +184,56 @@ def _cluster_named(given: str | None, console: Console) -> str:
     cluster, reason = default_cluster()
     console.print(f"cluster: {cluster}, because {reason} (another: `--cluster NAME`)", markup=False)
     return cluster
+
+
+def require_commands(plan: Plan) -> None:
+    """Check that this simdist has the command of every stage.
+
+    Raises:
+        InputError: one does not exist.
+    """
+    for job in plan.jobs.values():
+        if importlib.util.find_spec(f"simdist.{job.command[0]}") is None:
+            raise InputError(f"stage {job.stage}: this simdist has no command {job.command[0]!r}. Remove the stage")
+
+
+def missing_packages(plan: Plan, done: set[str]) -> str | None:
+    """One sentence about the packages that jobs need and this Python does not have; None if it has them all.
+
+    Args:
+        plan: the graph.
+        done: jobs that need nothing any more.
+    """
+    missing: dict[tuple[str, str], str] = {}
+    for job in plan.jobs.values():
+        need = PACKAGES.get(job.command[:2]) or PACKAGES.get(job.command[:1])
+        if need is not None and job.name not in done and importlib.util.find_spec(need[0]) is None:
+            missing.setdefault(need, " ".join(job.command[:2]))
+    if not missing:
+        return None
+    whats = ", ".join(f"{module} (for {work})" for (module, _), work in missing.items())
+    extras = ",".join(sorted({extra for _, extra in missing}))
+    install = f"pip install 'simdist[{extras}]'" if IN_WHEEL else f"pip install -e '.[{extras}]'"
+    return f"missing packages: {whats}. Install: {install}"
+
+
+def missing_corpus(plan: Plan, done: set[str]) -> str | None:
+    """One sentence about a training's corpus that is not packed, and not by this sweep either; None if there is none.
+
+    Args:
+        plan: the graph.
+        done: jobs that need nothing any more.
+    """
+    for job in plan.jobs.values():
+        if job.kind != "train" or job.run is None or job.name in done or job.parents:
+            continue
+        split = plan.runs[job.run].length.data
+        if not (split / MANIFEST).is_file():
+            return (
+                f"{job.name}: data.root is {split.parent}, which has no packed split {split.name!r} (no "
+                f"{split / MANIFEST}). Pack a corpus: python -m simdist.pack CORPUS SOURCE {split.parent}"
+            )
+    return None
 
 
 def _check_requirements(plan: Plan, needed_here: bool, console: Console) -> None:

@@ -142,7 +142,8 @@ def _configure(base: Config, settings: dict[str, Any]) -> Config:
         precision = "no" if config.train.precision == "auto" else config.train.precision
         return replace(config, train=replace(config.train, precision=precision))
     except ValueError as error:
-        raise InputError(f"{_spelled(settings)}: {error}") from error
+        spelled = ", ".join(f"{key}={value}" for key, value in settings.items())
+        raise InputError(f"{spelled}: {error}") from error
 
 
 class _Value:
@@ -160,50 +161,33 @@ class _Value:
 
 def _value(key: str, given: _Value) -> Any:
     """A configuration key's value with the right type; the parser (10 ms) is used only if necessary."""
-    choices = _choices().get(key, ())
+    hint = _types().get(key)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     if given.value is False and "no" in choices:  # YAML's reading of a bare `no`
         return "no"
     if isinstance(given.value, str) and given.value in choices:
         return given.value
-    kind = _plain_types().get(key)
-    if kind is not None and type(given.value) in (kind, int) and (kind is float or type(given.value) is kind):
-        return kind(given.value)
+    if hint in PLAIN_TYPES and (type(given.value) is hint or (hint is float and type(given.value) is int)):
+        return hint(given.value)
     return _parsed(key, given)
 
 
 @functools.cache
-def _plain_types() -> dict[str, type]:
-    """Keys of type number, bool or text."""
-    found = {key: kind for key, kind in typing.get_type_hints(Config).items() if kind in PLAIN_TYPES}
-    for section, kind in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(kind):
-            hints = typing.get_type_hints(kind).items()
-            found |= {f"{section}.{name}": hint for name, hint in hints if hint in PLAIN_TYPES}
-    return found
-
-
-@functools.cache
-def _choices() -> dict[str, tuple[Any, ...]]:
-    """Keys that take one of a few values, with these."""
-    found = {}
-    for section, kind in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(kind):
-            hints = typing.get_type_hints(kind).items()
-            found |= {f"{section}.{name}": typing.get_args(hint) for name, hint in hints if _is_literal(hint)}
-    return found
-
-
-def _is_literal(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Literal
+def _types() -> dict[str, Any]:
+    """The type of every key: of sections, and of their fields."""
+    top = typing.get_type_hints(Config)
+    return top | {
+        f"{section}.{name}": hint
+        for section, kind in top.items()
+        if dataclasses.is_dataclass(kind)
+        for name, hint in typing.get_type_hints(kind).items()
+    }
 
 
 @functools.cache
 def _parsed(key: str, given: _Value) -> Any:
-    sections = {
-        item.name for item in dataclasses.fields(Config) if dataclasses.is_dataclass(getattr(Config(), item.name))
-    }
     section, _, name = key.rpartition(".")
-    if key in sections:
+    if dataclasses.is_dataclass(_types().get(key)):
         raise InputError(f"{key} cannot be set as a whole; set its fields, such as {key}.FIELD")
     if key.startswith("model.modules."):
         raise InputError(f"{key}: model.modules is one list; give all of it, as a preset does: model.modules: [...]")
@@ -224,10 +208,6 @@ def _parsed(key: str, given: _Value) -> Any:
 @functools.cache
 def _parser() -> Parser:
     return experiment_parser("sweep", "")
-
-
-def _spelled(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def differing(variants: Sequence[Variant]) -> list[str]:

@@ -129,6 +129,11 @@ class Profile:
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
 
+    @property
+    def allowed_requeues(self) -> int:
+        """Times that a job may be requeued: `max_requeues`, or 0 if `requeue` is false."""
+        return self.max_requeues if self.requeue else 0
+
 
 SECTIONS = ("train", "gpu", "cpu")
 SECTION_OF = {"train": "train", "probe": "gpu", "decode": "gpu", "analyze": "gpu", "pack": "cpu", "report": "cpu"}

@@ -231,7 +231,7 @@ def checked(name: str, parser: Any, parsed: Any, words: list[str]) -> None:
 
         load_profile(parsed.cluster)
     elif name == "launch.sweep":
-        from launch.defaults import default_sweep
+        from launch.options import default_sweep
         from launch.sweep_file import read_sweep
         from simdist.cluster.profile import load_profile
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from launch.dry_run import show
 from launch.estimate import Machine, kind_of_job, measure, stage_costs
 from launch.plan import build
-from launch.profiles import Profile
+from simdist.cluster.profile import Profile
 from simdist.config.schema import Config, to_dict
 from simdist.core.files import append_json
 from tests.support.sweeps import of_kind, sweep_file

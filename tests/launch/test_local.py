@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 
 from launch.cancel import local_owner
-from launch.debug import run_here
-from launch.graph import done_jobs
-from launch.local import Outcome, run_locally, visible_gpus
+from launch.local import Outcome, run_here, run_locally, visible_gpus
 from launch.plan import Job, Plan
 from launch.records import Records, last_lines
-from launch.states import find_states
+from launch.states import done_jobs, find_states
 from simdist.core.signals import SignalHandler
 
 ACTING = Path(__file__).parent.parent / "support" / "acting"

@@ -1,4 +1,4 @@
-"""The graph: which jobs, which commands, which parents; what of it is done."""
+"""The graph: which jobs, which commands, which parents; and how long a run is."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 
 from launch.estimate import total_steps
-from launch.graph import blocked_by, done_jobs, ready
-from launch.listing import find_sweeps, read_plan, write_plan
-from launch.plan import build
+from launch.plan import build, config_file, find_sweeps, read_plan, write_plan
 from launch.variants import expand
 from simdist.config.schema import to_dict
 from simdist.core.errors import InputError
 from simdist.runs.schedule import Schedule
-from tests.support.sweeps import SMALL, finish, of_kind, small_plan, sweep_file
+from tests.support.sweeps import SMALL, of_kind, small_plan, sweep_file
 
 
 def test_a_sweep_becomes_one_packing_trainings_with_their_probes_and_one_report() -> None:
@@ -129,50 +127,9 @@ def test_a_plan_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     from simdist.config.load import read_config
 
     run = next(iter(configs))
-    assert read_config(plan.config_file(run)) == configs[run]
+    assert read_config(config_file(plan.folder, run)) == configs[run]
     with pytest.raises(InputError, match=r"no sweep 'other' in .*there are small"):
         find_sweeps(tmp_path / "sweeps", "other")
-
-
-# --- what is done -----------------------------------------------------------------------------------------------------
-
-
-def test_what_is_done_is_what_left_its_files(tmp_path: Path) -> None:
-    plan = small_plan(tmp_path)
-    assert done_jobs(plan) == set()
-    train, probes = of_kind(plan, "train"), of_kind(plan, "probe")
-    finish(plan, "pack/" + of_kind(plan, "pack")[0].partition("/")[2], train[0])
-    assert done_jobs(plan) == {of_kind(plan, "pack")[0], train[0]}
-    finish(plan, *train, *probes, when=1000.0)
-    for path in plan.jobs[of_kind(plan, "pack")[0]].done:
-        path.unlink()
-    assert done_jobs(plan) == set(plan.jobs) - {"report"}  # a corpus that nobody needs any more may be gone
-
-
-def test_a_report_is_done_only_when_it_is_younger_than_what_it_reports_on(tmp_path: Path) -> None:
-    plan = small_plan(tmp_path)
-    finish(plan, *plan.jobs, when=1000.0)
-    assert "report" in done_jobs(plan)
-    finish(plan, of_kind(plan, "probe")[0], when=2000.0)
-    assert "report" not in done_jobs(plan)
-    finish(plan, "report", when=2000.0)
-    assert "report" in done_jobs(plan)
-    plan.jobs[of_kind(plan, "train")[1]].done[0].unlink()
-    assert "report" not in done_jobs(plan)
-
-
-def test_what_waits_for_a_failed_job_never_runs_but_the_report_does() -> None:
-    plan = small_plan()
-    failed, other = of_kind(plan, "train")[:2]
-    blocked = blocked_by(plan, {failed})
-    assert blocked == {job.name: failed for job in plan.jobs.values() if failed in job.parents and job.kind == "probe"}
-    rest = set(plan.jobs) - {failed, "report", *blocked}
-    assert ready(plan, "report", rest, {failed, *blocked})
-    assert not ready(plan, "report", rest - {other}, {failed, *blocked})
-    assert not ready(plan, next(iter(blocked)), rest, {failed})
-    assert blocked_by(plan, {"pack/data-small"}).keys() == {
-        j.name for j in plan.jobs.values() if j.kind in ("train", "probe")
-    }
 
 
 # --- how long ---------------------------------------------------------------------------------------------------------

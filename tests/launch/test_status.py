@@ -18,9 +18,8 @@ from rich.console import Console
 import launch.cancel
 import launch.logs
 import launch.status
-from launch.listing import write_plan
 from launch.overview import loose_runs, overview
-from launch.plan import Plan, build
+from launch.plan import Plan, build, write_plan
 from launch.records import Record, Records
 from launch.states import find_states
 from launch.status import as_json, as_renderable, duration
@@ -196,7 +195,7 @@ def test_a_thousand_runs_are_shown_in_less_than_three_seconds(tmp_path: Path) ->
         queue[f"7_{number}"] = ("RUNNING", "None")
     slurm = FakeSlurm(queue)
     begin = time.process_time()  # of this process: others may use the machine
-    from launch.listing import read_plan
+    from launch.plan import read_plan
 
     found = overview(read_plan(plan.folder), slurm.scheduler, now=1001.0)
     text = json.dumps(as_json(found))

@@ -14,16 +14,16 @@ from rich.console import Console
 import launch.cancel
 import launch.dry_run
 import launch.submit
-from launch.graph import done_jobs
-from launch.listing import write_plan
-from launch.plan import build
-from launch.profiles import Choice, Profile
+from launch.plan import build, write_plan
 from launch.records import Records
 from launch.scheduler import JobId
 from launch.slurm import SlurmScheduler
 from launch.snapshot import take_snapshot
+from launch.states import done_jobs
 from launch.submit import feed, submit_sweep
+from simdist.cluster.choice import Choice
 from simdist.cluster.discovery import Limits
+from simdist.cluster.profile import Profile
 from simdist.core.errors import InputError
 from tests.support.fake_slurm import scripts, submit
 from tests.support.sweeps import finish, of_kind, small_plan, sweep_file

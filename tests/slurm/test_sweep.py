@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.graph import done_jobs
-from launch.listing import read_plan
-from launch.plan import Plan
+from launch.plan import Plan, read_plan
 from launch.records import Records
+from launch.states import done_jobs
 from simdist.core.files import read_json_lines, sha256_of
 from tests.support import ROOT
 from tests.support.slurm_jobs import PACE, SWEEP_CONFIG, Slurm, await_

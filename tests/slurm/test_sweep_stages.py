@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.graph import done_jobs
-from launch.listing import read_plan
-from launch.plan import Plan
+from launch.plan import Plan, read_plan
 from launch.records import Record, Records
+from launch.states import done_jobs
 from simdist.core.files import read_json_lines, sha256_of
 from slurm.testbed import cluster
 from tests.support import ROOT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.listing import read_plan
+from launch.plan import read_plan
 from tests.support.slurm_jobs import Slurm, await_
 from tests.support.wheel import environment_of, install_wheel, run
 

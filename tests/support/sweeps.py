@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,13 @@ def finish(plan: Plan, *names: str, when: float | None = None) -> None:
             path.write_text('{"num_samples": 12, "seconds": 1.0}')
             if when is not None:
                 os.utime(path, (when, when))
+
+
+def pack_manifests(root: Path, *labels: str) -> None:
+    """Manifests as a packed corpus has them."""
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        (root / split / "manifest.json").write_text(json.dumps({"labels": {label: ["a", "b"] for label in labels}}))
 
 
 def of_kind(plan: Plan, kind: str) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from launch.overview import read_progress
 from launch.plan import Length
-from launch.progress import read_progress
 from simdist.config.load import read_config
 from simdist.config.schema import Config
 from simdist.core.errors import EXIT_INTERRUPTED, InputError

@@ -1,22 +1,24 @@
-"""The sweep and the cluster that are taken where none is named, and what is said of it."""
+"""Options of `launch/sweep.py`: defaults, words that cannot be, and what changes the resources of jobs."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch import sweep
-from launch.defaults import default_cluster, default_sweep
+from launch.options import default_cluster, default_sweep, read_time
 from launch.plan import build
 from launch.sweep_file import read_sweep
+from simdist.cluster.profile import load_profile
 from simdist.core.errors import InputError
+from tests.support.sweeps import SMALL, pack_manifests
 
+OPTIONS = ("--partition=a", "--nodes=2", "--gpus-per-node=a100:2", "--time=02:00:00", "--setup=module load cuda")
 NOT_CONFIGURED = "sinfo: fatal: Could not establish a configuration source\n"
 OLD_NOT_CONFIGURED = (
     "sinfo: error: s_p_parse_file: unable to status file /etc/slurm/slurm.conf: No such file or directory"
@@ -30,14 +32,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CONF", raising=False)
 
 
-def pack(root: Path, *labels: str) -> None:
-    """Manifests as a packed corpus has them."""
-    for split in ("train", "test"):
-        (root / split).mkdir(parents=True)
-        (root / split / "manifest.json").write_text(json.dumps({"labels": {label: ["a", "b"] for label in labels}}))
-
-
-# --- the sweep --------------------------------------------------------------------------------------------------------
+# --- defaults: the sweep ----------------------------------------------------------------------------------------------
 
 
 def test_without_a_corpus_the_default_sweep_makes_one() -> None:
@@ -52,7 +47,7 @@ def test_without_a_corpus_the_default_sweep_makes_one() -> None:
 
 
 def test_where_librispeech_is_packed_it_is_used_and_never_packed_again() -> None:
-    pack(Path("data/librispeech"), "speaker", "phone")
+    pack_manifests(Path("data/librispeech"), "speaker", "phone")
     chosen = default_sweep(["seeds=[0]"])
     assert (chosen.file.stem, chosen.reason) == ("default_librispeech", "on data/librispeech")
     plan, configs = build(read_sweep(chosen.file, chosen.overrides))
@@ -61,7 +56,7 @@ def test_where_librispeech_is_packed_it_is_used_and_never_packed_again() -> None
 
 
 def test_half_a_corpus_is_none() -> None:
-    pack(Path("data/librispeech"), "speaker")
+    pack_manifests(Path("data/librispeech"), "speaker")
     (Path("data/librispeech/test/manifest.json")).unlink()
     assert default_sweep().file.stem == "default"
 
@@ -75,7 +70,7 @@ def test_a_corpus_of_the_users_own_is_not_replaced_by_synthetic_speech(override:
 
 
 def test_without_phone_labels_there_is_no_probe_for_phones() -> None:
-    pack(Path("data/librispeech"), "speaker")
+    pack_manifests(Path("data/librispeech"), "speaker")
     chosen = default_sweep()
     assert "no phone labels" in chosen.reason
     plan, _ = build(read_sweep(chosen.file, chosen.overrides))
@@ -83,7 +78,7 @@ def test_without_phone_labels_there_is_no_probe_for_phones() -> None:
     assert "speakers" in {job.stage for job in plan.jobs.values()}
 
 
-# --- the cluster ------------------------------------------------------------------------------------------------------
+# --- defaults: the cluster --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -159,32 +154,7 @@ def test_debians_slurm_without_a_configuration_is_recognized() -> None:
     assert default_cluster()[0] == "local"
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "default_cluster", lambda: ("local", "there is no SLURM on this machine"))
-
-
-@pytest.mark.usefixtures("no_slurm")
-def test_it_says_what_it_chose_and_how_to_choose_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep.main(["--dry-run", "seeds=[0,1]", "train.max_steps=3"]) == 0
-    sweep_line, cluster_line, first, *_ = capsys.readouterr().out.splitlines()
-    assert sweep_line.startswith("sweep: default, a small one on synthetic speech")
-    assert sweep_line.endswith("(another: `python launch/sweep.py SWEEP.yaml`)")
-    assert cluster_line == "cluster: local, because there is no SLURM on this machine (another: `--cluster NAME`)"
-    assert first == "default: 4 runs, 38 jobs"  # overrides work without a file
-
-
-def test_what_was_chosen_by_the_user_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep.main(["--dry-run", "--cluster", "local", "smoke"]) == 0
-    assert capsys.readouterr().out.startswith("smoke: 4 runs, 14 jobs")
-
-
-def test_a_wrong_override_names_the_file_that_was_chosen() -> None:
-    with pytest.raises(InputError, match=r"default\.yaml: seeds must be a whole number, not x"):
-        sweep.main(["--cluster", "local", "seeds=[x]"])
+# --- words that cannot be ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,40 +186,103 @@ def test_a_key_with_dashes_is_answered_with_how_to_write_it(word: str, written: 
         sweep.main([word, "3"])
 
 
-def test_a_missing_package_is_named_before_anything_is_started(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+# --- resources of jobs on SLURM ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The small sweep, in a home without profiles and on a machine without SLURM."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "SIMDIST_CLUSTER", "SLURM_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(SMALL))
+    return [str(file), f"--runs={tmp_path}/runs", f"--sweeps={tmp_path}/sweeps"]
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_options_of_slurm_are_refused_on_this_machine(arguments: list[str], cluster: str) -> None:
+    with pytest.raises(InputError, match=f"--partition, --nodes, .*for jobs on SLURM, but --cluster is {cluster}"):
+        sweep.main([*arguments, f"--cluster={cluster}", *OPTIONS])
+
+
+def test_a_dry_run_shows_the_choice(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main([*arguments, "--cluster=slurm", "--dry-run", *OPTIONS]) == 0
+    said = capsys.readouterr().out
+    assert "  training: partition a, 2 nodes, 2 a100 GPUs per node, 2 processes of 4 cores, 120 minutes" in said
+    assert "warning: SLURM does not answer here" in said
+    assert "to change this: --partition" in said
+    for line in ("#SBATCH --gpus-per-node=a100:2", "#SBATCH --nodes=2", "#SBATCH --time=120", "module load cuda"):
+        assert line in said
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_silent_slurm_is_no_sweep_without_gpus(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"SLURM does not answer\. Try again, or name a profile"):
+        sweep.main([*arguments, "--cluster=slurm"])
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_setup_may_hold_an_assignment_and_be_repeated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    setup = ["--setup", "CUDA_HOME=/opt/cuda", "--setup=module load cuda"]
+    assert sweep.main([*arguments, "--cluster=gpu", "--dry-run", *setup, "train.max_steps=3"]) == 0
+    assert "CUDA_HOME=/opt/cuda\nmodule load cuda\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cluster", "option", "message"),
+    [
+        ("gpu", "--jobs=2", "--jobs is for --cluster local, but --cluster is gpu"),
+        ("local", "--wait", "--wait: for jobs on SLURM, but --cluster is local"),
+        ("debug", "--prune", "--prune: for jobs on SLURM, but --cluster is debug"),
+        ("gpu", "--every=0", "--every is 0; it must be at least 1 second"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    arguments: list[str], cluster: str, option: str, message: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # as if it were not installed
-    expected = "espeakng_loader (for pack synthetic). Install: pip install -e '.[demo]'"
-    with pytest.raises(InputError) as caught:
-        sweep.main(["--cluster", "local", "smoke"])
-    assert expected in str(caught.value)
-    assert not Path("sweeps").exists()
-    assert sweep.main(["--cluster", "cpu", "--dry-run", "smoke"]) == 0  # jobs on SLURM may have another Python
-    assert f"warning: missing packages: {expected}" in capsys.readouterr().out
+    with pytest.raises(InputError, match=message):
+        sweep.main([*arguments, f"--cluster={cluster}", option, "--dry-run"])
 
 
-def test_a_corpus_that_nobody_packs_is_named_before_anything_is_started(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--cluster", "local", "data.root=data/mine"]
-    with pytest.raises(InputError, match=r"data\.root is data/mine, which has no packed split 'train'.*simdist\.pack"):
-        sweep.main(words)
-    assert not Path("sweeps").exists()
-    assert sweep.main([*words, "--dry-run"]) == 0
-    assert "warning: " in capsys.readouterr().out
+def test_options_on_top_of_a_named_profile(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main([*arguments, "--cluster=gpu", "--dry-run", "--account=speech", "--mem=100G"]) == 0
+    said = capsys.readouterr().out
+    assert "profile gpu:" in said
+    assert "#SBATCH --account=speech" in said
+    assert "#SBATCH --mem=100G" in said
+    assert "mem-per-gpu" not in said
 
 
-def test_a_second_process_is_told_how_to_follow_and_stop_the_first() -> None:
-    with sweep.sole_owner(Path("sweeps/smoke")), pytest.raises(InputError) as caught:
-        sweep.sole_owner(Path("sweeps/smoke"))
-    assert "`python launch/status.py smoke --watch`" in str(caught.value)
-    assert "`python launch/cancel.py smoke`" in str(caught.value)
+def test_the_choice_is_written_to_the_sweeps_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMDIST_CLUSTER", "gpu")
+    with pytest.raises(InputError, match="no SLURM on this machine"):  # found out by the submission
+        sweep.main([*arguments, "--cluster=slurm", "--time=90"])
+    written = load_profile(tmp_path / "sweeps" / "small" / "cluster.yaml")
+    assert written.partition == load_profile("gpu").partition
+    assert written.time_minutes == 90
 
 
-def test_jobs_below_a_failed_one_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    pack(Path("data/mine"), "speaker")  # manifests of shards that do not exist
-    words = ["--cluster", "local", "data.root=data/mine", "--jobs", "2"]
-    assert sweep.main(words) == 1
-    text = capsys.readouterr().out
-    assert text.count(" failed with exit code 2:") == 3  # two trainings, and a report about nothing
-    assert text.count("7 jobs will not run because train/") == 2
-    assert "0 of 17 jobs are done" in text
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("240", 240),
+        ("04:00:00", 240),
+        ("1-00:00:00", 1440),
+        ("2-12", 3600),
+        ("1-12:30", 2190),
+        ("30:00", 30),
+        ("00:00:10", 1),
+    ],
+)
+def test_times_as_sbatch_takes_them(text: str, minutes: int) -> None:
+    assert read_time(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["4h", "", "1:2:3:4", "-5"])
+def test_a_time_that_is_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"--time is '.*'; give minutes, HH:MM:SS, or D-HH:MM:SS"):
+        read_time(text)
