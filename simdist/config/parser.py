@@ -100,7 +100,7 @@ class Parser(jsonargparse.ArgumentParser):
                 return f"missing: {subcommands[0].metavar}, one of {', '.join(choices)}"
             chosen = re.match(r"argument \w+: invalid choice: '(.*?)' \(", message)
             if chosen:
-                return f"unknown {subcommands[0].metavar} {chosen[1]!r}: {_did_you_mean(chosen[1], choices)}"
+                return f"unknown {subcommands[0].metavar} {chosen[1]!r}: {did_you_mean(chosen[1], choices)}"
         unknown = re.search(
             r"unrecognized arguments: --(?P<flag>[\w.-]+)"
             r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.-]+)'"
@@ -116,13 +116,13 @@ class Parser(jsonargparse.ArgumentParser):
         section = key.rpartition(".")[0]
         siblings = [k for k in keys if k.startswith(section + ".")] if section else []
         siblings = siblings or [k for k in keys if "." not in k]
-        return f"unknown key {key!r}: {_did_you_mean(key, keys, siblings)}"
+        return f"unknown key {key!r}: {did_you_mean(key, keys, siblings)}"
 
 
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list", "str": "text"}
 
 
-def _did_you_mean(word: str, near: Sequence[str], valid: Sequence[str] | None = None) -> str:
+def did_you_mean(word: str, near: Sequence[str], valid: Sequence[str] | None = None) -> str:
     """The closest match in `near`, if there is one, and the valid choices."""
     found = difflib.get_close_matches(word, near, n=1)
     hint = f"did you mean {found[0]!r}? " if found else ""

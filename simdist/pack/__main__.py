@@ -17,8 +17,7 @@ from simdist.core.console import fail, run
 from simdist.core.errors import EXIT_FAILED, EXIT_OK, InputError, counted
 from simdist.core.signals import SignalHandler, StoppedError, exit_code
 from simdist.data.splits import open_split
-from simdist.download.addresses import LABELED_SUBSET
-from simdist.download.downloads import DEFAULT_ROOT, Layout, downloaded
+from simdist.download.librispeech import DEFAULT_ROOT, LABELED_SUBSET, Layout
 from simdist.pack import folders, packing, verifying
 from simdist.pack.artificial_speech import artificial_speech
 from simdist.pack.corpora import Corpus
@@ -240,17 +239,24 @@ def _fill_in(arguments: Any, console: Console) -> None:
         return
     if arguments.SOURCE is not None:
         raise InputError("OUT is missing. Give SOURCE and OUT, or neither to pack what simdist.download wrote")
-    layout = Layout()
-    found = downloaded(layout, _subsets(arguments))
-    arguments.SOURCE, arguments.OUT, arguments.subsets = str(layout.root), str(DEFAULT_OUT), list(found.subsets)
-    given = arguments.train_split or arguments.test_split or arguments.test_fraction is not None
+    layout, subsets = Layout(), _subsets(arguments)
+    if not layout.corpus.is_dir():
+        raise InputError(
+            f"SOURCE is missing, and {layout.corpus} does not exist. Run `python -m simdist.download librispeech` "
+            "first, or give SOURCE and OUT"
+        )
+    arguments.SOURCE, arguments.OUT = str(layout.root), str(DEFAULT_OUT)
+    is_labeled = set(subsets) == {LABELED_SUBSET} if subsets else (layout.corpus / LABELED_SUBSET).is_dir()
+    has_lists = is_labeled and all(path.is_file() for path in layout.lists)
+    has_phones = is_labeled and layout.phones.is_file()
+    if has_lists or has_phones:
+        arguments.subsets = [LABELED_SUBSET]
     taken = []
-    if found.lists and not given:
-        arguments.train_split, arguments.test_split = map(str, found.lists)
-        taken += [arguments.train_split, arguments.test_split]
-    if found.phones and not arguments.phones:
-        arguments.phones = str(found.phones)
-        taken.append(arguments.phones)
+    if has_lists and not (arguments.train_split or arguments.test_split or arguments.test_fraction is not None):
+        arguments.train_split, arguments.test_split = taken = [str(path) for path in layout.lists]
+    if has_phones and not arguments.phones:
+        arguments.phones = str(layout.phones)
+        taken = [*taken, arguments.phones]
     console.print(f"packing {escape(str(layout.corpus))}{' with ' * bool(taken)}{escape(', '.join(taken))}")
 
 

@@ -17,8 +17,7 @@ from simdist.core.console import run
 from simdist.decode import __main__ as decode
 from simdist.doctor import __main__ as doctor
 from simdist.download import __main__ as download
-from simdist.download import addresses, downloads
-from simdist.download.addresses import SUBSETS
+from simdist.download.librispeech import MIRRORS, SUBSETS
 from simdist.pack import __main__ as pack
 from simdist.probe import __main__ as probe
 from simdist.runs.folder import Run
@@ -119,7 +118,7 @@ def test_packed_otherwise(said: Callable[..., str], tmp_path: Path, there: Path)
 def test_no_server(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     with web_server() as web:
         pass
-    monkeypatch.setitem(addresses.MIRRORS, "eu", web.url)
+    monkeypatch.setitem(MIRRORS, "eu", web.url)
     printed = said(download.main, "librispeech", "--no-labels", "--mirror", "eu", "--retries", "0", "--to", "empty")
     assert printed.replace(web.url, "https://openslr.elda.org/resources/12") == MESSAGES["offline"]
 
@@ -137,7 +136,7 @@ def test_checksum(said: Callable[..., str], tmp_path: Path, monkeypatch: pytest.
 
 
 def test_room(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 4_000_000_000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 4_000_000_000))
     assert said(download.main, "librispeech") == MESSAGES["room"]
 
 

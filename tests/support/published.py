@@ -8,28 +8,18 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from simdist.download import __main__ as download
-from simdist.download import addresses
-from simdist.download.addresses import SUBSETS, Archive
-from simdist.download.fetching import Patience
+from simdist.download import fetching
+from simdist.download.librispeech import LABELS, MIRRORS, PHONES, SUBSETS, TEST_SPLIT, TRAIN_SPLIT, Archive
 from tests.support.packing_cases import SmallCorpus
 from tests.support.web import Web, web_server
 
 SUBSET = "train-clean-100"
 TAR = f"/{SUBSET}.tar.gz"
 COMMAND = ["librispeech", SUBSET, "--mirror", "openslr"]
-
-
-@dataclass(frozen=True)
-class Hurry(Patience):
-    """So that tests do not wait."""
-
-    first_wait: float = 0.01
 
 
 def tar_of(subset: Path, name: str = SUBSET, more: dict[str, str] | None = None) -> bytes:
@@ -60,15 +50,14 @@ def published(corpus: SmallCorpus, patch: pytest.MonkeyPatch, content: bytes | N
     """A server that has the corpus as `content` (made if not given) and its labels; simdist.download knows no other."""
     content = content or tar_of(corpus.source / "small")
     patch.setitem(SUBSETS, SUBSET, archive_of(content, len(corpus.pcm)))
-    patch.setattr(download, "Patience", Hurry)
+    patch.setattr(fetching, "FIRST_WAIT", 0.01)
     with web_server() as web:
         web.files[TAR] = content
         web.files["/train_split.txt"] = corpus.train_split.read_bytes()
         web.files["/test_split.txt"] = corpus.test_split.read_bytes()
         web.files["/phones.zip"] = zip_of(corpus.phones.read_text())
-        for mirror in addresses.MIRRORS:
-            patch.setitem(addresses.MIRRORS, mirror, web.url)
-        for name in (addresses.TRAIN_SPLIT, addresses.TEST_SPLIT):
-            patch.setitem(addresses.LABELS, name, (f"{web.url}/{name}",))
-        patch.setitem(addresses.LABELS, addresses.PHONES, (f"{web.url}/phones.zip",))
+        for mirror in MIRRORS:
+            patch.setitem(MIRRORS, mirror, web.url)
+        for name, served in ((TRAIN_SPLIT, TRAIN_SPLIT), (TEST_SPLIT, TEST_SPLIT), (PHONES, "phones.zip")):
+            patch.setitem(LABELS, name, (f"{web.url}/{served}",))
         yield web

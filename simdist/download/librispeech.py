@@ -1,20 +1,21 @@
-"""Addresses of LibriSpeech, CPC's splits and phone labels, with the sizes and checksums of the archives.
+"""LibriSpeech, CPC's splits and phone labels: where they are on the web, and on disk for simdist.pack.
 
 Sizes and md5 sums are those of https://www.openslr.org/resources/12/md5sum.txt; docs/explanation/decisions.md
-has the source of each address.
+has the source of each address. On disk:
+
+ROOT/LibriSpeech/SUBSET/…, ROOT/labels/train-clean-100/{train,test}_split.txt, ROOT/labels/converted_aligned_phones.txt
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from simdist.core.errors import InputError
 
-DEFAULT_SUBSET = "train-clean-100"
+DEFAULT_ROOT = Path("data/corpora")
 LABELED_SUBSET = "train-clean-100"
-"""The subset of CPC's splits and phone labels."""
+"""The subset of CPC's splits and phone labels, and the one that is downloaded by default."""
 
 
 @dataclass(frozen=True)
@@ -65,43 +66,46 @@ _S3PRL = (
     "https://raw.githubusercontent.com/s3prl/s3prl/71a4cd575cbe2c6f4be656a92c6f6665d699b108"
     "/s3prl/downstream/phone_linear/data"
 )
-TRAIN_SPLIT, TEST_SPLIT, PHONES = "train_split.txt", "test_split.txt", "converted_aligned_phones"
+TRAIN_SPLIT, TEST_SPLIT, PHONES = "train_split.txt", "test_split.txt", "converted_aligned_phones.txt"
 LABELS = {
     TRAIN_SPLIT: (f"{_DRIVE}1ubREoLQu47_ZDn39YWv1wvVPe2ZlIZAb", f"{_S3PRL}/{TRAIN_SPLIT}"),
     TEST_SPLIT: (f"{_DRIVE}1vSHmncPsRY7VWWAd_BtoWs9-fQ5cBrEB", f"{_S3PRL}/{TEST_SPLIT}"),
-    PHONES: (f"{_DRIVE}1bLuDkapGBERG_VYPS7fNZl5GXsQ9z3p2", f"{_S3PRL}/{PHONES}.zip"),
+    PHONES: (f"{_DRIVE}1bLuDkapGBERG_VYPS7fNZl5GXsQ9z3p2", f"{_S3PRL}/converted_aligned_phones.zip"),
 }
 """Addresses of each label file, in the order in which they are tried."""
+SPLITS_LINE = r"\d+-\d+-\d+"
+PHONES_LINE = r"\d+-\d+-\d+( \d+)+ ?"
 
 
-def wanted_archives(subsets: Sequence[str]) -> list[Archive]:
-    """The archives of these subsets, without duplicates.
+class Layout:
+    """Paths of audio and labels below one folder."""
 
-    Raises:
-        InputError: unknown subset; names the closest one and all.
-    """
-    unknown = [name for name in subsets if name not in SUBSETS]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], SUBSETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown subset {unknown[0]!r}: {hint}the subsets are {', '.join(SUBSETS)}")
-    return [SUBSETS[name] for name in dict.fromkeys(subsets)]
+    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
+        self.root, self.corpus = root, root / "LibriSpeech"
+        self.splits = root / "labels" / LABELED_SUBSET
+        self.lists = self.splits / TRAIN_SPLIT, self.splits / TEST_SPLIT
+        self.phones = root / "labels" / PHONES
 
+    def has_labels(self) -> bool:
+        """Whether both of CPC's splits and the phone labels exist."""
+        return all(path.is_file() for path in (*self.lists, self.phones))
 
-def mirror_addresses(mirrors: Sequence[str]) -> list[str]:
-    """Base addresses of mirrors given by name or address; all known ones by default.
+    def has(self, archive: Archive) -> bool:
+        """Whether a subset exists.
 
-    Raises:
-        InputError: one is neither a known name nor an http(s) address.
-    """
-    for mirror in mirrors:
-        if mirror not in MIRRORS and not is_address(mirror):
-            names = ", ".join(MIRRORS)
+        Raises:
+            InputError: its folder has fewer utterances, so it was not unpacked by simdist.
+        """
+        folder = self.corpus / archive.subset
+        found = num_utterances(folder)
+        if folder.exists() and found != archive.utterances:
             raise InputError(
-                f"--mirror {mirror!r} is neither one of {names} nor an address that begins with https:// or http://"
+                f"{folder} has {found:,} of {archive.utterances:,} utterances. simdist.download unpacks a subset whole "
+                "or not at all, so it did not write this folder. Remove it, or choose another --to"
             )
-    return [MIRRORS.get(mirror, mirror).rstrip("/") for mirror in mirrors or MIRRORS]
+        return found > 0
 
 
-def is_address(text: str) -> bool:
-    return text.startswith(("https://", "http://"))
+def num_utterances(subset: Path) -> int:
+    """Number of .flac files in a subset's folder; 0 if there is none."""
+    return sum(1 for _ in subset.glob("*/*/*.flac"))
