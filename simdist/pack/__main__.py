@@ -52,8 +52,9 @@ Without SOURCE and OUT, {DEFAULT_ROOT} (of simdist.download) is packed into {DEF
 CPC's splits and phone labels if they exist, otherwise every subset."""
 
 _ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and
-syllables_test, at 16 kHz. SOURCE is the folder that its archive unpacks to, with `reshuffledv2` (words) and `split up
-data padded` (syllables) in it.
+syllables_test (the published split: one recording session each) and, of both sessions, into syllables_reshuffled_train
+and syllables_reshuffled_test (80 and 20 %), at 16 kHz. SOURCE is the folder that its archive unpacks to, with
+`reshuffledv2` (words) and `split up data padded` (syllables) in it.
 
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav"""
 

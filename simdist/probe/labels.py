@@ -122,8 +122,8 @@ def different_sessions(pair: SplitPair) -> str | None:
         return None
     return (
         f"{pair.train.folder.name} and {pair.test.folder.name} are different recording sessions "
-        f"({', '.join(sorted(train))} and {', '.join(sorted(test))}): their accuracies are also a matter of the "
-        "recording. Compare with splits that have both sessions (--train-split, --test-split)"
+        f"({', '.join(sorted(train))} and {', '.join(sorted(test))}), so accuracies also depend on the recording. "
+        "Compare with splits that have all sessions (--train-split, --test-split)"
     )
 
 

@@ -130,10 +130,19 @@ def test_artificial_speech_names_become_words_syllables_and_vowels(tmp_path: Pat
             (tmp_path / folder / part / f"{name}.wav").touch()
     (tmp_path / WORDS / "train" / "noise.wav").touch()
     found = artificial_speech(tmp_path)
-    assert [plan.name for plan in found.splits] == ["train", "test", "syllables_train", "syllables_test"]
+    assert [plan.name for plan in found.splits] == [
+        *("train", "test", "syllables_train", "syllables_test"),
+        *("syllables_reshuffled_train", "syllables_reshuffled_test"),
+    ]
     word, syllable = found.splits[0].utterances[0], found.splits[2].utterances[0]
-    assert (word.key, word.labels, word.facts, word.exact_length) == ("babidu_1", {}, {"word": "babidu"}, 10_240)
-    assert syllable.labels == {"syllable": "du", "vowel": "u"}
+    assert (word.key, word.labels, word.facts, word.exact_length) == (
+        "babidu_1",
+        {"session": "1"},
+        {"word": "babidu"},
+        10_240,
+    )
+    assert syllable.labels == {"syllable": "du", "vowel": "u", "session": "1"}
+    assert {u.key for plan in found.splits[4:] for u in plan.utterances} == {"babidu_1_3_du", "babidu_2_3_du"}
     assert syllable.facts == {"word": "babidu", "position": 3}
     assert syllable.exact_length == 8_800
     assert [Path(p.path).name for p in found.splits[0].problems] == ["noise.wav"]
