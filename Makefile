@@ -36,7 +36,7 @@ check: $(VENV)/installed-dev  ## what CI runs: format, lint, types, all tests, w
 	$(BIN)/basedpyright
 	$(MAKE) test-all
 
-chaos: $(VENV)/installed-dev  ## kill, fill, cut, flip and refuse: more than 400 faults of 56 kinds, an hour on two idle cores
+chaos: $(VENV)/installed-dev  ## kill, fill, cut, flip and refuse: more than 400 faults of 56 kinds, half an hour on two cores
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(VENV)/installed-dev  ## every performance target and its outcome; see docs/explanation/performance.md
