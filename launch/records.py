@@ -42,7 +42,7 @@ class JobEvent(Struct, frozen=True):
     id: Word = ""
     log: str = ""
     host: Word = ""
-    parents: dict[str, str] = {}
+    parents: dict[str, str] | None = None
     identity: Word = ""
     cluster_name: Word = ""
     code: int | None = None
@@ -217,7 +217,7 @@ def _record(line: JobEvent, starts: int) -> Record:
         log=Path(line.log),
         host=line.host,
         time=line.time,
-        parents=line.parents,
+        parents=line.parents or {},
         identity=line.identity,
         starts=starts,
         cluster_name=line.cluster_name,

@@ -147,6 +147,14 @@ def test_a_rank_that_is_missing_in_a_hang_is_named(speech: Path, tmp_path: Path,
     assert "rank 1" not in (folder / "stacks-rank0.txt").read_text()
 
 
+def of_two_nodes(number: int, port: int) -> dict[str, str]:
+    """The environment of the only rank of a node, of two."""
+    numbers = {"RANK": number, "GROUP_RANK": number, "LOCAL_RANK": 0, "MASTER_PORT": port}
+    sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "GROUP_WORLD_SIZE": 2}
+    texts = {name: str(value) for name, value in (numbers | sizes).items()}
+    return texts | {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+
+
 @pytest.mark.parametrize(
     ("rank", "wrong", "messages"),
     [
@@ -160,15 +168,9 @@ def test_a_node_that_cannot_start_ends_the_others(
 ) -> None:
     """They would wait for its ranks; only there is a file missing, or its clone is another version."""
     argv = short_training(speech, tmp_path / "run", "--train.max_steps=4", "--data.num_workers=0")
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    port = free_port()
     nodes = [
-        zygote.command(
-            "simdist.train",
-            *argv,
-            *([wrong] if number == rank else []),
-            environ=common | {"RANK": str(number), "GROUP_RANK": str(number)},
-        )
+        zygote.command("simdist.train", *argv, *([wrong] if number == rank else []), environ=of_two_nodes(number, port))
         for number in range(2)
     ]
     for node, message in zip(nodes, messages, strict=True):
@@ -177,6 +179,19 @@ def test_a_node_that_cannot_start_ends_the_others(
         assert message in printed
         assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_node_that_cannot_start_says_so_although_the_other_never_comes(tmp_path: Path, zygote: Zygote) -> None:
+    output = tmp_path / "output"
+    output.touch()
+    argv = ("--config=nowhere.yaml", f"--run-dir={tmp_path / 'run'}")
+    node = zygote.command("simdist.train", *argv, environ=of_two_nodes(1, free_port()), output=output)
+    end = time.monotonic() + 60
+    while "--config nowhere.yaml does not exist" not in output.read_text():
+        assert node.poll() is None, output.read_text()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    node.kill()
 
 
 def leave_little_shared_memory() -> None:

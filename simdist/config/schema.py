@@ -49,8 +49,8 @@ class DataConfig:
     batch_size: int = 8
     """Global batch size in clips, split evenly over the ranks."""
     epoch: Literal["all", "full_batches"] = field(default="all", metadata=ADDED)
-    """What an epoch is: `all` clips, so that a batch may span two epochs; or only full batches (`full_batches`), which
-    leave out the rest of the clips, other ones in each epoch."""
+    """What an epoch is: `all` clips, so that a batch may span two epochs, or as many as fill their batches
+    (`full_batches`), so that each epoch leaves out a few, not the same ones."""
     shuffle_window: int = 16
     """Number of shards whose samples are shuffled together. Small values keep reads local."""
     num_workers: int = field(default=2, metadata=TUNING)

@@ -29,14 +29,14 @@ def fail(message: str, code: int = EXIT_BAD_INPUT, is_shared: bool = True) -> No
             files may be others. Else every rank prints.
     """
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
-    if rank != "0" and is_shared and (local_rank != "0" or _has_group()):
+    if rank != "0" and is_shared and (local_rank != "0" or has_group()):
         sys.exit(code)
     text = escape(redacted(message, keep_hashes=False)) + f" (rank {rank} on {socket.gethostname()})" * (rank != "0")
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {text}")
     sys.exit(code)
 
 
-def _has_group() -> bool:
+def has_group() -> bool:
     """Whether this process can talk to the other ranks, so that a failure that all share is known to be shared."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
@@ -53,12 +53,15 @@ def run(
         is_viewer: the command has no purpose but its output, and ends when nobody reads it.
     """
     if is_viewer:
-        sys.stdout, sys.stderr = (cast("TextIO", PrintableStream(stream)) for stream in (sys.stdout, sys.stderr))
+        before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (cast("TextIO", PrintableStream(stream)) for stream in before)
         try:
             _run(main, argv)
         except BrokenPipeError:
-            SafeStream(sys.stdout, "").silence()
+            SafeStream(before[0], "").silence()
             sys.exit(EXIT_FAILED)
+        finally:
+            sys.stdout, sys.stderr = before
     with safe_output():
         _run(main, argv)
 
@@ -69,7 +72,7 @@ def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None
     try:
         code = main(argv)
     except InputError as error:
-        fail(str(error), error.exit_code, error.is_shared or not _has_group())
+        fail(str(error), error.exit_code, error.is_shared or not has_group())
     except KeyboardInterrupt:
         fail("interrupted", EXIT_INTERRUPTED)
     except OSError as error:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from simdist.core.console import fail, has_group
 from simdist.core.errors import EXIT_OK, InputError
 from simdist.training.world import read
 
@@ -22,30 +23,31 @@ def telling_other_nodes() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        error.is_shared |= _tell(error)
-        raise
+        if not _others_wait():
+            raise
+        try:
+            fail(str(error), error.exit_code)  # printed first: who knows whether the others come
+        finally:
+            _tell(error)
     except SystemExit as left:  # an option; its error is printed already
-        if left.code not in (EXIT_OK, None):
+        if left.code not in (EXIT_OK, None) and _others_wait():
             _tell(InputError("an option is wrong; the rank's own output says which"))
         raise
 
 
-def _tell(failure: InputError) -> bool:
-    """Meet the other ranks at their start, and fail there with them; returns whether rank 0 failed alike."""
-    with suppress(Exception):  # a start that failed need not be able to do that
-        if read(os.environ).num_nodes == 1:
-            return False
-        import torch.distributed as dist
+def _others_wait() -> bool:
+    """Whether ranks of other nodes wait for this one, as before the process group is there."""
+    with suppress(InputError):
+        return read(os.environ).num_nodes > 1 and not has_group()
+    return False
 
+
+def _tell(failure: InputError) -> None:
+    """Meet the other ranks at their start, and fail there with them."""
+    with suppress(Exception):  # a start that failed need not be able to do that
         from simdist.training.agreement import together
         from simdist.training.distributed import CpuGroup, build_accelerator
 
-        if dist.is_initialized():
-            return False  # all have met, and know
         build_accelerator("no")
-        try:
-            with together(CpuGroup()):
-                raise failure
-        except InputError as error:
-            return str(error) == str(failure)
-    return False
+        with together(CpuGroup()):
+            raise failure
