@@ -61,10 +61,7 @@ def artificial_speech(source: Path) -> Corpus:
 
 def _reshuffled(syllables: list[Utterance]) -> list[SplitPlan]:
     """A fifth of all syllables to test on, and the rest. Keys have the session, because names occur in both."""
-    keyed = []
-    for syllable in syllables:
-        word, _, rest = syllable.key.split("_", 2)
-        keyed.append(replace(syllable, key=f"{word}_{syllable.labels[SESSION]}_{rest}"))
+    keyed = [replace(syllable, key=f"{syllable.key}_session{syllable.labels[SESSION]}") for syllable in syllables]
     keyed.sort(key=lambda syllable: scattered(syllable.key))
     count = max(1, round(TEST_SHARE * len(keyed)))
     parts = {"train": keyed[count:], "test": keyed[:count]}

@@ -20,7 +20,7 @@ CLIPS, BETA = 3, 0.01
 def small(preset: str) -> Config:
     config = read_config(CONFIGS / f"{preset}.yaml")
     model = replace(config.model, width=12, context_width=9)
-    return replace(config, data=replace(config.data, crop=5_120), model=model)
+    return replace(config, data=replace(config.data, crop=min(config.data.crop, 10_240)), model=model)
 
 
 def recorded(config: Config) -> list[Recorded]:

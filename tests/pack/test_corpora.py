@@ -142,7 +142,10 @@ def test_artificial_speech_names_become_words_syllables_and_vowels(tmp_path: Pat
         10_240,
     )
     assert syllable.labels == {"syllable": "du", "vowel": "u", "session": "1"}
-    assert {u.key for plan in found.splits[4:] for u in plan.utterances} == {"babidu_1_3_du", "babidu_2_3_du"}
+    assert {u.key for plan in found.splits[4:] for u in plan.utterances} == {
+        "babidu_1_3_du_session1",
+        "babidu_1_3_du_session2",
+    }
     assert syllable.facts == {"word": "babidu", "position": 3}
     assert syllable.exact_length == 8_800
     assert [Path(p.path).name for p in found.splits[0].problems] == ["noise.wav"]
