@@ -19,7 +19,8 @@ from tests.support.forked import Zygote
 JOBS_ON_SLURM = ("test_train_job", "test_launchers_on_slurm", "test_sbatch_scripts")  # half of the time of all on SLURM
 SLOWEST = (  # files that take half a minute or more, the longest first
     *("test_chaos", "test_launchers", "test_examples", "test_train", "test_compare", "test_deepspeed", "test_page"),
-    *("test_page_in_browser", "test_trainer", "test_processes", "test_probe", "test_decode_processes", "test_wheel"),
+    *("test_page_in_browser", "test_trainer", "test_processes", "test_stragglers", "test_probe", "test_watchdog"),
+    *("test_damaged_records", "test_decode", "test_decode_processes", "test_wheel"),
 )
 
 
