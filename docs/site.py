@@ -23,6 +23,7 @@ from simdist.config.decoder import DecodingConfig
 from simdist.config.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTE = "_In a clone this page ends here: `make docs` fills it from the code, and `--help` prints the same._"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -30,7 +31,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for name, generate in {"command line": command_line, "configuration": configuration}.items():
         marker = f"<!-- generated: {name} -->"
         if marker in markdown:
-            markdown = markdown.replace(marker, generate())
+            markdown = markdown.replace(f"{marker}\n{NOTE}", generate())
     return with_links(markdown, Path(page.file.src_uri).parent)
 
 

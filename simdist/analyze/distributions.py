@@ -45,9 +45,11 @@ class Distributions:
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: DistributionsSettings) -> None:
         if encoder.module(module).log_var is None:
+            is_gru = not encoder.module(module).config.layers
+            advice = "" if is_gru else ": train with --model.head variational, as SIM does"
             raise ModuleError(
                 f"module {module} of {encoder.run.folder} has no distribution ({why_not(encoder, module)}); "
-                "only variational modules have: train with --model.head variational, as SIM does"
+                f"only variational modules have{advice}"
             )
         self._subject, self._module, self._settings = encoder, module, settings
         self._clips = choose_clips(encoder, settings)

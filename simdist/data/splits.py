@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from simdist.config.schema import DataConfig
 from simdist.core.errors import InputError
 from simdist.core.files import open_regular, read_regular
 
@@ -143,7 +144,8 @@ def open_split(root: str | Path, name: str) -> Split:
         raise InputError(f"data folder {root} is a file; name the folder that simdist.pack wrote")
     if (Path(root) / MANIFEST).is_file() and not folder.exists():
         raise InputError(f"{root} is one split; name the folder above it: {Path(root).resolve().parent}")
-    how = f"python -m simdist.pack CORPUS SOURCE {root}"
+    is_default = Path(root) == Path(DataConfig().root)
+    how = "python -m simdist.pack librispeech" if is_default else f"python -m simdist.pack CORPUS SOURCE {root}"
     if not folder.is_dir():
         if not Path(root).is_dir():
             raise InputError(f"data folder {root} does not exist; pack a corpus with `{how}`, or set --data.root")
