@@ -66,7 +66,7 @@ def _check_yaml(file: str) -> None:
     if Path(file).is_dir():
         raise InputError(f"--config {file} is a folder. Give one of the YAML files in it")
     if not Path(file).is_file():
-        preset = CONFIGS / f"{file}.yaml"
+        preset = CONFIGS / f"{Path(file).name}.yaml"
         if preset.is_file():
             raise InputError(f"--config {file} does not exist. Did you mean {preset}?")
         presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))

@@ -60,6 +60,7 @@ def test_only_the_demos_own_corpus_is_made_up(tmp_path: Path, capsys: pytest.Cap
         ("--opt.lr=1", ["unknown key 'opt.lr'", "did you mean 'optim.lr'?"]),
         ("--data.test_split=", ["data.test_split is ''", "the name of a split"]),
         ("--config=sim_librispeech", ["does not exist. Did you mean", "configs/sim_librispeech.yaml?"]),
+        ("--config=configs/sim_librispeech", ["does not exist. Did you mean", "configs/sim_librispeech.yaml?"]),
         ("--config=configs", ["--config configs is a folder. Give one of the YAML files"]),
         ("--train.cache_latents=true", ["train.cache_latents=True requires train.schedule=stagewise"]),
         ("--config=missing.yaml", ["missing.yaml does not exist", "sim_librispeech.yaml"]),
