@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,23 +59,38 @@ class Task:
             sys.exit(work(self.command, marker))
         ending = Ending.of_this_job(Path(os.environ["SUBMITIT_FOLDER"]))
         ending.begin(Path(self.folder))
+
+        def end(code: int) -> None:
+            ending.end(code)
+            if code == EXIT_PREEMPTED and self.command[0] not in ASKS_ITSELF:
+                conclude(ending, code, self.max_requeues)
+
         with _requeued_when_dying(self.max_requeues):
-            code = work(self.command, marker)
-        ending.end(code)
-        if code == EXIT_PREEMPTED and self.command[0] not in ASKS_ITSELF:
-            conclude(ending, code, self.max_requeues)
+            code = work(self.command, marker, lambda: end(EXIT_PREEMPTED))
+        end(code)
         sys.exit(code)
 
 
-def work(command: Sequence[str], marker: Path | None) -> int:
+def work(command: Sequence[str], marker: Path | None, before_leaving: Callable[[], None] = lambda: None) -> int:
     """Run `simdist.COMMAND` with its arguments in this process; returns its exit code.
 
     Args:
         command: the command's name, then its arguments.
         marker: written when it returns 0, by the first of several ranks.
+        before_leaving: called if a signal ends the process before the command listens for signals.
     """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        """Not by an exception: below it may be torch's C++ at its import, which aborts the process then."""
+        del number, frame
+        before_leaving()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(EXIT_PREEMPTED)
+
     for number in ASKED_TO_END:
-        signal.signal(number, _end)
+        signal.signal(number, leave)
     begin = time.time()
     code = _run(command)
     if code == EXIT_OK and marker is not None and _is_first_rank():
@@ -96,11 +111,6 @@ def _run(command: Sequence[str]) -> int:
             print(ended.code, file=sys.stderr)
             return EXIT_FAILED
         return ended.code or EXIT_OK
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise SystemExit(EXIT_PREEMPTED)
 
 
 def _is_first_rank() -> bool:

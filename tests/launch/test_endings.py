@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from launch import endings, submit
 from launch.endings import Ending, conclude, progress_of
 from launch.slurm import SlurmScheduler
+from tests.support import ROOT
 
 LIMIT = 3
 
@@ -89,3 +93,29 @@ def test_progress_is_what_is_new_of_any_kind(tmp_path: Path) -> None:
 def test_the_hosts_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-3]")
     assert SlurmScheduler().hosts() == ["n1", "n2", "n3"]
+
+
+SIGNALLED_DURING_IMPORTS = """
+import os, signal, types
+from launch import job
+
+def import_module(name):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+    except BaseException:  # as torch's C++ answers a Python exception while it is imported
+        os.abort()
+
+job.importlib = types.SimpleNamespace(import_module=import_module)
+job.work(["analyze"], None, lambda: print("asked for a requeue", end=""))
+"""
+
+
+def test_a_signal_while_a_command_is_imported_is_a_preemption_and_no_crash() -> None:
+    """A job on SLURM had ended with 134 and was not requeued: an exception from the handler met torch's import."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_DURING_IMPORTS], env=environ, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (75, "asked for a requeue"), ended.stderr
