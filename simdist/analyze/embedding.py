@@ -21,7 +21,7 @@ from simdist.analyze.registry import EmbeddingSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.core.errors import InputError
 
-NEIGHBOURS = 5
+NEIGHBORS = 5
 PERPLEXITY = 30.0  # as in the reference implementation
 FEWEST = 8  # vectors
 OTHERS = "others"
@@ -29,7 +29,7 @@ OTHERS = "others"
 
 def neighbor_agreement(points: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> float:
     """Mean share of the five nearest neighbors (Euclidean) of (n, d) points that have a point's own class."""
-    finder = optional("sklearn.neighbors").NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(points) - 1)).fit(points)
+    finder = optional("sklearn.neighbors").NearestNeighbors(n_neighbors=min(NEIGHBORS, len(points) - 1)).fit(points)
     return float((classes[finder.kneighbors(return_distance=False)] == classes[:, None]).mean())
 
 
@@ -155,6 +155,6 @@ def _sentence(label: str, found: dict[str, Any]) -> str:
         100 * found[key] for key in ("neighbours_alike_in_latent", "neighbours_alike_in_plane", "chance")
     )
     return (
-        f"{label}: {latent:.0f} % of a vector's {NEIGHBOURS} nearest neighbors share its class in the latent, "
+        f"{label}: {latent:.0f} % of a vector's {NEIGHBORS} nearest neighbors share its class in the latent, "
         f"{plane:.0f} % in the plane, {chance:.0f} % by chance"
     )

@@ -73,7 +73,7 @@ class DataConfig:
         require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
 
     def epoch_size(self, num_clips: int) -> int:
-        """Clips of an epoch of a split with so many."""
+        """Clips of an epoch, of a split that has `num_clips`."""
         return epoch_size(num_clips, self.batch_size, self.epoch == "full_batches")
 
 

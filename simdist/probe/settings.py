@@ -25,11 +25,12 @@ class ProbeSettings:
     run: Path | None = field(default=None, metadata={**COMMAND, "options": RUN_DIR, "required": True})
     """Run folder of the encoder. Results go to its folder `probes`."""
     label: str = field(default="", metadata=COMMAND)
-    """Labels to predict, such as speaker,phone. The shards may have speaker, phone, syllable and vowel."""
+    """Labels to predict, such as speaker,phone. The shards may have speaker, phone, syllable,
+    vowel and session."""
     module: str = field(default="all", metadata=COMMAND)
     """Greedy modules to probe: numbers from 0, such as 0,2; -1 for the last; or all."""
     all: bool = field(default=False, metadata=COMMAND)
-    """Probe every label of the shards at every module."""
+    """Probe every label of the shards but `session` at every module."""
     features: str = field(default="trained", metadata=COMMAND)
     """Input of the probes, such as trained,mfcc: the `trained` encoder, or as baselines the `untrained` encoder,
     `mfcc`, and a `supervised` encoder, which is trained together with the probe."""
