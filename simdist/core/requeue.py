@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -27,6 +28,8 @@ WARNED = (128 + 10, 128 + 12, 128 + 15)
 KILLED = (128 + 6, 128 + 7, 128 + 9, 128 + 11)
 """Abort, bus error, kill, segmentation fault: worth another start if the last one made progress."""
 Answer = Literal["requeued", "refused", "unavailable"]
+ATTEMPTS = 10
+"""SIGTERM reaches every process of a job, also a `scontrol` that was started by the first process that it reached."""
 
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
 OF_A_RANK = (
@@ -148,10 +151,16 @@ def _is_out_of_time(shown: str) -> bool:
     return "Reason=TimeLimit" in shown
 
 
-def _scontrol(*words: str) -> str:
+def _scontrol(*words: str, attempts: int = ATTEMPTS) -> str:
     plain = {name: value for name, value in os.environ.items() if name != "SLURM_TIME_FORMAT"}  # times that sort
     command = ["scontrol", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=plain).stdout
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=plain).stdout
+    except subprocess.CalledProcessError as error:
+        if error.returncode > 0 or attempts == 1:
+            raise
+    time.sleep(0.2)
+    return _scontrol(*words, attempts=attempts - 1)
 
 
 def main(argv: Sequence[str]) -> int:

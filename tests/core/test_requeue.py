@@ -43,6 +43,17 @@ def test_a_job_and_an_array_task(asked: Path) -> None:
     assert asked.read_text().splitlines() == ["show job 42", "requeue 42", "show job 40_2", "requeue 40_2"]
 
 
+def test_a_scontrol_that_the_jobs_own_signal_kills_is_started_again(asked: Path) -> None:
+    """SIGTERM goes to every process of a job, and one that has just been started is among them."""
+    script = asked.parent / "bin" / "scontrol"
+    once = f"[ -e {asked.parent}/killed_$1 ] || {{ touch {asked.parent}/killed_$1; kill -TERM $$; }}"
+    script.write_text(script.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{once}\n"))
+    (asked.parent / "state").write_text("JobState=PREEMPTED Reason=None\n PreemptTime=2026-11-27T15:00:23\n")
+    assert requeue_if_dying(JOB, 0, 10)
+    assert {path.name for path in asked.parent.glob("killed_*")} == {"killed_show", "killed_requeue"}
+    assert "requeue 42" in asked.read_text()
+
+
 def test_an_endless_loop_ends(asked: Path) -> None:
     done, sentence = requeue(JOB, 10, 10)
     assert not done

@@ -104,7 +104,8 @@ def test_the_time_limit_comes_several_times(
     end = testbed.await_state(job, "COMPLETED")
     stops = training.events("stopped")
     assert len(stops) >= 2
-    assert [event["step"] for event in training.events("resumed")] == [event["step"] for event in stops]
+    saved = [event["step"] for event in stops if event["step"]]  # on a slow machine, none before the first limit
+    assert [event["step"] for event in training.events("resumed")] == saved
     assert end["Restarts"] == str(len(stops)) == str(len(training.events("requeued")))
     assert training.weights() == undisturbed(1).weights()
 
