@@ -31,9 +31,9 @@ from .plan import MANIFEST, MARKERS, Job, Length, Plan, hashed_words
 
 WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilation
 ALIKE = {  # what determines a step's time, besides the number of processes and the machines
-    "data": ("crop", "batch_size", "cache"),
+    "data": ("crop", "batch_size", "group", "cache"),
     "loss": ("prediction_steps", "num_negatives", "negatives", "window"),
-    "train": ("schedule", "accumulate", "precision"),
+    "train": ("schedule", "groups_at_once", "precision"),
 }
 
 

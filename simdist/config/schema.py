@@ -51,6 +51,10 @@ class DataConfig:
     epoch: Literal["all", "full_batches"] = field(default="all", metadata=ADDED)
     """What an epoch is: `all` clips, so that a batch may span two epochs, or as many as fill their batches
     (`full_batches`), so that each epoch leaves out a few, not the same ones."""
+    group: int | None = field(default=None, metadata=ADDED)
+    """Clips that see each other: negatives come from a group, BatchNorm normalizes over a group, and noise is seeded by
+    its number. With a group, results do not depend on the number of GPUs: a rank holds whole groups, or a group spans
+    ranks, which then exchange latents. null: a group is what a rank holds of a batch, so results depend on it."""
     shuffle_window: int = 16
     """Number of shards whose samples are shuffled together. Small values keep reads local."""
     num_workers: int = field(default=2, metadata=TUNING)
@@ -67,6 +71,9 @@ class DataConfig:
         require(bool(self.test_split), "data.test_split", self.test_split, "the name of a split")
         require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
+        if self.group is not None:
+            divides = self.group > 0 and self.batch_size % self.group == 0
+            require(divides, "data.group", self.group, f"a divisor of data.batch_size={self.batch_size}, or null")
         require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "0 (no retries) or more")
@@ -142,9 +149,7 @@ class ModelConfig:
     head_kernel: int = 1
     """Kernel size in frames of the head's convolutions: an odd number, zero-padded to keep the number of frames."""
     batch_norm: bool = True
-    """Whether to use BatchNorm1d between each convolution and its ReLU."""
-    sync_batch_norm: bool = False
-    """Whether BatchNorm uses the statistics of all ranks instead of those of each rank's own clips."""
+    """Whether to use BatchNorm1d between each convolution and its ReLU. It normalizes over a `data.group`."""
     modules: tuple[ModuleConfig, ...] = SIM_MODULES
     """The greedy modules, starting at the audio: a list with `layers` (a list with `kernel`, `stride`, `padding` and
     `kind`, which is conv or maxpool), `gru` and `prediction_steps` of each. Default: the four of SIM."""
@@ -176,8 +181,8 @@ class LossConfig:
     """K: a frame's context predicts the next 1..K latents. Modules may override it."""
     num_negatives: int = 10
     """N: number of negative samples per positive."""
-    negatives: Literal["batch", "sequence", "global"] = "batch"
-    """Source of negatives: latents of the rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`."""
+    negatives: Literal["batch", "sequence"] = "batch"
+    """Source of negatives: latents of all clips of a `data.group` (`batch`), or of the anchor's `sequence`."""
     exclude_positive: bool = False
     """Whether to keep the positive out of the negatives; the reference implementation sometimes draws it as one."""
     window: int = 128
@@ -236,9 +241,9 @@ class TrainConfig:
     """Train all modules in every step (`joint`) or one after the other (`stagewise`, epochs and steps per module)."""
     cache_latents: bool = False
     """With `stagewise`: write the latents of a trained module to disk once and train the next module on them."""
-    accumulate: int = 1
-    """Gradient accumulation: process each rank's batch in this many equal parts, which needs less memory, and then
-    update once. data.batch_size stays the size of an update; negatives come from the same part."""
+    groups_at_once: int | None = field(default=None, metadata=TUNING)
+    """Number of a rank's groups (`data.group`) that are computed together: fewer need less memory, and their gradients
+    are accumulated, so that an update stays one of data.batch_size clips. null computes all of them together."""
     compress_gradients: bool = False
     """All-reduce gradients in bf16, which halves the traffic."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -281,7 +286,9 @@ class TrainConfig:
             raise ValueError(
                 "train.cache_latents=True requires train.schedule=stagewise, because joint latents change in every step"
             )
-        for key in ("checkpoint_every", "keep_last", "log_every", "accumulate", "max_nonfinite_steps"):
+        at_once = self.groups_at_once
+        require(at_once is None or at_once > 0, "train.groups_at_once", at_once, "positive or null")
+        for key in ("checkpoint_every", "keep_last", "log_every", "max_nonfinite_steps"):
             require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "at least 1")
         for key in ("keep_every", "max_requeues", "hang_timeout", "max_rollbacks"):
             require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")

@@ -77,6 +77,20 @@ def open_clips(config: DataConfig, name: str) -> Clips:
     return Clips(split, rows, int((~long_enough).sum()))
 
 
+def rank_share(batch_size: int, world_size: int) -> int:
+    """Clips of a rank in a global batch.
+
+    Raises:
+        InputError: the batch does not divide.
+    """
+    if batch_size % world_size:
+        raise InputError(
+            f"data.batch_size is {batch_size} clips over all ranks, which {world_size} ranks cannot share equally; "
+            f"take a multiple of {world_size}"
+        )
+    return batch_size // world_size
+
+
 class Share(NamedTuple):
     """One rank's part of a global batch."""
 
@@ -175,18 +189,13 @@ class BatchLoader:
     def __init__(
         self, clips: Clips, config: DataConfig, seed: int, rank: int, world_size: int, device: torch.device
     ) -> None:
-        if config.batch_size % world_size:
-            raise InputError(
-                f"data.batch_size is {config.batch_size} clips over all ranks, which {world_size} ranks cannot share "
-                f"equally; take a multiple of {world_size}"
-            )
+        share = rank_share(config.batch_size, world_size)
         if len(clips) < config.batch_size:
             raise InputError(
                 f"{clips.split.folder} has {len(clips)} usable clips, fewer than one global batch of "
                 f"{config.batch_size}; set --data.batch_size to {len(clips) // world_size * world_size} or less"
             )
         self._config, self._device = config, device
-        share = config.batch_size // world_size
         self._dataset = CropDataset(clips, config, seed, rank, share, cached=config.cache != "none")
         self._device_cache = self._to_device() if config.cache == "device" else None
 

@@ -50,6 +50,7 @@ class DecoderTask:
         check_reach(config.loss, config.data.crop)
         self._run, self._config, self._process, self._accelerator = run, config, process, accelerator
         self._data = TrainingData(config, process)
+        self._passes = self._data.groups.passes(config.train.groups_at_once)
         self._frozen, self._architecture = frozen, model.model
         frozen.encoder.to(accelerator.device)
         self.model = self._new_decoder().to(accelerator.device)
@@ -107,14 +108,14 @@ class DecoderTask:
         return self._data.loader.batches(first, last)
 
     def step(self, stage: int, batch: Batch, step: Step) -> StepOutcome:
-        trainer, parts = self._trainer, batch.inputs.chunk(self._config.train.accumulate)
+        trainer, parts = self._trainer, batch.inputs.chunk(self._passes)
         metrics: dict[str, Tensor] = {}
-        for number, audio in enumerate(parts):  # (B / accumulate, T, 1)
+        for number, audio in enumerate(parts):  # (B / passes, T, 1)
             latent = self._latent(audio, self._draws, "train", step.number * len(parts) + number)
             with nullcontext() if number == len(parts) - 1 else unreduced(trainer.wrapped):
                 metrics = self._losses(trainer.wrapped(latent, audio.shape[1]), audio)
                 trainer.backward(metrics["loss"] / len(parts))
-        norm, nonfinite = trainer.update(step.lr, [])
+        norm, nonfinite = trainer.update(step.lr)
         measured = [{name: value.detach() for name, value in metrics.items()} | {"grad_norm": norm.float()}]
         return StepOutcome(measured if step.measure else [], nonfinite.unsqueeze(0))
 

@@ -28,35 +28,30 @@ def draw_negatives(
     steps: int,
     num_negatives: int,
     *,
-    source: Literal["batch", "sequence", "global"],
+    source: Literal["batch", "sequence"],
     exclude_positive: bool,
     generator: torch.Generator,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Tensor:
-    """Uniform negatives for every anchor, as rows of the latents flattened to (B*L, C).
+    """Uniform negatives for every anchor of a group of clips, as rows of its latents flattened to (B*L, C).
 
     Args:
-        batch, frames: B and L of the latents that negatives come from.
+        batch, frames: B clips of the group and L of their latents, which negatives come from.
         start: first frame of the window.
         anchors: A, frames of the window that predict.
         steps: K; with `exclude_positive`, none of the K latents that follow an anchor is drawn for it.
         num_negatives: N.
-        source: all latents of this rank's batch, those of all ranks (`global`), or those of the anchor's own sequence
-            (GIM, arXiv 1905.11786).
+        source: all latents of the group (`batch`), or those of the anchor's own sequence (GIM, arXiv 1905.11786).
         exclude_positive: as above; otherwise a negative may rarely be the positive, as in the reference code.
         generator: source of randomness; its device is the result's.
-        rank, world_size: with `global`, rows count over the ranks' batches one after the other.
 
     Returns:
         (B, A, N) int64.
     """
     device = generator.device
-    ranks = world_size if source == "global" else 1
-    clip = torch.arange(batch, device=device)[:, None, None] + (rank * batch if ranks > 1 else 0)  # (B, 1, 1)
+    clip = torch.arange(batch, device=device)[:, None, None]  # (B, 1, 1)
     frame = torch.arange(start, start + anchors, device=device)[None, :, None]  # (1, A, 1)
     excluded = (frames - 1 - frame).clamp(max=steps) if exclude_positive else torch.zeros_like(frame)  # (1, A, 1)
-    population = frames if source == "sequence" else ranks * batch * frames
+    population = frames if source == "sequence" else batch * frames
     uniform = torch.rand(batch, anchors, num_negatives, generator=generator, device=device, dtype=torch.float64)
     drawn = (uniform * (population - excluded)).long()
     first_positive = frame + 1 + (0 if source == "sequence" else clip * frames)  # positives are consecutive rows
@@ -78,8 +73,8 @@ def info_nce(
 
     Args:
         context: (B, W, C_context) what predicts: the frames of the window.
-        latent: (B_all, L, C) what is predicted, and where negatives come from. With negatives of all ranks, B_all is
-            their clips; otherwise B.
+        latent: (B_all, L, C) what is predicted, and where negatives come from. Of a group that spans ranks, B_all is
+            its clips; otherwise B.
         predictor: (K*C, C_context) all W_k.
         negatives: (B, A, N) rows of the flattened latents, shared by an anchor's steps; or (B, A, K, N), its own for
             each step (used to replay the reference implementation's draws).

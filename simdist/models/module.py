@@ -2,24 +2,26 @@
 
 Legend: B clips, L frames, C channels of the latent. Everything is (B, L, C), from the audio to the loss.
 
-All randomness comes in as `RandomInputs`, from a generator seeded by (seed, step, rank, module): a resumed run needs no
-saved generator state, and a test can replay the reference implementation's draws.
+All randomness comes in as `RandomInputs`, from a generator seeded by (seed, step, module, group): a resumed run needs
+no saved generator state, and a test can replay the reference implementation's draws.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.models import gaussian, stem
 from simdist.models.convolution import convolve
+from simdist.models.groups import GroupBatchNorm, gather_clips, group_variance
 from simdist.models.infonce import draw_negatives, info_nce
 from simdist.models.precision import wide
-from simdist.models.ranks import SyncBatchNorm, gather_clips, world
 
 ACTIVE_VARIANCE = 0.01
 LOG_VAR_RANGE = (-30.0, 20.0)  # exp of either end, and sums of it over a batch, are finite in float32
@@ -32,11 +34,15 @@ class RandomInputs:
     start: int
     """First frame of the window that is scored."""
     negatives: Tensor
-    """(B, A, N) or (B, A, K, N) int64, see `info_nce`."""
+    """(B, A, N) or (B, A, K, N) int64, see `info_nce`; rows of the latents of this rank's groups, or of its group."""
     context_noise: Tensor | None = None
     """(B, W, C) standard normal, for the window; None without variational heads."""
     latent_noise: Tensor | None = None
     """(B, L, C) standard normal, independent of the former."""
+    groups: int = field(default=1, kw_only=True)
+    """Groups of clips that see each other, one after the other in the batch."""
+    first_clip: int = field(default=0, kw_only=True)
+    """Of a group that spans ranks: the clip of the group that is the batch's first."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,18 @@ class ConvLayer(nn.Module):
 
     def __init__(self, config: LayerConfig, in_channels: int, model: ModelConfig) -> None:
         super().__init__()
-        width, norm = model.width, SyncBatchNorm if model.sync_batch_norm else nn.BatchNorm1d
-        self.conv = nn.Conv1d(in_channels, width, config.kernel, config.stride, config.padding)
-        self.norm = norm(width) if model.batch_norm else nn.Identity()
+        self.conv = nn.Conv1d(in_channels, model.width, config.kernel, config.stride, config.padding)
+        self.norm = GroupBatchNorm(model.width) if model.batch_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
         if stem.fits(x, self.conv):
-            return stem.first_layer(x, self.conv, self.norm).relu_()
-        return self.normalize(convolve(x, self.conv))
+            return stem.first_layer(x, self.conv, self.norm, groups).relu_()
+        return self.normalize(convolve(x, self.conv), groups)
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor, groups: int = 1) -> Tensor:
         """What follows the convolution, (B, L, C) -> (B, L, C)."""
-        rows = self.norm(x.reshape(-1, x.shape[2]))  # (B, L, C) -> (B*L, C)
+        rows = x.reshape(-1, x.shape[2])  # (B, L, C) -> (B*L, C)
+        rows = self.norm(rows, groups) if self.norm is not None else rows
         return rows.relu_().view(x.shape)  # in place: no backward reads what it overwrites
 
 
@@ -95,7 +101,8 @@ class MaxPool(nn.Module):
         super().__init__()
         self.geometry = ((1, config.kernel), (1, config.stride), (0, config.padding))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        del groups
         return stem.frames_of_image(F.max_pool2d(stem.image_of(x), *self.geometry))
 
 
@@ -108,6 +115,9 @@ class GreedyModule(nn.Module):
         loss: InfoNCE and KL.
         in_channels: channels of its input: 1 for audio.
     """
+
+    peers: dist.ProcessGroup | None = None
+    """The ranks that share one group of clips with this one; None if the groups are whole (`share_group`)."""
 
     def __init__(self, config: ModuleConfig, model: ModelConfig, loss: LossConfig, in_channels: int) -> None:
         super().__init__()
@@ -128,27 +138,27 @@ class GreedyModule(nn.Module):
         self.context_channels = model.context_width if config.gru else in_channels
         self.predictor = nn.Linear(self.context_channels, self.steps * in_channels, bias=False)
 
-    def distribution(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def distribution(self, x: Tensor, groups: int = 1) -> tuple[Tensor, Tensor | None]:
         """Mean and float32 log-variance of the latent, both (B, L, C), of an input (B, L_in, C_in)."""
-        hidden = self.features(x)
+        hidden = self.features(x, groups)
         mu = convolve(hidden, self.mu) if self.mu is not None else hidden
         if self.log_var is None:
             return mu, None
         return mu, convolve(hidden, self.log_var, limits=LOG_VAR_RANGE)
 
-    def features(self, x: Tensor) -> Tensor:
-        """What the layers make of (B, L_in, C_in): (B, L, C)."""
+    def features(self, x: Tensor, groups: int = 1) -> Tensor:
+        """What the layers make of (B, L_in, C_in): (B, L, C). In training BatchNorm takes each group by itself."""
         first, second, *others = [*self.layers, None, None]
         if not (isinstance(first, ConvLayer) and stem.fits(x, first.conv)):
             others = self.layers
         elif isinstance(second, ConvLayer):
-            x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv))
+            x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv, groups), groups)
         elif isinstance(second, MaxPool):
-            x = stem.first_layer_pooled(x, first.conv, first.norm, second.geometry)
+            x = stem.first_layer_pooled(x, first.conv, first.norm, second.geometry, groups)
         else:
             others = self.layers
         for layer in others:
-            x = layer(x) if layer is not None else x
+            x = layer(x, groups) if layer is not None else x
         return x
 
     def encode(self, x: Tensor) -> Encoding:
@@ -158,10 +168,14 @@ class GreedyModule(nn.Module):
 
     def sample(self, x: Tensor, generator: torch.Generator | None) -> Encoding:
         """Encode (B, L_in, C_in) with one draw of the latent, which is the context as well."""
+        return self.sample_with(x, lambda shape: torch.randn(shape, generator=generator, device=x.device))
+
+    def sample_with(self, x: Tensor, noise: Callable[[torch.Size], Tensor]) -> Encoding:
+        """The same with a `noise` that draws (B, L, C) standard normal; not called without variational heads."""
         mu, log_var = self.distribution(x)
         latent = mu
         if log_var is not None:
-            latent = wide(mu) + (log_var / 2).exp() * torch.randn(mu.shape, generator=generator, device=mu.device)
+            latent = wide(mu) + (log_var / 2).exp() * noise(mu.shape)
         return Encoding(latent, self.gru(latent)[0] if self.gru is not None else latent, mu, log_var)
 
     def window(self, frames: int) -> int:
@@ -169,12 +183,12 @@ class GreedyModule(nn.Module):
         return min(frames, self.loss_config.window or frames)
 
     def draw(self, batch: int, frames: int, generator: torch.Generator, host: torch.Generator) -> RandomInputs:
-        """Draw what one training forward needs.
+        """Draw what one training forward needs for one group of clips.
 
         Args:
-            batch, frames: B and L of this module's latent.
+            batch, frames: G and L of this module's latent.
             generator: on the module's device, for noise and negatives.
-            host: on the CPU, equal on all ranks, for the window: "the same for the whole batch".
+            host: on the CPU, equal for all groups, for the window: "the same for the whole batch".
         """
         window, loss = self.window(frames), self.loss_config
         start = int(torch.randint(frames - window + 1, (), generator=host))
@@ -193,14 +207,12 @@ class GreedyModule(nn.Module):
             source=loss.negatives,
             exclude_positive=loss.exclude_positive,
             generator=generator,
-            rank=world()[0],
-            world_size=world()[1],
         )
         return RandomInputs(start, negatives, *noise)
 
     def forward(self, x: Tensor, draws: RandomInputs, beta: float) -> ModuleLoss:
         """Loss of one batch (B, L_in, C_in); the latent that it returns carries no gradient."""
-        mu, log_var = self.distribution(x)
+        mu, log_var = self.distribution(x, draws.groups)
         window = self.window(mu.shape[1])
         shown = slice(draws.start, draws.start + window)
         latent = context = mu
@@ -220,23 +232,20 @@ class GreedyModule(nn.Module):
 
     def score(self, context: Tensor, latent: Tensor, draws: RandomInputs) -> tuple[Tensor, Tensor]:
         """InfoNCE and accuracy of the window's context (B, W, C_context) against the latent (B, L, C)."""
-        everywhere = self.loss_config.negatives == "global"
-        candidates, first_clip = gather_clips(latent) if everywhere else (latent, 0)
         return info_nce(
             context,
-            candidates,
+            gather_clips(latent, self.peers),
             self.predictor.weight,
             draws.negatives,
             start=draws.start,
             steps=self.steps,
-            first_clip=first_clip,
+            first_clip=draws.first_clip,
         )
 
-
-@torch.no_grad()
-def active_units(mu: Tensor) -> Tensor:
-    """How many of the C dimensions of (B, L, C) means have a variance above 0.01 (Burda et al. 2016)."""
-    return (wide(mu).flatten(0, 1).var(dim=0) > ACTIVE_VARIANCE).sum().float()
+    def active_units(self, mu: Tensor, groups: int = 1) -> Tensor:
+        """How many dimensions of (B, L, C) means have a variance above 0.01 (Burda et al. 2016); mean over groups."""
+        active = group_variance(mu, groups, self.peers) > ACTIVE_VARIANCE  # (groups, C)
+        return active.sum(dim=1).float().mean()
 
 
 def _head(channels: int, model: ModelConfig) -> nn.Conv1d:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 
 class SpanTimer:
@@ -43,13 +42,6 @@ class SpanTimer:
             yield
         finally:
             self._close(device)
-
-    def span_backward(self, output: Tensor) -> None:
-        """Measure the backward pass of the operation that returned `output`."""
-        if self.is_running and output.grad_fn is not None:
-            device = output.device
-            output.grad_fn.register_prehook(lambda _: self._open(device))
-            output.grad_fn.register_hook(lambda *_: self._close(device))
 
     def seconds(self) -> float:
         """The sum. Waits for the GPU if a span on it is not complete."""

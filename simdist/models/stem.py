@@ -12,7 +12,7 @@ The first layer has by far the most frames and by far the fewest multiplications
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from simdist.models.convolution import (
     tap_weights,
     taps_gradient,
 )
-from simdist.models.ranks import SyncBatchNorm, track, world
+from simdist.models.groups import GroupBatchNorm
 from simdist.models.span_timer import COLLECTIVES
 
 LARGEST_WINDOW = 64  # D up to which a covariance of windows costs less than a pass over the output
@@ -46,40 +46,56 @@ def fits(x: Tensor, conv: nn.Conv1d) -> bool:
     return not x.requires_grad and conv.in_channels * conv.kernel_size[0] <= LARGEST_WINDOW
 
 
-def first_layer(x: Tensor, conv: nn.Conv1d, norm: nn.Module) -> Tensor:
-    """(B, L_in, C_in) -> norm(conv(x)), (B, F, C), in autocast's type."""
+def first_layer(x: Tensor, conv: nn.Conv1d, norm: GroupBatchNorm | None, groups: int = 1) -> Tensor:
+    """(B, L_in, C_in) -> norm(conv(x)), (B, F, C), in autocast's type.
+
+    A BatchNorm that learns normalizes each of `groups` groups of clips by itself, here and in the functions below.
+    """
     dtype = compute_type(x)
     with torch.autocast(x.device.type, enabled=False):
         windows = _windows(x, conv)
-        weight, bias = _folded(conv, norm, windows)
-        return F.linear(windows.to(dtype), weight.to(dtype), bias.to(dtype))
+
+        def layer(windows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return F.linear(windows.to(dtype), weight.to(dtype), bias.to(dtype))
+
+        return _by_group(layer, windows, _folded(conv, norm, windows, groups))
 
 
-def first_two_layers(x: Tensor, conv: nn.Conv1d, norm: nn.Module, above: nn.Conv1d) -> Tensor:
+def first_two_layers(
+    x: Tensor, conv: nn.Conv1d, norm: GroupBatchNorm | None, above: nn.Conv1d, groups: int = 1
+) -> Tensor:
     """(B, L_in, C_in) -> above(ReLU(norm(conv(x)))), (B, L, C_out), in autocast's type."""
     dtype = compute_type(x)
     kernel, stride, padding = geometry(above)
     assert above.bias is not None
     with torch.autocast(x.device.type, enabled=False):
         windows = _windows(x, conv)
-        weight, bias = _folded(conv, norm, windows)
+        folded = _folded(conv, norm, windows, groups)
         taps = tap_weights(above.weight, stride)
         count = windows.shape[1]
         blocks = (count + 2 * padding - kernel) // stride + len(taps)  # M
         # a column of ones carries the bias, but not into the padding, whose windows are all zeros
         windows = F.pad(F.pad(windows, (0, 1), value=1.0), (0, 0, padding, blocks * stride - padding - count))
-        first = torch.cat([weight.t(), bias[None]])  # (D + 1, C)
-        return apply(_FirstTwoLayers, windows.to(dtype), first, taps, above.bias)
+
+        def layers(windows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return apply(_FirstTwoLayers, windows, torch.cat([weight.t(), bias[None]]), taps, above.bias)
+
+        return _by_group(layers, windows.to(dtype), folded)
 
 
-def first_layer_pooled(x: Tensor, conv: nn.Conv1d, norm: nn.Module, pooling: Geometry) -> Tensor:
+def first_layer_pooled(
+    x: Tensor, conv: nn.Conv1d, norm: GroupBatchNorm | None, pooling: Geometry, groups: int = 1
+) -> Tensor:
     """(B, L_in, C_in) -> max_pool(ReLU(norm(conv(x)))), (B, L, C), in autocast's type."""
     dtype = compute_type(x)
     with torch.autocast(x.device.type, enabled=False):
         windows = _windows(x, conv)
-        weight, bias = _folded(conv, norm, windows)
-        first = torch.cat([weight.t(), bias[None]])  # (D + 1, C)
-        return apply(_FirstLayerPooled, F.pad(windows, (0, 1), value=1.0).to(dtype), first, pooling)
+        folded = _folded(conv, norm, windows, groups)
+
+        def layer(windows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return apply(_FirstLayerPooled, windows, torch.cat([weight.t(), bias[None]]), pooling)
+
+        return _by_group(layer, F.pad(windows, (0, 1), value=1.0).to(dtype), folded)
 
 
 def _windows(x: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -88,45 +104,62 @@ def _windows(x: Tensor, conv: nn.Conv1d) -> Tensor:
     return F.pad(x, (0, 0, padding, padding)).unfold(1, kernel, stride).flatten(2)
 
 
-def _folded(conv: nn.Conv1d, norm: nn.Module, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,) of the one linear layer that `norm(conv(.))` is on these (B, F, D) windows."""
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Makes (B, L, C) of windows (B, F, D), a weight (C, D) and a bias (C,)."""
+
+
+def _by_group(layer: Layer, windows: Tensor, folded: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The layer's output for each group of clips with its own weight and bias, or for all with the only ones."""
+    parts = [layer(part, *linear) for part, linear in zip(windows.chunk(len(folded)), folded, strict=True)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _folded(conv: nn.Conv1d, norm: GroupBatchNorm | None, windows: Tensor, groups: int) -> list[tuple[Tensor, Tensor]]:
+    """Weight (C, D) and bias (C,) of the one linear layer that `norm(conv(.))` is on these (B, F, D) windows.
+
+    Of each group, if a BatchNorm takes its statistics.
+    """
     assert conv.bias is not None
     weight, bias = conv.weight.flatten(1), conv.bias
-    if not isinstance(norm, nn.BatchNorm1d):
-        return weight, bias
+    if norm is None:
+        return [(weight, bias)]
     if norm.training:
-        mean, variance = _statistics(weight.double(), bias.double(), windows, norm)
+        statistics = _statistics(weight.double(), bias.double(), windows, norm, groups)
     else:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        mean, variance = norm.running_mean, norm.running_var
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    shift = norm.bias + (bias - mean) * scale
-    return (weight * scale[:, None]).to(weight.dtype), shift.to(weight.dtype)
+        statistics = [(norm.running_mean, norm.running_var)]
+    linear = []
+    for mean, variance in statistics:
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias + (bias - mean) * scale
+        linear.append(((weight * scale[:, None]).to(weight.dtype), shift.to(weight.dtype)))
+    return linear
 
 
-def _statistics(weight: Tensor, bias: Tensor, windows: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of the output over the batch, float64; `norm` remembers them."""
-    rows = windows.flatten(0, 1).double()  # (B, F, D) -> (B*F, D)
-    center = rows.mean(0)
-    covariance = (rows - center).t() @ (rows - center) / len(rows)
-    count = len(rows)
-    if isinstance(norm, SyncBatchNorm):
-        center, covariance = _over_ranks(center, covariance)
-        count *= world()[1]
-    mean = weight @ center + bias
-    variance = ((weight @ covariance) * weight).sum(1)
-    track(norm, mean.detach(), variance.detach(), count)
-    return mean, variance
+def _statistics(
+    weight: Tensor, bias: Tensor, windows: Tensor, norm: GroupBatchNorm, groups: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean and variance (C,) of the output over each group, float64; `norm` tracks them."""
+    statistics = []
+    for part in windows.chunk(groups):
+        rows = part.flatten(0, 1).double()  # (G, F, D) -> (G*F, D)
+        center = rows.mean(0)
+        covariance = (rows - center).t() @ (rows - center) / len(rows)
+        if norm.peers is not None:
+            center, covariance = _over_peers(center, covariance, norm.peers)
+        statistics.append((weight @ center + bias, ((weight @ covariance) * weight).sum(1)))
+    mean, variance = (torch.stack(values).detach().mean(0) for values in zip(*statistics, strict=True))
+    count = windows.shape[0] * windows.shape[1] // groups * (norm.peers.size() if norm.peers is not None else 1)
+    norm.track(mean, variance * count / (count - 1))
+    return statistics
 
 
-def _over_ranks(center: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance over all ranks' windows, of which there are equally many."""
-    if world()[1] == 1:
-        return center, covariance
-    moments = torch.cat([center[None], covariance + center.outer(center)]) / world()[1]
+def _over_peers(center: Tensor, covariance: Tensor, peers: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Mean and covariance over all peers' windows, of which there are equally many."""
+    moments = torch.cat([center[None], covariance + center.outer(center)]) / peers.size()
     with COLLECTIVES.span(moments.device):
-        dist.all_reduce(moments)
+        dist.all_reduce(moments, group=peers)
     return moments[0], moments[1:] - moments[0].outer(moments[0])
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast
 from torch import Tensor
 
 from simdist.data.loader import Batch, BatchLoader, open_clips
@@ -51,7 +51,8 @@ class EncoderTask:
         self._source = InputSource(self._data.loader, 0)
         self.model = GreedyEncoder(config.model, config.loss, config.seed).to(self._accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
-        self._streams = RandomStreams(config.seed, self._accelerator.process_index, self._accelerator.device)
+        rank, device = self._accelerator.process_index, self._accelerator.device
+        self._streams = RandomStreams(config.seed, rank, device, self._data.groups)
         self._engine = build_engine(self._accelerator, self.model, config, self._streams)
         self._is_stagewise = config.train.schedule == "stagewise"
 
@@ -98,13 +99,14 @@ class EncoderTask:
         return self._engine.step(self.learning(stage), inputs, step)
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
-        self._broadcast_buffers()
         self.model.eval()
+        rank, device = self._accelerator.process_index, self._accelerator.device
+        streams = RandomStreams(self._config.seed, rank, device, self._data.validation_groups)
         try:
             for number, batch in enumerate(self._data.test_loader.batches(0, self.validation_clips)):
                 with self._accelerator.autocast():
-                    x = frozen_latent(self._frozen(stage), batch.inputs, number, self._streams)
-                yield validation_step(self.learning(stage), x, self._frames, number, self._streams, step.beta)
+                    x = frozen_latent(self._frozen(stage), batch.inputs, number, streams)
+                yield validation_step(self.learning(stage), x, self._frames, number, streams, step.beta)
         finally:
             self._set_modes(stage)
 
@@ -143,7 +145,6 @@ class EncoderTask:
         frozen = self._frozen(stage)
         if not (frozen and self._config.train.cache_latents):
             return InputSource(self._data.loader, 0)
-        self._broadcast_buffers()
         self.model.eval()
         data, seed = self._config.data, self._config.seed
         folder = self._run.folder / "latents" / f"module_{frozen[-1].number}"
@@ -159,15 +160,9 @@ class EncoderTask:
         first_module = self._source.first_module
         if first_module:  # cached latents, without their noise
             below = self.modules[first_module - 1]
-            return sampled(inputs, below, self._streams.noise("frozen", step, below))
+            return sampled(inputs, below, partial(self._streams.normal, "frozen", step, below))
         with self._accelerator.autocast():
             return frozen_latent(self._frozen(stage), inputs, step, self._streams)
-
-    def _broadcast_buffers(self) -> None:
-        """Send rank 0's BatchNorm statistics to all ranks before they are read."""
-        if self._data.world_size > 1:
-            for buffer in self.model.buffers():
-                broadcast(buffer)
 
 
 def _with_skipped(batches: Iterator[Batch], skipped: tuple[str, ...]) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ from simdist.core.errors import InputError
 from simdist.data.loader import BatchLoader, Clips, open_clips
 from simdist.training.agreement import check_equal, together
 from simdist.training.distributed import Process
+from simdist.training.groups import Groups
 
 
 class TrainingData:
@@ -31,7 +32,7 @@ class TrainingData:
         with together(process.cpu_group):
             self.clips = open_clips(config.data, config.data.train_split)
             self._test_clips = self._open_test_clips() if validate else None
-            self._check_parts()
+            self._check_groups()
             self._check_audio()
         manifests = [clips.split.manifest for clips in (self.clips, self._test_clips) if clips is not None]
         fingerprints = {f"the fingerprint of split {each.split}": each.fingerprint[:12] for each in manifests}
@@ -63,7 +64,9 @@ class TrainingData:
     @cached_property
     def test_loader(self) -> BatchLoader:
         """Batches of the test split. Opened once, because it may cache the decoded split."""
-        return self.load(self.test_clips, replace(self._config.data, batch_size=self._validation_batch_size))
+        return self.load(
+            self.test_clips, replace(self._config.data, batch_size=self._validation_batch_size, group=None)
+        )
 
     def load(self, clips: Clips, data: DataConfig) -> BatchLoader:
         """This rank's batches of any clips."""
@@ -78,25 +81,32 @@ class TrainingData:
         short = f", {self.clips.num_short} shorter than a crop: {data.short_clips}" if self.clips.num_short else ""
         used = data.epoch_size(len(self.clips))
         part = f" ({used} of them in each epoch)" if used < len(self.clips) else ""
+        group = f", groups of {data.group}" if data.group else ", each rank's clips a group" * (self.world_size > 1)
         return (
             f"{manifest.corpus} {manifest.split}: {len(self.clips)} clips{part}, {manifest.num_seconds / 3600:.2f} h"
             f"{short}; "
-            f"batch {data.batch_size} = {self.world_size} x {data.batch_size // self.world_size}"
+            f"batch {data.batch_size} = {self.world_size} x {data.batch_size // self.world_size}{group}"
         )
 
     @property
     def _validation_batch_size(self) -> int:
-        """Never larger than the test split, so that no batch is partly filled."""
-        return min(self._config.data.batch_size, len(self.test_clips) // self.world_size * self.world_size)
+        """Never larger than the test split, so that no batch is partly filled, and of whole groups."""
+        share = min(self._config.data.batch_size, len(self.test_clips)) // self.world_size
+        group = self.groups.size
+        return (share // group * group if share > group else share) * self.world_size
 
-    def _check_parts(self) -> None:
-        batch_size, parts = self._config.data.batch_size, self._config.train.accumulate
-        per_rank = batch_size // self.world_size
-        if per_rank % parts:
-            raise InputError(
-                f"train.accumulate={parts} does not divide the {per_rank} clips per rank of "
-                f"data.batch_size={batch_size}. Use a divisor of {per_rank}"
-            )
+    @property
+    def groups(self) -> Groups:
+        """Which clips of a global batch see each other, and which of them are this rank's."""
+        return Groups.of(self._config.data, self._process.accelerator.process_index, self.world_size)
+
+    @property
+    def validation_groups(self) -> Groups:
+        """The same of a validation's batch."""
+        return self.groups.of_fewer(self._validation_batch_size // self.world_size)
+
+    def _check_groups(self) -> None:
+        self.groups.passes(self._config.train.groups_at_once)
 
     def _check_audio(self) -> None:
         for clips in filter(None, (self.clips, self._test_clips)):

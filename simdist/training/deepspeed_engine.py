@@ -32,7 +32,7 @@ from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
 from simdist.training.deepspeed_settings import fill
 from simdist.training.distributed import resolve_precision
 from simdist.training.random_streams import RandomStreams
-from simdist.training.step import NumberedModule, Step, StepOutcome, metrics_of, restore_statistics, running_statistics
+from simdist.training.step import NumberedModule, RunningStatistics, Step, StepOutcome, mean_of, metrics_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -99,8 +99,9 @@ class DeepSpeedEngine:
         plugin = accelerator.deepspeed_plugin
         assert plugin is not None
         share = config.data.batch_size // accelerator.num_processes
-        fill(plugin.deepspeed_config, config, share, sum(p.numel() for p in encoder.parameters()))
-        accelerator.gradient_accumulation_steps = config.train.accumulate
+        self._passes = streams.groups.passes(config.train.groups_at_once) if streams.groups is not None else 1
+        fill(plugin.deepspeed_config, config, share, self._passes, sum(p.numel() for p in encoder.parameters()))
+        accelerator.gradient_accumulation_steps = self._passes
         self._config, self._streams = config, streams
         self._frames = config.model.num_frames(config.data.crop)
         self.modules: Sequence[NumberedModule] = [NumberedModule(m, module) for m, module in enumerate(encoder.stack)]
@@ -118,25 +119,35 @@ class DeepSpeedEngine:
     def step(self, modules: Sequence[NumberedModule], inputs: Tensor, step: Step) -> StepOutcome:
         """Train all modules on one batch; see `train_step`."""
         assert len(modules) == len(self.modules)
-        accumulate, outcomes = self._config.train.accumulate, []
         for module, group in zip(self.modules, self._optimizer.param_groups, strict=True):
             group["lr"] = step.lr * module.recovery.lr_scale
         self._updates.norms = []
-        buffers = [[buffer.clone() for buffer in running_statistics(module.module)] for module in self.modules]
-        for number, x in enumerate(inputs.chunk(accumulate)):  # (B, T, 1) -> accumulate x (B / accumulate, T, 1)
-            part = step.number * accumulate + number
-            drawn = [self._streams.draw("train", part, module, len(x), self._frames) for module in self.modules]
+        statistics = [RunningStatistics(module.module) for module in self.modules]
+        measured: list[list[dict[str, Tensor]]] = [[] for _ in self.modules]
+        for number, x in enumerate(inputs.chunk(self._passes)):  # (B, T, 1) -> passes x (B / passes, T, 1)
+            first = number * len(x)
+            drawn = [
+                self._streams.draw("train", step.number, module, len(x), self._frames, first) for module in self.modules
+            ]
+            for each in statistics:
+                each.begin()
             loss, outcomes = self._engine(x, drawn, step.beta)
-            self._engine.backward(loss)  # divides by `accumulate`
-            self._engine.step()  # updates after the last part
-        measured = [metrics_of(outcome) for outcome in outcomes] if step.measure else []
+            for each in statistics:
+                each.add(number == self._passes - 1)
+            self._engine.backward(loss)  # divides by the number of passes
+            self._engine.step()  # updates after the last one
+            for module, outcome, values in zip(self.modules, outcomes, measured, strict=True):
+                if step.measure:
+                    values.append(metrics_of(module.module, outcome, drawn[0].groups))
         norms = torch.stack(self._updates.norms)
-        for metrics, norm in zip(measured, norms, strict=step.measure):
-            metrics["grad_norm"] = norm
+        metrics = [mean_of(each) for each in measured if each]
+        for values, norm in zip(metrics, norms, strict=step.measure):
+            values["grad_norm"] = norm
         nonfinite = (~norms.isfinite()).float()
-        for module, before, skipped in zip(self.modules, buffers, nonfinite, strict=True):
-            restore_statistics(module.module, before, skipped)
-        return StepOutcome(measured, nonfinite)
+        for each, skipped in zip(statistics, nonfinite, strict=True):
+            _average(each.mean)
+            each.settle(skipped)
+        return StepOutcome(metrics, nonfinite)
 
     def state(self) -> list[dict[str, Any]]:
         """Each module's optimizer state as `LocalEngine` saves it, gathered from all ranks' partitions."""
@@ -187,6 +198,15 @@ class DeepSpeedEngine:
         for number, parameter in enumerate(parameters):
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[number][key].to(parameter.device), key)
+
+
+def _average(tensors: list[Tensor]) -> None:
+    """Replace tensors by their mean over ranks."""
+    if tensors and dist.get_world_size() > 1:
+        together = torch.cat([tensor.flatten() for tensor in tensors]) / dist.get_world_size()
+        dist.all_reduce(together)
+        for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def _whole_moment(parameter: nn.Parameter, key: str) -> Tensor:

@@ -24,7 +24,7 @@ DECIDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "optimizer": ((), "--optim.lr and its neighbors; leave it out"),
     "scheduler": ((), "--optim.schedule; leave it out"),
     "gradient_clipping": (("auto", 0, 0.0), '--optim.clip_grad_norm, which clips each module by itself; write "auto"'),
-    "gradient_accumulation_steps": (("auto", 1), '--train.accumulate; write "auto"'),
+    "gradient_accumulation_steps": (("auto", 1), '--train.groups_at_once; write "auto"'),
     "train_batch_size": (("auto",), '--data.batch_size; write "auto"'),
     "train_micro_batch_size_per_gpu": (("auto",), '--data.batch_size; write "auto"'),
     "bf16.enabled": (("auto", False), '--train.precision, with weights in float32; write "auto"'),
@@ -81,13 +81,14 @@ def check_started(accelerator: Accelerator) -> None:
         )
 
 
-def fill(settings: dict[str, Any], config: Config, share: int, num_parameters: int) -> None:
+def fill(settings: dict[str, Any], config: Config, share: int, passes: int, num_parameters: int) -> None:
     """Complete DeepSpeed's settings, in place.
 
     Args:
         settings: checked by `read_plugin`.
         config: the experiment.
         share: clips of a rank in one step.
+        passes: forward passes per step, which share them.
         num_parameters: of all greedy modules.
 
     Raises:
@@ -98,8 +99,8 @@ def fill(settings: dict[str, Any], config: Config, share: int, num_parameters: i
             f"train.schedule is {config.train.schedule!r}; a DeepSpeed engine trains all modules in every step: "
             "take joint, or leave --use_deepspeed out"
         )
-    settings["gradient_accumulation_steps"] = config.train.accumulate
-    settings["train_micro_batch_size_per_gpu"] = share // config.train.accumulate
+    settings["gradient_accumulation_steps"] = passes
+    settings["train_micro_batch_size_per_gpu"] = share // passes
     settings["gradient_clipping"] = 0.0  # accelerate would take 1.0, over all modules together
     if config.train.compress_gradients:
         settings["communication_data_type"] = "bf16"

@@ -126,6 +126,7 @@ class OverlappedReduction:
 
     def __init__(self, module: DistributedDataParallel, compress: bool) -> None:
         self._compress = compress
+        self._others: list[Tensor] = []
         self._pending: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
         self._places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
         module.register_comm_hook(None, self._start)
@@ -139,9 +140,19 @@ class OverlappedReduction:
         work = dist.all_reduce(sent, async_op=True)
         assert work is not None
         self._pending.append((work, sent, gradients))
+        if self._others:
+            others, self._others = self._others, []
+            together = torch.cat([tensor.flatten() for tensor in others]).div_(dist.get_world_size())
+            work = dist.all_reduce(together, async_op=True)
+            assert work is not None
+            self._pending.append((work, together, others))
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(bucket.buffer())
         return done
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Average these over ranks as well, in their own type, once the next gradients are sent."""
+        self._others = tensors
 
     def wait(self) -> None:
         """Wait until the gradients are averaged; on a GPU, make its stream wait."""

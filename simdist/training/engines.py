@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
+from simdist.models.groups import share_group
 from simdist.training.random_streams import RandomStreams
 from simdist.training.step import LocalEngine, NumberedModule, Step, StepOutcome
 
@@ -46,7 +47,9 @@ class Engine(Protocol):
 
 
 def build_engine(accelerator: Accelerator, encoder: GreedyEncoder, config: Config, streams: RandomStreams) -> Engine:
-    """DeepSpeed's engine under `accelerate launch --use_deepspeed`, otherwise `LocalEngine`."""
+    """DeepSpeed's engine under `accelerate launch --use_deepspeed`, otherwise `LocalEngine`. Called on all ranks."""
+    if streams.groups is not None:
+        share_group(encoder, streams.groups.peers(accelerator.num_processes))
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return LocalEngine(accelerator, encoder, config, streams)
     from simdist.training.deepspeed_engine import DeepSpeedEngine

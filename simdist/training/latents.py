@@ -249,10 +249,9 @@ def _checksum(sidecar: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def sampled(stored: Tensor, trainer: NumberedModule, generator: torch.Generator) -> Tensor:
-    """A sample (B, F, C) of a stored latent, (B, F, C) or (B, F, 2C) with log-variances."""
+def sampled(stored: Tensor, trainer: NumberedModule, noise: Callable[[torch.Size], Tensor]) -> Tensor:
+    """A sample (B, F, C) of a stored latent, (B, F, C) or (B, F, 2C) with log-variances, by normal `noise`."""
     if trainer.module.log_var is None:
         return stored
     mu, log_var = stored.chunk(2, dim=2)
-    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-    return mu + (log_var / 2).exp() * noise
+    return mu + (log_var / 2).exp() * noise(mu.shape)

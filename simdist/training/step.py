@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic
 
 import torch
@@ -19,7 +20,7 @@ from typing_extensions import TypeVar
 
 from simdist.config.schema import Config, OptimConfig
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import GreedyModule, ModuleLoss, active_units
+from simdist.models.module import GreedyModule, ModuleLoss
 from simdist.runs.schedule import Schedule
 from simdist.training.distributed import OverlappedReduction, under_ddp
 from simdist.training.random_streams import RandomStreams
@@ -90,14 +91,14 @@ class ModuleTrainer(NumberedModule[ModuleT]):
         gate = torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self.scaler.scale(loss).backward(gate.to(loss.dtype))
 
-    def update(self, lr: float, buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def update(self, lr: float, statistics: RunningStatistics | None = None) -> tuple[Tensor, Tensor]:
         """Take an optimizer step with the averaged gradients, or change nothing if any is not finite.
 
         The device decides, by `found_inf` of the fused optimizer, so that no step waits for the host.
 
         Args:
             lr: learning rate of the step.
-            buffers: `running_statistics` before the forward, restored if the step is skipped.
+            statistics: of the module's BatchNorm, which keep their values if the step is skipped.
 
         Returns:
             Norm of the gradients, and 1 if the step was skipped, else 0; scalars.
@@ -117,7 +118,8 @@ class ModuleTrainer(NumberedModule[ModuleT]):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        restore_statistics(self.module, buffers, nonfinite)
+        if statistics is not None:
+            statistics.settle(nonfinite)
         return norm, nonfinite
 
     def state(self) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def train_step(
     frames: list[int],
     step: Step,
     draws: RandomStreams,
-    accumulate: int = 1,
+    passes: int = 1,
 ) -> StepOutcome:
     """Train every module on one batch, from the audio upwards.
 
@@ -149,39 +151,80 @@ def train_step(
         frames: number of frames of every module's latent.
         step: number, learning rate and beta of the step.
         draws: source of noise, negatives and windows.
-        accumulate: number of parts of the batch whose gradients are averaged. Metrics are those of the last part.
+        passes: forward passes, each of as many of this rank's groups; their gradients are averaged.
     """
-    parts = inputs.chunk(accumulate)  # (B, L, C) -> accumulate x (B / accumulate, L, C)
-    buffers = [[buffer.clone() for buffer in running_statistics(trainer.module)] for trainer in trainers]
-    measured: list[dict[str, Tensor]] = []
+    parts = inputs.chunk(passes)  # (B, L, C) -> passes x (B / passes, L, C)
+    statistics = [RunningStatistics(trainer.module, trainer.reduction) for trainer in trainers]
+    measured: list[list[dict[str, Tensor]]] = [[] for _ in trainers]
     updates: list[tuple[Tensor, Tensor]] = []
     for number, x in enumerate(parts):
-        is_last = number == accumulate - 1
+        is_last, first = number == passes - 1, number * len(x)
         for m, trainer in enumerate(trainers):
             with nullcontext() if is_last else unreduced(trainer.wrapped):
-                drawn = draws.draw("train", step.number * accumulate + number, trainer, len(x), frames)
+                drawn = draws.draw("train", step.number, trainer, len(x), frames, first)
+                statistics[m].begin()
                 outcome: ModuleLoss = trainer.wrapped(x, drawn, step.beta)
+                statistics[m].add(is_last)
                 if is_last and m > 0:
-                    updates.append(trainers[m - 1].update(step.lr, buffers[m - 1]))
-                trainer.backward(outcome.loss / accumulate)
-            if is_last and step.measure:
-                measured.append(metrics_of(outcome))
+                    updates.append(trainers[m - 1].update(step.lr, statistics[m - 1]))
+                trainer.backward(outcome.loss / passes)
+            if step.measure:
+                measured[m].append(metrics_of(trainer.module, outcome, drawn.groups))
             x = outcome.latent
-    updates.append(trainers[-1].update(step.lr, buffers[-1]))
-    for metrics, (norm, _) in zip(measured, updates, strict=step.measure):
-        metrics["grad_norm"] = norm.float()
-    return StepOutcome(measured, torch.stack([nonfinite for _, nonfinite in updates]))
+    updates.append(trainers[-1].update(step.lr, statistics[-1]))
+    metrics = [mean_of(each) for each in measured if each]
+    for values, (norm, _) in zip(metrics, updates, strict=step.measure):
+        values["grad_norm"] = norm.float()
+    return StepOutcome(metrics, torch.stack([nonfinite for _, nonfinite in updates]))
 
 
-def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances of BatchNorm."""
-    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+class RunningStatistics:
+    """Running means and variances of a module's BatchNorm in one step: their mean over passes and ranks.
+
+    They move linearly towards the statistics of each forward pass, so if every pass starts from the same values, the
+    mean of the results is the move towards the mean over all groups. Until `settle`, backward passes read the buffers.
+
+    Args:
+        module: the module.
+        reduction: averages them over ranks along with the gradients; None for a single process.
+    """
+
+    def __init__(self, module: nn.Module, reduction: OverlappedReduction | None = None) -> None:
+        self._buffers = list(module.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self._passes: list[list[Tensor]] = []
+        self._reduction = reduction
+        self.mean: list[Tensor] = []
+        """What the means and variances become; averaged over ranks by whoever has several."""
+
+    def begin(self) -> None:
+        """Start a forward pass from the values before the step."""
+        if self._passes:
+            for buffer, before in zip(self._buffers, self._before, strict=True):
+                buffer.copy_(before)
+
+    def add(self, is_last: bool) -> None:
+        """Take what a forward pass left; after the last, hand the mean to the reduction."""
+        self._passes.append([buffer.clone() for buffer in self._floating(self._buffers)])
+        if is_last:
+            self.mean = [torch.stack(values).mean(0) for values in zip(*self._passes, strict=True)]
+            if self._reduction is not None:
+                self._reduction.add(self.mean)
+
+    def settle(self, nonfinite: Tensor) -> None:
+        """Store the mean, or the values before the step if `nonfinite` is 1."""
+        buffers, before = self._floating(self._buffers), self._floating(self._before)
+        for now, old, new in zip(buffers, before, self.mean, strict=True):
+            now.copy_(torch.where(nonfinite > 0, old, new))
+
+    @staticmethod
+    def _floating(buffers: list[Tensor]) -> list[Tensor]:
+        return [buffer for buffer in buffers if buffer.is_floating_point()]
 
 
-def restore_statistics(module: nn.Module, buffers: list[Tensor], nonfinite: Tensor) -> None:
-    """Restore a module's running statistics to `buffers` if `nonfinite` is 1."""
-    for now, before in zip(running_statistics(module), buffers, strict=True):
-        now.copy_(torch.where(nonfinite > 0, before, now))
+def mean_of(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of scalars over passes."""
+    return {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
 
 
 def unreduced(module: nn.Module) -> AbstractContextManager[None]:
@@ -196,8 +239,9 @@ def validation_step(
     """Metrics of modules in eval mode on one batch (B, L, C). Latents are sampled as in training."""
     measured = []
     for trainer in trainers:
-        outcome: ModuleLoss = trainer.module(x, draws.draw("validation", number, trainer, len(x), frames), beta)
-        measured.append(metrics_of(outcome))
+        drawn = draws.draw("validation", number, trainer, len(x), frames)
+        outcome: ModuleLoss = trainer.module(x, drawn, beta)
+        measured.append(metrics_of(trainer.module, outcome, drawn.groups))
         x = outcome.latent
     return measured
 
@@ -206,18 +250,18 @@ def validation_step(
 def frozen_latent(trainers: Sequence[NumberedModule], x: Tensor, step: int, draws: RandomStreams) -> Tensor:
     """A sample of the last frozen module's latent, (B, L, C), for (B, T, 1) audio. Modules are in eval mode."""
     for trainer in trainers:
-        x = trainer.module.sample(x, draws.noise("frozen", step, trainer)).latent
+        x = trainer.module.sample_with(x, partial(draws.normal, "frozen", step, trainer)).latent
     return x
 
 
-def metrics_of(outcome: ModuleLoss) -> dict[str, Tensor]:
+def metrics_of(module: GreedyModule, outcome: ModuleLoss, groups: int) -> dict[str, Tensor]:
     """Scalar float32 metrics of one module's forward."""
     return {
         "loss": outcome.loss.detach(),
         "nce": outcome.nce,
         "kl": outcome.kl,
         "accuracy": outcome.accuracy,
-        "active_units": active_units(outcome.mu),
+        "active_units": module.active_units(outcome.mu, groups),
     }
 
 
@@ -248,7 +292,8 @@ class LocalEngine:
         self, accelerator: Accelerator, encoder: GreedyEncoder, config: Config, streams: RandomStreams
     ) -> None:
         self._accelerator, self._streams = accelerator, streams
-        self._accumulate, self._frames = config.train.accumulate, config.model.num_frames(config.data.crop)
+        self._frames = config.model.num_frames(config.data.crop)
+        self._passes = streams.groups.passes(config.train.groups_at_once) if streams.groups is not None else 1
         compress = config.train.compress_gradients
         self._trainers = [
             prepare_module(accelerator, number, module, config.optim, compress)
@@ -265,7 +310,7 @@ class LocalEngine:
 
     def step(self, modules: Sequence[NumberedModule], inputs: Tensor, step: Step) -> StepOutcome:
         trainers = [self._trainers[module.number] for module in modules]
-        return train_step(trainers, inputs, self._frames, step, self._streams, self._accumulate)
+        return train_step(trainers, inputs, self._frames, step, self._streams, self._passes)
 
     def state(self) -> list[dict[str, Any]]:
         return [trainer.state() for trainer in self._trainers]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simdist.models import stem
 from simdist.models.convolution import convolve
-from simdist.models.ranks import SyncBatchNorm
+from simdist.models.groups import GroupBatchNorm
 
 CLIPS, SAMPLES = 5, 83
 SHAPES = [
@@ -66,62 +66,72 @@ def test_limits_keep_float32_under_autocast() -> None:
     assert (narrow.float() - rounded).abs().max() > 1e-3
 
 
-def norms() -> list[nn.Module]:
-    return [nn.Identity(), nn.BatchNorm1d(6).double(), SyncBatchNorm(6).double()]
+def norms() -> list[GroupBatchNorm | None]:
+    return [None, GroupBatchNorm(6).double()]
 
 
-def first_layer(norm: nn.Module) -> tuple[nn.Conv1d, nn.Module, Tensor]:
+def first_layer(norm: GroupBatchNorm | None) -> tuple[nn.Conv1d, Tensor]:
     """A convolution and its norm with uneven weights, and audio that is far from white."""
     conv = nn.Conv1d(1, 6, 10, 5, 2).double()
-    for parameter in norm.parameters():
+    for parameter in norm.parameters() if norm is not None else ():
         nn.init.uniform_(parameter, 0.5, 1.5)
     audio = torch.randn(CLIPS, SAMPLES * 4, 1, dtype=torch.float64).cumsum(1) * 0.01
-    return conv, norm, audio
+    return conv, audio
 
 
-def reference(conv: nn.Conv1d, norm: nn.Module, audio: Tensor) -> tuple[Tensor, nn.Module]:
-    """By torch's layers, (B, C, L), and torch's norm with the statistics that it tracked."""
-    plain = nn.BatchNorm1d(6).double() if isinstance(norm, nn.BatchNorm1d) else nn.Identity()
-    plain.load_state_dict(norm.state_dict())
-    plain.train(norm.training)
-    for name, parameter in norm.named_parameters():
-        setattr(plain, name, parameter)
-    return plain(conv(audio.transpose(1, 2))), plain
+def reference(
+    conv: nn.Conv1d, norm: GroupBatchNorm | None, audio: Tensor, groups: int
+) -> tuple[Tensor, list[nn.BatchNorm1d]]:
+    """By torch's layers, (B, C, L), and torch's norms of each group with the statistics that they tracked."""
+    hidden = conv(audio.transpose(1, 2))
+    if norm is None:
+        return hidden, []
+    plain = [nn.BatchNorm1d(6).double() for _ in range(groups)]
+    for each in plain:
+        each.load_state_dict(norm.state_dict())
+        each.train(norm.training)
+        for name, parameter in norm.named_parameters():
+            setattr(each, name, parameter)
+    return torch.cat([each(part) for each, part in zip(plain, hidden.chunk(groups), strict=True)]), plain
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", norms(), ids=["none", "batch", "ranks"])
+@pytest.mark.parametrize("norm", norms(), ids=["none", "norm"])
+@pytest.mark.parametrize("groups", [1, CLIPS])
 @pytest.mark.parametrize("above", ["nothing", "convolution", "pooling"])
 @pytest.mark.parametrize("chunk", [1, 2**22])
 def test_the_stem_is_its_layers(
-    monkeypatch: pytest.MonkeyPatch, training: bool, norm: nn.Module, above: str, chunk: int
+    monkeypatch: pytest.MonkeyPatch, training: bool, norm: GroupBatchNorm | None, groups: int, above: str, chunk: int
 ) -> None:
     monkeypatch.setitem(stem.CHUNK_BYTES, "cpu", chunk)  # one clip at a time, and all at once
-    conv, norm, audio = first_layer(copy.deepcopy(norm).train(training))
+    norm = copy.deepcopy(norm).train(training) if norm is not None else None
+    conv, audio = first_layer(norm)
     second = nn.Conv1d(6, 4, 8, 4, 2).double()
-    output, plain = reference(conv, norm, audio)
+    output, plain = reference(conv, norm, audio, groups)
     hidden = F.relu(output)
-    parameters = [*conv.parameters(), *norm.parameters()]
+    parameters = [*conv.parameters(), *(norm.parameters() if norm is not None else ())]
     if above == "convolution":
         parameters += second.parameters()
-        ours, theirs = stem.first_two_layers(audio, conv, norm, second), second(hidden)
+        ours, theirs = stem.first_two_layers(audio, conv, norm, second, groups), second(hidden)
     elif above == "pooling":
-        ours = stem.first_layer_pooled(audio, conv, norm, ((1, 8), (1, 4), (0, 1)))
+        ours = stem.first_layer_pooled(audio, conv, norm, ((1, 8), (1, 4), (0, 1)), groups)
         theirs = F.max_pool1d(hidden, 8, 4, 1)
     else:
-        ours, theirs = stem.first_layer(audio, conv, norm).relu_(), hidden
+        ours, theirs = stem.first_layer(audio, conv, norm, groups).relu_(), hidden
     check_gradients(ours, theirs.transpose(1, 2), parameters, parameters)
-    for ours, theirs in zip(norm.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    for name, ours in norm.named_buffers() if norm is not None else ():
+        theirs = torch.stack([each.get_buffer(name).double() for each in plain]).mean(0)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_float32_statistics_of_speech_like_audio_lose_nothing() -> None:
     """The variance comes from a covariance; of channels that see little of a loud input it must not be rounding."""
-    conv, norm, audio = first_layer(nn.BatchNorm1d(6).double())
+    norm = GroupBatchNorm(6).double()
+    conv, audio = first_layer(norm)
     with torch.no_grad():
         conv.weight.sub_(conv.weight.mean(2, keepdim=True))  # blind to the large constant
-    exact, _ = reference(conv, norm, audio + 0.7)
-    conv32, norm32 = copy.deepcopy(conv).float(), nn.BatchNorm1d(6)
+    exact, _ = reference(conv, norm, audio + 0.7, 1)
+    conv32, norm32 = copy.deepcopy(conv).float(), GroupBatchNorm(6)
     norm32.load_state_dict(norm.state_dict())
     ours = stem.first_layer(audio.float() + 0.7, conv32, norm32).detach().double()
     assert float((ours - exact.detach().transpose(1, 2)).norm() / exact.detach().norm()) < 1e-4

@@ -298,7 +298,7 @@ class TestRefusals:
     def test_stagewise(self, base: Config) -> None:
         config = replace(base, train=replace(base.train, schedule="stagewise"))
         with pytest.raises(InputError, match=r"train.schedule is 'stagewise'; .* take joint"):
-            fill({"zero_optimization": {"stage": 2}}, config, 4, 1000)
+            fill({"zero_optimization": {"stage": 2}}, config, 4, 1, 1000)
 
     def test_accelerate_that_goes_without_deepspeed(self) -> None:
         with pytest.raises(InputError, match="unset ACCELERATE_USE_CPU; DS_ACCELERATOR=cpu"):

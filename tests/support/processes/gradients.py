@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
+from simdist.config.schema import DataConfig, LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import RandomInputs
-from simdist.training.distributed import OverlappedReduction, build_accelerator, under_ddp
+from simdist.models.groups import share_group
+from simdist.training.distributed import OverlappedReduction, build_accelerator, mean_metrics, under_ddp
+from simdist.training.groups import Groups
 from simdist.training.random_streams import RandomStreams
-from simdist.training.step import ModuleTrainer, NumberedModule, Step, train_step
+from simdist.training.step import ModuleTrainer, Step, train_step
 
 CLIPS, SAMPLES = 8, 96
 MODEL = ModelConfig(
@@ -40,53 +41,34 @@ FRAMES = MODEL.num_frames(SAMPLES)
 class Case:
     """What one comparison is made with."""
 
+    group: int | None = None
     negatives: str = "batch"
-    batch_norm: bool = False
-    sync_batch_norm: bool = False
-    accumulate: int = 1
+    batch_norm: bool = True
+    at_once: int | None = None
     compress: bool = False
 
 
 CASES = {
-    "batch": Case(),
-    "batch accumulated": Case(accumulate=2),
-    "batch in bf16": Case(compress=True),
-    "batch, plain norm": Case(batch_norm=True),
-    "global": Case("global"),
-    "global, plain norm": Case("global", batch_norm=True),
-    "global, synchronised norm": Case("global", batch_norm=True, sync_batch_norm=True),
-    "sequence, synchronised norm": Case("sequence", batch_norm=True, sync_batch_norm=True),
+    "no group": Case(),
+    "group 2": Case(2),
+    "group 4": Case(4),
+    "group 8": Case(8),
+    "group 8, no norm": Case(8, batch_norm=False),
+    "group 8, sequence": Case(8, "sequence"),
+    "group 2, one at a time": Case(2, at_once=1),
+    "bf16": Case(2, compress=True),
 }
 
 
-class FixedDraws(RandomStreams):
-    """Draws of the whole batch, of which clips [first, last) are this rank's; parts follow each other."""
-
-    def __init__(self, case: Case, first: int, last: int) -> None:
-        super().__init__(0, 0, torch.device("cpu"))
-        self._case, self._first, self._last = case, first, last
-
-    def draw(self, purpose: str, step: int, trainer: NumberedModule, batch: int, frames: list[int]) -> RandomInputs:
-        length, window = FRAMES[trainer.number], trainer.module.window(FRAMES[trainer.number])
-        generator = torch.Generator().manual_seed(trainer.number)
-        first = self._first + step * batch
-        own = slice(first, first + batch)
-        population = {"batch": batch, "sequence": 1, "global": CLIPS}[self._case.negatives] * length
-        negatives = torch.randint(population, (CLIPS, window - 1, LOSS.num_negatives), generator=generator)
-        if self._case.negatives == "sequence":
-            negatives = negatives + (torch.arange(CLIPS) % batch)[:, None, None] * length
-        noise = torch.randn(2, CLIPS, length, MODEL.width, generator=generator, dtype=torch.float64)
-        noises = () if trainer.module.log_var is None else (noise[0, own, :window], noise[1, own])
-        return RandomInputs(0, negatives[own], *noises)
-
-
-def gradients(case: Case, first: int = 0, last: int = CLIPS) -> dict[str, Tensor]:
-    """Gradients of the step on clips [first, last) of the batch, averaged over the processes there are."""
-    model = replace(MODEL, batch_norm=case.batch_norm, sync_batch_norm=case.sync_batch_norm)
+def gradients(case: Case, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+    """Gradients of a step, averaged over the processes there are; also what it did to buffers, and its metrics."""
+    model = replace(MODEL, batch_norm=case.batch_norm)
     loss = replace(LOSS, negatives=case.negatives)  # pyright: ignore[reportArgumentType]
     encoder = GreedyEncoder(model, loss, seed=5).double()
     before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
     accelerator = build_accelerator("no")
+    groups = Groups.of(DataConfig(batch_size=CLIPS, group=case.group), rank, world)
+    share_group(encoder, groups.peers(world))
     trainers = []
     for number, module in enumerate(encoder.stack):
         wrapped = under_ddp(accelerator, module)
@@ -96,18 +78,24 @@ def gradients(case: Case, first: int = 0, last: int = CLIPS) -> dict[str, Tensor
         optimizer = torch.optim.SGD(module.parameters(), lr=1.0, fused=True)
         trainers.append(ModuleTrainer(number, module, wrapped, optimizer, scaler, None, reduction))
     audio = torch.randn(CLIPS, SAMPLES, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    draws = FixedDraws(case, first, last)
-    train_step(trainers, audio[first:last], FRAMES, Step(0, lr=1.0, beta=0.1), draws, case.accumulate)
-    return {name: before[name] - p.detach() for name, p in encoder.named_parameters()}
+    own = audio[rank * groups.share : (rank + 1) * groups.share]
+    draws = RandomStreams(0, rank, torch.device("cpu"), groups)
+    step = Step(0, lr=1.0, beta=0.1, measure=True)
+    outcome = train_step(trainers, own, FRAMES, step, draws, groups.passes(case.at_once))
+    found = {name: before[name] - p.detach() for name, p in encoder.named_parameters()}
+    found |= {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+    for number, metrics in enumerate(mean_metrics([outcome.metrics], accelerator)):
+        found |= {f"metrics of {number}: {name}": torch.tensor(value) for name, value in metrics.items()}
+    return found
 
 
 def main(argv: Sequence[str] | None) -> int:
     """Each rank trains on its share; rank 0 writes what came out."""
     folder, *names = sys.argv[1:] if argv is None else argv
     accelerator = build_accelerator("no")
-    rank, share = accelerator.process_index, CLIPS // accelerator.num_processes
+    rank, world = accelerator.process_index, accelerator.num_processes
     for name in names:
-        result = gradients(CASES[name], rank * share, (rank + 1) * share)
+        result = gradients(CASES[name], rank, world)
         if accelerator.is_main_process:
             torch.save(result, Path(folder) / f"{name}.pt")
     accelerator.end_training()
