@@ -240,8 +240,8 @@ def negatives_table(config: Config, costs: Sequence[ModuleCost], clips: int) -> 
         "clips per rank",
         "from own sequence",
         f"of {config.loss.num_negatives}",
-        "if global",
-        "global: received MB/step",
+        "one group",
+        "one group: received MB/step",
         "held MB",
     ]
     return table(f"Negatives of a global batch of {batch} on more and more ranks.", head, rows)

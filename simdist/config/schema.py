@@ -54,7 +54,7 @@ class DataConfig:
     group: int | None = field(default=None, metadata=ADDED)
     """Clips that see each other: negatives come from a group, BatchNorm normalizes over a group, and noise is seeded by
     its number. With a group, results do not depend on the number of GPUs: a rank holds whole groups, or a group spans
-    ranks, which then exchange latents. null: a group is what a rank holds of a batch, so results depend on it."""
+    ranks, which then exchange latents. A smaller batch is one group. null: a group is what a rank holds of a batch."""
     shuffle_window: int = 16
     """Number of shards whose samples are shuffled together. Small values keep reads local."""
     num_workers: int = field(default=2, metadata=TUNING)
@@ -72,7 +72,7 @@ class DataConfig:
         require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         if self.group is not None:
-            divides = self.group > 0 and self.batch_size % self.group == 0
+            divides = self.group > 0 and self.batch_size % min(self.group, self.batch_size) == 0
             require(divides, "data.group", self.group, f"a divisor of data.batch_size={self.batch_size}, or null")
         require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")

@@ -51,7 +51,7 @@ class ModuleCost:
     frames: int
     """L of its latent."""
     latent_bytes: int
-    """Its latents in float32: what a rank gives to all others under `negatives: global`."""
+    """Its latents in float32: what a rank gives to the others of its group."""
     convs: Cost = field(default_factory=Cost)
     """Convolutions, BatchNorms and poolings."""
     heads: Cost = field(default_factory=Cost)

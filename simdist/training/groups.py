@@ -45,7 +45,7 @@ class Groups:
             InputError: the ranks' shares are not equal, or neither whole groups nor equal parts of one.
         """
         share = rank_share(data.batch_size, world_size)
-        size = data.group or share
+        size = min(data.group or share, data.batch_size)
         if share % size and size % share:
             possible = [n for n in range(1, data.batch_size + 1) if data.batch_size % n == 0]
             fitting = [n for n in possible if share % n == 0 or n % share == 0]

@@ -244,7 +244,7 @@ def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, 
         (["--module=9"], "module 9 does not exist; this encoder has modules 0 to 3"),
         (["--loss=mel"], "data.crop is 2000; the loss mel needs crops of more than 2048 samples"),
         (["--checkpoint=7"], "no checkpoint of step 7; it has 15, 30"),
-        (["--data.batch_size=8", "--train.accumulate=3"], "train.accumulate=3 does not divide the 8 clips"),
+        (["--data.batch_size=8", "--train.groups_at_once=3"], "train.groups_at_once=3 does not divide the 1 group"),
         (["--data.test_split=dev"], "has no split 'dev'"),
     ],
 )

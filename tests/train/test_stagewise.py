@@ -109,11 +109,38 @@ def test_latents_of_other_weights_are_replaced(stagewise: Config, tmp_path: Path
     assert open_split(split, "train").manifest.fingerprint != before
 
 
-@pytest.mark.parametrize("accumulate", [3, 8])
-def test_accumulation_that_does_not_divide(tiny: Config, tmp_path: Path, accumulate: int) -> None:
+def test_groups_and_their_number_must_divide(tiny: Config, tmp_path: Path) -> None:
     from simdist.core.errors import InputError
+    from simdist.training.groups import Groups
+
+    def trained(group: int | None, at_once: int) -> None:
+        config = replace(tiny, data=replace(tiny.data, batch_size=4, group=group))
+        train(replace(config, train=replace(config.train, groups_at_once=at_once)), tmp_path / "run")
 
     with pytest.raises(
-        InputError, match=rf"train.accumulate={accumulate} does not divide the 4 clips.*Use a divisor of 4"
+        InputError, match=r"train.groups_at_once=3 does not divide the 4 groups per rank .4 clips, data"
     ):
-        train(replace(tiny, train=replace(tiny.train, accumulate=accumulate)), tmp_path / "run")
+        trained(1, 3)
+    with pytest.raises(InputError, match=r"groups_at_once=2 does not divide the 1 group per rank.*set --data.group to"):
+        trained(None, 2)
+    with pytest.raises(ValueError, match=r"data.group is 3; it must be a divisor of data.batch_size=4, or null"):
+        trained(3, 1)
+    with pytest.raises(
+        InputError, match=r"data.group=4 fits neither way into the 6 clips per rank .* Use 1, 2, 3, 6 or 12"
+    ):
+        Groups.of(replace(tiny.data, batch_size=12, group=4), rank=0, world_size=2)
+    with pytest.raises(InputError, match=r"which 3 ranks cannot share equally; take a multiple of 3"):
+        Groups.of(replace(tiny.data, batch_size=4), rank=0, world_size=3)
+
+
+def test_where_clips_fall() -> None:
+    from simdist.training.groups import Groups, Part
+
+    assert Groups(4, 8, rank=1).at(0, 8) == [Part(2, 0, 4), Part(3, 0, 4)]
+    assert Groups(4, 8, rank=1).at(4, 4) == [Part(3, 0, 4)]
+    assert Groups(8, 4, rank=3).at(0, 4) == [Part(1, 4, 8)]
+    assert [Groups(8, 4).ranks, Groups(4, 4).ranks, Groups(2, 4).ranks] == [2, 1, 1]
+    assert [Groups(2, 8).passes(n) for n in (None, 1, 2, 4)] == [1, 4, 2, 1]
+    assert Groups(8, 4, rank=1).of_fewer(3) == Groups(6, 3, rank=1)
+    assert Groups(2, 8).of_fewer(6) == Groups(2, 6)
+    assert Groups(4, 8).of_fewer(3) == Groups(3, 3)

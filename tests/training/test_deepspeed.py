@@ -56,8 +56,9 @@ def in_bf16(config: Config) -> Config:
 
 def clipped_and_accumulated(config: Config) -> Config:
     """Without BatchNorm: a bias before it has no gradient, and Adam makes steps of the rounding errors."""
-    optim, loop = replace(config.optim, clip_grad_norm=CLIP), replace(config.train, accumulate=2)
-    return replace(config, model=replace(config.model, batch_norm=False), optim=optim, train=loop)
+    optim, loop = replace(config.optim, clip_grad_norm=CLIP), replace(config.train, groups_at_once=1)
+    data = replace(config.data, group=config.data.batch_size // 2)
+    return replace(config, data=data, model=replace(config.model, batch_norm=False), optim=optim, train=loop)
 
 
 def patient(config: Config) -> Config:
@@ -110,10 +111,10 @@ def alone(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Runs of two processes, with negatives from both, and what was printed."""
+    """Runs of two processes that share each group, and what was printed."""
     folder = tmp_path_factory.mktemp("together")
-    config = clipped_and_accumulated(replace(base, loss=replace(base.loss, negatives="global")))
-    config = replace(config, data=replace(config.data, batch_size=8))
+    config = clipped_and_accumulated(base)
+    config = replace(config, data=replace(config.data, batch_size=8, group=8))
     jobs = [
         (None, config, "ddp", {}),
         ("zero1.json", config, "zero1", {}),
@@ -267,7 +268,7 @@ class TestRefusals:
             ({"optimizer": {"type": "AdamW", "params": {"lr": 1}}}, "sets optimizer to .* --optim.lr"),
             ({"scheduler": {"type": "WarmupLR"}}, "sets scheduler to .* --optim.schedule"),
             ({"gradient_clipping": 1.0}, r"gradient_clipping to 1\.0, .* --optim.clip_grad_norm"),
-            ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps to 4, .* --train.accumulate"),
+            ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps to 4, .* --train.groups_at_once"),
             ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu to 4, .* --data.batch_size"),
             ({"bf16": {"enabled": True}}, 'bf16.enabled to True, .* --train.precision, .* write "auto"'),
             (

@@ -42,11 +42,11 @@ def events(folder: Path, name: str) -> list[dict]:
     return [line for line in read_json_lines(folder / "events.jsonl") if line["event"] == name]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("at_once", [None, 1])
 def test_a_bad_batch_changes_nothing_but_is_told(
-    careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+    careful: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int | None
 ) -> None:
-    config = replace(careful, train=replace(careful.train, accumulate=accumulate))
+    config = replace(careful, data=replace(careful.data, group=2), train=replace(careful.train, groups_at_once=at_once))
     trainer = begin(config, tmp_path / "run")
     batches = trainer.task.batches
 

@@ -25,7 +25,7 @@ from tests.support.training import short_training
 STEPS, PAUSE = 10, 0.25
 """The window is 6 steps here, and pauses are far longer than the steps, also on a machine with other work."""
 
-IN_MODELS = ("--model.sync_batch_norm=true", "--loss.negatives=global")
+IN_MODELS = ("--data.group=4",)
 """Collectives inside of modules, where a rank then waits first."""
 
 
