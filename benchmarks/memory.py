@@ -21,7 +21,7 @@ from simdist.config.load import CONFIGS, experiment_parser, parse_experiment
 from simdist.config.schema import Config
 from simdist.models.encoder import GreedyEncoder
 from simdist.training.random_streams import RandomStreams
-from simdist.training.step import ModuleTrainer, Step, running_statistics, train_step
+from simdist.training.step import ModuleTrainer, Step, train_step
 
 
 def trainers_of(config: Config, device: torch.device) -> list[ModuleTrainer]:
@@ -47,7 +47,7 @@ def joint_step(trainers: list[ModuleTrainer], x: torch.Tensor, frames: list[int]
         x = outcome.latent
     torch.stack(losses).sum().backward()
     for trainer in trainers:
-        trainer.update(0.0, running_statistics(trainer.module))
+        trainer.update(0.0)
 
 
 def peak(trainers: list[ModuleTrainer], config: Config, how: str) -> int:
