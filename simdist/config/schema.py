@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -46,6 +47,9 @@ class DataConfig:
     """Length of a training clip in samples at 16 kHz."""
     short_clips: Literal["pad", "skip"] = "pad"
     """What to do with clips shorter than a crop: `pad` them with zeros at the end or `skip` them."""
+    normalize: tuple[float, float] | None = field(default=None, metadata=ADDED)
+    """Mean and standard deviation of the audio in [-1, 1]. The encoder subtracts the one and divides by the other
+    before its first layer, whoever gives it audio; both are stored with its weights. null leaves audio as it is."""
     batch_size: int = 8
     """Global batch size in clips, split evenly over the ranks."""
     epoch: Literal["all", "full_batches"] = field(default="all", metadata=ADDED)
@@ -66,6 +70,10 @@ class DataConfig:
         require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
         require(bool(self.test_split), "data.test_split", self.test_split, "the name of a split")
         require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
+        if self.normalize is not None:
+            mean, std = self.normalize
+            usable = math.isfinite(mean) and 0 < std < math.inf
+            require(usable, "data.normalize", list(self.normalize), "[mean, std] with a positive standard deviation")
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         require(self.shuffle_window > 0, "data.shuffle_window", self.shuffle_window, "at least 1 shard")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
