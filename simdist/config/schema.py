@@ -184,10 +184,12 @@ class LossConfig:
     """K: a frame's context predicts the next 1..K latents. Modules may override it."""
     num_negatives: int = 10
     """N: number of negative samples per positive."""
-    negatives: Literal["batch", "sequence", "global"] = "batch"
-    """Source of negatives: latents of the rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`."""
+    negatives: Literal["batch", "sequence", "global", "other_positives"] = "batch"
+    """Source of negatives: latents of the rank's `batch`, of all ranks (`global`), or of the anchor's `sequence`, or
+    what the batch's other anchors predict at the same step, drawn for each step (`other_positives`, slow)."""
     exclude_positive: bool = False
-    """Whether to keep the positive out of the negatives; the reference implementation sometimes draws it as one."""
+    """Whether to keep the K latents that follow an anchor out of its negatives; the reference implementation sometimes
+    draws them. `other_positives` never draws the positive itself."""
     window: int = 128
     """Maximum number of consecutive frames per clip, at a random position, whose InfoNCE is computed. 0 uses all."""
     beta: float = 0.001
