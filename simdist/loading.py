@@ -59,7 +59,7 @@ def load_encoder(source: str | Path, config: str | Path | Config | None = None) 
 
 
 def _encoder_of(checkpoint: Path, config: Config) -> GreedyEncoder:
-    encoder = GreedyEncoder(config.model, config.loss, config.seed)
+    encoder = GreedyEncoder.from_config(config)
     load_weights(encoder, load_checkpoint(checkpoint).model, str(checkpoint))
     return encoder.eval()
 

@@ -6,7 +6,7 @@ and epochs are those of the paper's decoders, for an encoder's may be fifty time
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,8 +20,8 @@ EPOCHS, VALIDATE_EVERY = 200.0, 10.0
 TRAIN_FROM_RUN = ("validate_batches", "checkpoint_every", "keep_last", "log_every")
 FROM_RUN = ("seed", "data.*", "wandb.*", *(f"train.{key}" for key in TRAIN_FROM_RUN))
 """Keys whose defaults are the encoder's run's."""
-ENCODERS_ONLY = ("train.schedule", "train.cache_latents")
-"""Keys of `TrainConfig` that a decoder cannot change."""
+ENCODERS_ONLY = ("data.normalize", "train.schedule", "train.cache_latents")
+"""Keys that a decoder cannot change. Its encoder normalizes audio; what it reconstructs is the audio as it was."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class DecodingConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}; it must be {lowest} or more")
+        if self.data.normalize is not None:
+            raise ValueError("data.normalize belongs to the encoder, which normalizes by its own. Remove it here")
         if self.train.schedule != "joint":
             raise ValueError(f"train.schedule is {self.train.schedule!r}; a decoder has one stage: it must be 'joint'")
 
@@ -82,7 +84,7 @@ def defaults_for(config: Config) -> DecodingConfig:
     train = config.train
     return DecodingConfig(
         seed=config.seed,
-        data=config.data,
+        data=replace(config.data, normalize=None),
         train=TrainConfig(
             epochs=EPOCHS,
             validate_every=VALIDATE_EVERY,

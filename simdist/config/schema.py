@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -46,6 +47,9 @@ class DataConfig:
     """Length of a training clip in samples at 16 kHz."""
     short_clips: Literal["pad", "skip"] = "pad"
     """What to do with clips shorter than a crop: `pad` them with zeros at the end or `skip` them."""
+    normalize: tuple[float, float] | None = field(default=None, metadata=ADDED)
+    """Mean and standard deviation of the audio in [-1, 1]. The encoder subtracts the one and divides by the other
+    before its first layer, whoever gives it audio; both are stored with its weights. null leaves audio as it is."""
     batch_size: int = 8
     """Global batch size in clips, split evenly over the ranks."""
     epoch: Literal["all", "full_batches"] = field(default="all", metadata=ADDED)
@@ -70,6 +74,10 @@ class DataConfig:
         require(bool(self.train_split), "data.train_split", self.train_split, "the name of a split")
         require(bool(self.test_split), "data.test_split", self.test_split, "the name of a split")
         require(self.crop > 0, "data.crop", self.crop, "a positive number of samples")
+        if self.normalize is not None:
+            mean, std = self.normalize
+            usable = math.isfinite(mean) and 0 < std < math.inf
+            require(usable, "data.normalize", list(self.normalize), "[mean, std] with a positive standard deviation")
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         if self.group is not None:
             divides = self.group > 0 and self.batch_size % min(self.group, self.batch_size) == 0
@@ -181,10 +189,12 @@ class LossConfig:
     """K: a frame's context predicts the next 1..K latents. Modules may override it."""
     num_negatives: int = 10
     """N: number of negative samples per positive."""
-    negatives: Literal["batch", "sequence"] = "batch"
-    """Source of negatives: latents of all clips of a `data.group` (`batch`), or of the anchor's `sequence`."""
+    negatives: Literal["batch", "sequence", "other_positives"] = "batch"
+    """Source of negatives: latents of all clips of a `data.group` (`batch`), or of the anchor's `sequence`, or what the
+    group's other anchors predict at the same step, drawn for each step (`other_positives`, slow)."""
     exclude_positive: bool = False
-    """Whether to keep the positive out of the negatives; the reference implementation sometimes draws it as one."""
+    """Whether to keep the K latents that follow an anchor out of its negatives; the reference implementation sometimes
+    draws them. `other_positives` never draws the positive itself."""
     window: int = 128
     """Maximum number of consecutive frames per clip, at a random position, whose InfoNCE is computed. 0 uses all."""
     beta: float = 0.001

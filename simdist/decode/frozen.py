@@ -49,7 +49,7 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
         InputError: no such checkpoint, or its weights differ from those that the decoder was trained on.
     """
     if wanted.untrained:
-        encoder, step = GreedyEncoder(config.model, config.loss, config.seed), None
+        encoder, step = GreedyEncoder.from_config(config), None
     else:
         encoder, step = load_chosen(run, wanted.checkpoint, lambda found: (load_encoder(found, config), step_of(found)))
     weights = hash_weights(encoder)[:16]

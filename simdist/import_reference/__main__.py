@@ -13,7 +13,8 @@ from simdist.core.errors import EXIT_OK, InputError
 from simdist.core.files import remove_leftovers, temporary_path
 
 DESCRIPTION = """\
-Create a run folder from a checkpoint of the reference implementation (model_N.ckpt), to train, probe or decode it.
+Create a run folder from a checkpoint of a reference implementation (model_N.ckpt of Smooth InfoMax or of Löwe's Greedy
+InfoMax), to train, probe or decode it.
 
 The weights become the checkpoint of step 0. The file contains no optimizer state, so optimizers start from scratch.
 Widths and prediction steps are read from the tensors. --config gives the rest of the architecture, and what the run is
@@ -23,6 +24,7 @@ only those of the architecture are listed here.
 Example:
   python -m simdist.import_reference model_99.ckpt --config configs/sim_librispeech.yaml --run-dir runs/imported
   accelerate launch -m simdist.train --config runs/imported/config.yaml --run-dir runs/imported
+  python -m simdist.import_reference model_299.ckpt --config configs/gim_lowe_librispeech.yaml --run-dir runs/gim_lowe
 
 Exit codes: 0 finished; 1 failed (such as a full disk); 2 wrong input.
 """

@@ -210,7 +210,8 @@ def _nce(
     cost.kept_bytes = size * (anchors * context + anchors * steps * channels)
     if config.model.head != "none" if module.layers else size != FLOAT32:  # else the latent is kept already
         cost.kept_bytes += size * clips * frames * channels
-    cost.kept_bytes += INT64 * anchors * negatives  # rows
+    sets = anchors * (steps if config.loss.negatives == "other_positives" else 1)
+    cost.kept_bytes += INT64 * sets * negatives  # rows
     cost.kept_bytes += FLOAT32 * anchors * steps * (negatives + 2)  # scores, their log-sum-exp, the difference
     cost.kept_bytes += FLOAT32 * anchors // clips * steps  # weights
     cost.kept_bytes += _cast(size, cost.parameters)

@@ -7,9 +7,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from simdist.config.schema import LossConfig, ModelConfig
+from simdist.config.schema import Config, LossConfig, ModelConfig
 from simdist.core.errors import InputError
-from simdist.models.module import GreedyModule
+from simdist.models.module import CONSTANTS, GreedyModule
 
 
 class GreedyEncoder(nn.Module):
@@ -19,18 +19,26 @@ class GreedyEncoder(nn.Module):
         model: the stack.
         loss: the objective; it decides the predictors' shapes.
         seed: decides the weights; each module has its own, whatever stands below or above it.
+        normalize: mean and standard deviation of the audio, which module 0 normalizes by; None leaves it as it is.
     """
 
-    def __init__(self, model: ModelConfig, loss: LossConfig, seed: int = 0) -> None:
+    def __init__(
+        self, model: ModelConfig, loss: LossConfig, seed: int = 0, normalize: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
         self.greedy = nn.ModuleList()
         channels = 1
         for m, config in enumerate(model.modules):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed * 1000 + m)
-                module = GreedyModule(config, model, loss, channels)
+                module = GreedyModule(config, model, loss, channels, normalize if m == 0 else None)
             self.greedy.append(module)
             channels = module.latent_channels
+
+    @classmethod
+    def from_config(cls, config: Config) -> GreedyEncoder:
+        """The encoder of an experiment, with the weights of its seed."""
+        return cls(config.model, config.loss, config.seed, config.data.normalize)
 
     @property
     def stack(self) -> list[GreedyModule]:
@@ -48,7 +56,7 @@ class GreedyEncoder(nn.Module):
         """Representation of raw speech by one module.
 
         Args:
-            audio: (B, 1, T) float32 in [-1, 1] at 16 kHz.
+            audio: (B, 1, T) float32 in [-1, 1] at 16 kHz; the encoder normalizes it itself if `data.normalize` is set.
             module: which one, from 0; negative ones count from the top, -1 is the last.
             deterministic: take the mean; otherwise sample each variational latent on the way up.
             generator: source of that noise, on the audio's device.
@@ -78,7 +86,10 @@ class GreedyEncoder(nn.Module):
 
 
 def check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Raise an InputError that names the first tensor of `state` that differs from the model's in name or shape."""
+    """Raise an InputError that names the first tensor of `state` that differs from the model's in name or shape.
+
+    Constants (`data.normalize`) must have the model's values, too.
+    """
     ours = model.state_dict()
     for name in [*ours, *sorted(state.keys() - ours.keys())]:
         theirs = tuple(state[name].shape) if name in state else "missing"
@@ -86,6 +97,11 @@ def check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
         if theirs != wanted:
             raise InputError(
                 f"{source} is of another architecture: {name} is {theirs} there and {wanted} in this config"
+            )
+        if name.endswith(CONSTANTS) and not torch.equal(state[name].to(ours[name]), ours[name]):
+            raise InputError(
+                f"{source} normalizes audio otherwise: {name} is {state[name].item():g} there and "
+                f"{ours[name].item():g} in this config. Set data.normalize as it was"
             )
 
 

@@ -24,6 +24,7 @@ from simdist.models.infonce import draw_negatives, info_nce
 from simdist.models.precision import wide
 
 ACTIVE_VARIANCE = 0.01
+CONSTANTS = ("audio_mean", "audio_std")  # buffers of module 0 that no training changes
 LOG_VAR_RANGE = (-30.0, 20.0)  # exp of either end, and sums of it over a batch, are finite in float32
 
 
@@ -114,13 +115,25 @@ class GreedyModule(nn.Module):
         model: width, heads, BatchNorm.
         loss: InfoNCE and KL.
         in_channels: channels of its input: 1 for audio.
+        normalize: mean and standard deviation of its input, which become buffers; None takes it as it is.
     """
 
+    audio_mean: Tensor | None
+    audio_std: Tensor | None
     peers: dist.ProcessGroup | None = None
     """The ranks that share one group of clips with this one; None if the groups are whole (`share_group`)."""
 
-    def __init__(self, config: ModuleConfig, model: ModelConfig, loss: LossConfig, in_channels: int) -> None:
+    def __init__(
+        self,
+        config: ModuleConfig,
+        model: ModelConfig,
+        loss: LossConfig,
+        in_channels: int,
+        normalize: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
+        for name, value in zip(CONSTANTS, normalize or (None, None), strict=True):
+            self.register_buffer(name, None if value is None else torch.tensor(value))
         self.config, self.loss_config = config, loss
         self.steps = config.prediction_steps or loss.prediction_steps
         self.layers = nn.ModuleList()
@@ -147,7 +160,12 @@ class GreedyModule(nn.Module):
         return mu, convolve(hidden, self.log_var, limits=LOG_VAR_RANGE)
 
     def features(self, x: Tensor, groups: int = 1) -> Tensor:
-        """What the layers make of (B, L_in, C_in): (B, L, C). In training BatchNorm takes each group by itself."""
+        """What the layers make of (B, L_in, C_in): (B, L, C). Audio is normalized here and nowhere else.
+
+        In training BatchNorm normalizes each of the groups of clips by itself.
+        """
+        if self.audio_mean is not None and self.audio_std is not None:
+            x = (x - self.audio_mean) / self.audio_std
         first, second, *others = [*self.layers, None, None]
         if not (isinstance(first, ConvLayer) and stem.fits(x, first.conv)):
             others = self.layers

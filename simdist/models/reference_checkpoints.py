@@ -1,9 +1,12 @@
-"""Checkpoints of the authors' code (`model_N.ckpt`): a state dict whose names this module translates.
+"""Checkpoints of the authors' codes (`model_N.ckpt`): state dicts whose names this module translates.
 
-Upstream names module m's parameters `module.fullmodel.m.…` (without `module.` where it did not use DataParallel):
+Smooth InfoMax names module m's parameters `module.fullmodel.m.…` (without `module.` where it did not use DataParallel):
 `encoder.encoder.J.0` the J-th convolution (`encoder.encoder.layer J.0` in earlier versions), `.J.1` its BatchNorm,
 `encoder.encoder_mu` and `encoder.encoder_var` the heads, `autoregressor.gru`, `loss.predictor` all W_k. It always
 stores `encoder_var`, also for GIM and CPC, which never use it.
+
+Löwe's Greedy InfoMax has the same names but for the convolutions, `encoder.model.layer J.0`, and for a GRU trained
+without backpropagation through time, a GRU cell: `autoregressor.gru.weight_ih` without `_l0`. It normalizes audio.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard, cast
 
@@ -21,16 +25,39 @@ from simdist.config.schema import Config
 from simdist.core.errors import InputError
 from simdist.core.files import open_regular
 from simdist.models.encoder import GreedyEncoder
+from simdist.models.module import CONSTANTS
 
+LOEWE_NORMALIZE = (-1456218.75 / 2**31, 135303504 / 2**31)  # of audio that her code reads as 32-bit integers
+RENAMED = {  # patterns of earlier versions and of Löwe's code -> today's names in Smooth InfoMax
+    r"\.encoder\.model\.": ".encoder.encoder.",
+    r"\.layer (\d+)\.": r".\1.",
+    r"\.gru\.((?:weight|bias)_[ih]h)$": r".gru.\1_l0",
+}
 MOST_BYTES = 2**32  # of a checkpoint; those that were published have some 100 MB
 
 
+@dataclass(frozen=True)
+class ReferenceState:
+    """Tensors of a reference checkpoint."""
+
+    tensors: dict[str, Tensor]
+    """By their names in Smooth InfoMax's code."""
+    originals: dict[str, str]
+    """Their names in the file, without `module.`."""
+
+    @property
+    def is_loewe(self) -> bool:
+        """Whether Löwe's code wrote it."""
+        return any(".encoder.model." in name for name in self.originals.values())
+
+
 def reference_names(encoder: GreedyEncoder) -> dict[str, str]:
-    """Upstream's name of every tensor of our state dict."""
+    """Upstream's name of every tensor of our state dict but the constants."""
     names = {}
     for m, module in enumerate(encoder.stack):
         convs = [j for j, layer in enumerate(module.config.layers) if layer.kind == "conv"]
-        names |= {f"greedy.{m}.{name}": f"fullmodel.{m}.{_upstream_name(name, convs)}" for name in module.state_dict()}
+        ours = [name for name in module.state_dict() if name not in CONSTANTS]
+        names |= {f"greedy.{m}.{name}": f"fullmodel.{m}.{_upstream_name(name, convs)}" for name in ours}
     return names
 
 
@@ -52,7 +79,7 @@ def _is_reference(state: object) -> TypeGuard[dict[object, object]]:
 def load_reference_checkpoint(path: Path, config: Config) -> tuple[GreedyEncoder, Config]:
     """Read a reference checkpoint into an encoder of `config`'s architecture.
 
-    Widths and prediction steps are read off the tensors; the rest of `config` stays.
+    Widths and prediction steps are read off the tensors; the rest of `config` stays, `data.normalize` included.
 
     Returns:
         The encoder, and the config that describes it.
@@ -60,10 +87,16 @@ def load_reference_checkpoint(path: Path, config: Config) -> tuple[GreedyEncoder
     Raises:
         InputError: the file is not such a checkpoint, or does not fit; the message names the first tensor.
     """
-    state = _read(path)
+    read = _read(path)
+    state, originals = read.tensors, read.originals
     config = _fit_widths(config, state, path)
+    if read.is_loewe and config.data.normalize is None:
+        raise InputError(
+            f"{path} was written by Löwe's code, which normalizes audio, but data.normalize is null in this config. "
+            f"Name gim_lowe_librispeech, or set data.normalize to {list(LOEWE_NORMALIZE)} ([0, 1] if yours does not)"
+        )
     with torch.device("meta"):  # shapes alone: widths that do not fit could need more memory than there is
-        shapes = GreedyEncoder(config.model, config.loss, config.seed)
+        shapes = GreedyEncoder.from_config(config)
     ours = shapes.state_dict()
     names = reference_names(shapes)
     translated = {}
@@ -72,20 +105,22 @@ def load_reference_checkpoint(path: Path, config: Config) -> tuple[GreedyEncoder
             raise InputError(f"{path} has no tensor {theirs}, which this config needs; {_presets(state)}")
         if state[theirs].shape != ours[name].shape:
             raise InputError(
-                f"{path}: tensor {theirs} has the shape {tuple(state[theirs].shape)}, "
+                f"{path}: tensor {originals[theirs]} has the shape {tuple(state[theirs].shape)}, "
                 f"this config needs {tuple(ours[name].shape)}; {_presets(state)}"
             )
         translated[name] = state[theirs]
     for theirs in sorted(state):
         if theirs not in names.values() and ".encoder_var." not in theirs:
-            raise InputError(f"{path} has a tensor {theirs}, which this config has no place for; {_presets(state)}")
-    encoder = GreedyEncoder(config.model, config.loss, config.seed)
-    encoder.load_state_dict(translated)
+            raise InputError(
+                f"{path} has a tensor {originals[theirs]}, which this config has no place for; {_presets(state)}"
+            )
+    encoder = GreedyEncoder.from_config(config)
+    encoder.load_state_dict(encoder.state_dict() | translated)  # constants are the config's
     return encoder, config
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors by the names of the reference implementation, without `module.`; all checked by `_problem`."""
+def _read(path: Path) -> ReferenceState:
+    """Tensors and names; all checked by `_problem`."""
     if not path.exists() or path.is_dir():
         raise InputError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}; name model_N.ckpt")
     try:
@@ -107,8 +142,17 @@ def _read(path: Path) -> dict[str, Tensor]:
         problem = _problem(name, value)
         if problem:
             raise InputError(f"{path} cannot be used: {problem}")
-    plain = {re.sub(r"^module\.", "", name): tensor for name, tensor in cast("dict[str, Tensor]", state).items()}
-    return {re.sub(r"\.layer (\d+)\.", r".\1.", name): tensor for name, tensor in plain.items()}
+    named = cast("dict[str, Tensor]", state)
+    plain = {name.removeprefix("module."): tensor for name, tensor in named.items()}
+    originals = {_renamed(name): name for name in plain}
+    return ReferenceState({name: plain[original] for name, original in originals.items()}, originals)
+
+
+def _renamed(name: str) -> str:
+    """Today's name in Smooth InfoMax's code."""
+    for pattern, new in RENAMED.items():
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def _unpacked_bytes(file: BinaryIO) -> int:

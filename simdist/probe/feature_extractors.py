@@ -111,7 +111,7 @@ def mfcc_extractor() -> FeatureExtractor:
 
 def untrained_extractor(config: Config, kind: str = "untrained") -> FeatureExtractor:
     """The encoder as the run's seed initialized it."""
-    encoder = GreedyEncoder(config.model, config.loss, config.seed).eval()
+    encoder = GreedyEncoder.from_config(config).eval()
     return encoder_extractor(kind, encoder, config.model)
 
 

@@ -49,7 +49,7 @@ class EncoderTask:
         self._accelerator = process.accelerator
         self._data = TrainingData(config, process, validate=config.train.validate_every > 0)
         self._source = InputSource(self._data.loader, 0)
-        self.model = GreedyEncoder(config.model, config.loss, config.seed).to(self._accelerator.device)
+        self.model = GreedyEncoder.from_config(config).to(self._accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
         rank, device = self._accelerator.process_index, self._accelerator.device
         self._streams = RandomStreams(config.seed, rank, device, self._data.groups)
@@ -123,7 +123,7 @@ class EncoderTask:
 
     def load_module(self, number: int, model: dict[str, Tensor] | None, optimizer: dict[str, Any] | None) -> None:
         if model is None:
-            model = GreedyEncoder(self._config.model, self._config.loss, self._config.seed).state_dict()
+            model = GreedyEncoder.from_config(self._config).state_dict()
         prefix = f"greedy.{number}."
         self.modules[number].module.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in model.items() if name.startswith(prefix)}

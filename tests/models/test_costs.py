@@ -20,13 +20,15 @@ from simdist.models.infonce import info_nce
 from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
 
 PRESETS = ("sim_librispeech", "gim_librispeech", "gim_lowe_librispeech", "cpc_librispeech", "vgim_thesis")
+PRESETS += ("gim_librispeech other_positives",)
 CLIPS = 3
 
 
 def small(preset: str) -> Config:
+    preset, _, negatives = preset.partition(" ")
     config = read_config(CONFIGS / f"{preset}.yaml")
     model = replace(config.model, width=24, context_width=20)
-    loss = replace(config.loss, num_negatives=7)
+    loss = replace(config.loss, num_negatives=7, negatives=negatives or "batch")
     return replace(config, data=replace(config.data, crop=10_240), model=model, loss=loss)
 
 

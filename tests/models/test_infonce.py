@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from simdist.core.errors import InputError
 from simdist.models.infonce import draw_negatives, info_nce
 
 B, L, C, C_CONTEXT, K, N = 3, 14, 5, 4, 3, 6
@@ -109,6 +110,46 @@ def test_negatives_are_uniform_over_what_is_allowed(
             assert set(torch.nonzero(counts).flatten().tolist()) == allowed
             mean = 4000 / len(allowed)
             assert (counts[sorted(allowed)] - mean).abs().max() < 6 * math.sqrt(mean)
+
+
+SAMPLINGS = {  # by Löwe's numbers: of 2 clips with 5 frames, the window [1, 5), 2 steps; (clip, anchor, k): candidates
+    0: {
+        (0, 0, 1): [3, 4, 7, 8, 9],  # rows that any anchor predicts with k = 1: 2, 3, 4, 7, 8, 9; the positive is 2
+        (0, 2, 1): [2, 3, 7, 8, 9],
+        (1, 1, 1): [2, 3, 4, 7, 9],
+        (0, 0, 2): [4, 8, 9],  # with k = 2: 3, 4, 8, 9
+        (1, 1, 2): [3, 4, 8],
+    },
+    1: {(0, 0, 1): list(range(10)), (1, 1, 2): list(range(10))},  # all rows; one in ten is the positive
+    2: {(0, 0, 1): [0, 1, 2, 3, 4], (1, 1, 2): [5, 6, 7, 8, 9]},  # the sequence, beyond the window, too
+}
+NAMES: dict[int, Literal["other_positives", "batch", "sequence"]] = {0: "other_positives", 1: "batch", 2: "sequence"}
+
+
+@pytest.mark.parametrize("method", SAMPLINGS)
+def test_each_negative_has_the_distribution_of_loewes_sampling(method: int) -> None:
+    """Every candidate is equally likely, and nothing else is drawn."""
+    count, generator = 20_000, torch.Generator().manual_seed(method)
+    drawn = draw_negatives(
+        2, 5, 1, 3, 2, count, source=NAMES[method], exclude_positive=False, generator=generator
+    )  # fmt: skip
+    for (clip, anchor, k), candidates in SAMPLINGS[method].items():
+        of_step = drawn[clip, anchor] if drawn.dim() == 3 else drawn[clip, anchor, k - 1]
+        shares = torch.bincount(of_step, minlength=10) / count
+        expected = torch.tensor([1 / len(candidates) if row in candidates else 0.0 for row in range(10)])
+        assert (shares - expected).abs().max() < 6 * (0.25 / count) ** 0.5
+        assert shares[expected == 0].sum() == 0
+    if method == 0:  # her code draws each negative of each anchor and step on its own
+        pairs = torch.bincount(drawn[0, 0, 0] * 10 + drawn[0, 1, 0], minlength=100).view(10, 10) / count
+        assert (pairs[[3, 4, 7, 8, 9]][:, [2, 4, 7, 8, 9]] - 1 / 25).abs().max() < 6 * (0.04 / count) ** 0.5
+
+
+def test_other_positives_need_another_anchor() -> None:
+    words = "no other anchor predicts 3 steps ahead in a batch of 1 with 4 frames"
+    with pytest.raises(InputError, match=words):
+        draw_negatives(
+            1, 9, 0, 3, 3, 5, source="other_positives", exclude_positive=False, generator=torch.Generator()
+        )  # fmt: skip
 
 
 def test_negatives_repeat_with_their_generator() -> None:
