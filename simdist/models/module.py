@@ -158,7 +158,10 @@ class GreedyModule(nn.Module):
 
     def sample(self, x: Tensor, generator: torch.Generator | None) -> Encoding:
         """Encode (B, L_in, C_in) with one draw of the latent, which is the context as well."""
-        mu, log_var = self.distribution(x)
+        return self.sample_from(*self.distribution(x), generator)
+
+    def sample_from(self, mu: Tensor, log_var: Tensor | None, generator: torch.Generator | None) -> Encoding:
+        """The rest of `sample`, from what `distribution` returned."""
         latent = mu
         if log_var is not None:
             latent = wide(mu) + (log_var / 2).exp() * torch.randn(mu.shape, generator=generator, device=mu.device)

@@ -12,8 +12,10 @@
     name, label, classes            classes in the order of their numbers
     source       kind (trained, untrained, mfcc, supervised), module, step, weights (hash), dimensions of a vector
     view         kind (pooled: a vector a clip; frames: a vector each 10 ms), pooling, crop in samples (null: whole
-                 utterance), crops of an utterance, align, sampled, seed
-    probe        kind and every setting that can change a number
+                 utterance), crops of an utterance, align, sampled, seed; resampled where each batch draws latents anew
+    protocol     thesis or paper where the settings are those, with what deviates from the one that was asked for
+                 ("thesis, but epochs 50"); else null
+    probe        kind and every setting that can change a number; drop_last, weight_decay and clip_grad_norm where on
     data         train, test: split, fingerprint, utterances, labels; test: unseen_classes_left_out
     warnings     sentences on what makes the numbers doubtful
     chance       1 / classes in training;  majority: class, accuracy of always answering with it
@@ -21,7 +23,8 @@
     test         accuracy, balanced_accuracy: value, interval (95 %, bootstrap over utterances); loss; per_class;
                  confusion (row: true class, column: answer; counts of vectors); for phones without_silence
     curve        instead of train and test with few labels: a list of examples_per_class, accuracy (value, interval:
-                 95 % of the mean over repetitions, Student's t), accuracies, balanced_accuracies, classes_with_fewer
+                 95 % of the mean over repetitions, Student's t), accuracies, balanced_accuracies, batch_size,
+                 classes_with_fewer
     seconds      training_and_testing
     finished, environment           unix time; versions of simdist and torch, host
 """

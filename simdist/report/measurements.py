@@ -109,8 +109,9 @@ def _what(result: ProbeResult) -> dict[str, Any]:
     settings = flat({"view": result.view, "probe": result.probe})
     kept = {key: value for key, value in settings.items() if key not in SEEDS}
     split = None if result.data is None or result.data.test.split is None else Path(result.data.test.split).name
-    tested_on = {} if split is None else {"split": split}
-    return {"label": result.label, "features": result.source.kind, **tested_on, **kept, "chance": result.chance}
+    told = {"protocol": result.protocol, "split": split}
+    told = {key: value for key, value in told.items() if value is not None}
+    return {"label": result.label, "features": result.source.kind, **told, **kept, "chance": result.chance}
 
 
 ANALYSIS, DECODERS = "analysis", "decoders"
