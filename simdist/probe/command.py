@@ -28,7 +28,7 @@ from simdist.probe.feature_spec import check_lengths, grid_alignment, spec_for
 from simdist.probe.few_labels import check_sizes, run_few_labels
 from simdist.probe.labels import SplitPair, different_sessions, drop_unseen, find_splits, read_targets
 from simdist.probe.probe_task import ProbeContext, ProbeData, ProbeTask, run_task
-from simdist.probe.results import RESULT, as_table, curve_table, describe_features, mirror, read_result
+from simdist.probe.results import RESULT, as_table, by_probe, curve_table, describe_features, mirror, read_result
 from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds, few_label_sizes, for_label, modules_of
 from simdist.probe.training import utterances_per_epoch
 from simdist.probe.work_sharing import share
@@ -209,7 +209,7 @@ class ProbeCommand:
             return []
         paths = []
         for label in dict.fromkeys(result["label"] for result in results):
-            these = [result for result in results if result["label"] == label]
+            these = [own[0] for own in by_probe(results) if own[0]["label"] == label]  # of repetitions the first
             start = {r["source"]["module"]: [r] for r in these if r["source"]["kind"] == "untrained"}  # step 0
             lines = []
             for module in self._modules:

@@ -201,6 +201,22 @@ def test_stopped_and_resumed_draws_the_same_samples() -> None:
     assert torch.equal(first.batch([4, 2], 9).features, second.batch([4, 2], 9).features)
 
 
+def test_repetitions_share_features_and_differ_in_their_seed(
+    probe: Callable[..., list[dict]], run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--label=speaker", "--module=0", "--epochs=2", "--crops=2", "--lr=0.1")
+    results = probe(*options, "--seed=3", "--repetitions=3")
+    assert sorted(result["probe"]["seed"] for result in results) == [3, 4, 5]
+    assert {result["view"]["seed"] for result in results} == {3}
+    assert len({result["test"]["loss"] for result in results}) == 3
+    assert len(list(run_folder.glob("probes/features/*/entry.json"))) == 2
+    values = [100 * result["test"]["accuracy"]["value"] for result in results]
+    assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in capsys.readouterr().out
+    assert len(probe(*options, "--seed=3", "--repetitions=4")) == 1  # only the fourth is new
+    with pytest.raises(InputError, match="a single optimum"):
+        probe("--label=speaker", "--probe=lbfgs", "--repetitions=2")
+
+
 def test_the_command_follows_a_protocol(probe: Callable[..., list[dict]], run_folder: Path) -> None:
     """SIM's speakers as published, with the thesis's sampling on top; MFCC has nothing to sample."""
     options = ("--label=speaker", "--module=0,3", "--epochs=2", "--crops=2")
