@@ -28,6 +28,7 @@ Examples:
   accelerate launch -m simdist.probe --run-dir runs/sim --label phone --checkpoints all
   accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128
   accelerate launch -m simdist.probe --run-dir runs/vgim --label vowel --pooling max --bias false --module 0
+  accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable,vowel --protocol thesis
 
 Exit codes: 0 finished; 1 failed (such as a full disk); 2 wrong input; 75 preempted (run the same command again to
 resume); 130 stopped with Ctrl-C. `accelerate launch` turns every code but 0 into 1.

@@ -1,7 +1,8 @@
 """Features on disk: encoded once, shared by every probe, rank and job that needs them.
 
     CACHE/KEY/entry.json              what it is, and the bytes it is to take when complete
-    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio, with their sha256
+    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio, with their sha256; to be
+                                      resampled, one tensor `module_0` with the first module's Gaussians
     CACHE/locks/                      locks of shards, and of readers
 
 KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so entries never mix
@@ -18,7 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,7 @@ class FeatureCache:
         for place, entry in enumerate(entries):
             tensors = {
                 f"module_{module}": torch.cat([found[row][place][module] for row in rows])
-                for module in range(len(extractor.dimensions))
+                for module in range(len(found[rows[0]][place]))
             }
             _check_finite(tensors, extractor)
             with replacing(self._shard(entry, number)) as temporary:  # save_file makes files that nobody else may read
@@ -291,10 +292,10 @@ def entry_bytes(entry: CacheEntry) -> int:
     vectors = sum(num_vectors(entry.split, row, spec) for row in range(len(index)))
     if spec.kind == "frames":
         return 2 * vectors * sum(entry.extractor.dimensions)
-    length = 1
-    if spec.pooling == "flatten":
-        samples = spec.crop or int(index.num_samples.max())
-        length = max(1, samples // min(grid.stride for grid in entry.extractor.grids) + 1)
+    samples, grids = spec.crop or int(index.num_samples.max()), entry.extractor.grids
+    if spec.kind == "gaussian":
+        return 4 * vectors * 2 * entry.extractor.dimensions[0] * (samples // grids[0].stride + 1)
+    length = max(1, samples // min(grid.stride for grid in grids) + 1) if spec.pooling == "flatten" else 1
     return 4 * vectors * sum(entry.extractor.dimensions) * length
 
 
@@ -309,5 +310,5 @@ def _describe(entry: CacheEntry) -> dict[str, object]:
         "weights": entry.extractor.identity,
         "split": str(entry.split.folder),
         "fingerprint": entry.split.manifest.fingerprint,
-        "view": asdict(entry.spec),
+        "view": entry.spec.described(),
     }

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -27,8 +28,9 @@ from simdist.probe.feature_spec import check_lengths, grid_alignment, spec_for
 from simdist.probe.few_labels import check_sizes, run_few_labels
 from simdist.probe.labels import SplitPair, different_sessions, drop_unseen, find_splits, read_targets
 from simdist.probe.probe_task import ProbeContext, ProbeData, ProbeTask, run_task
-from simdist.probe.results import RESULT, as_table, curve_table, describe_features, mirror, read_result
+from simdist.probe.results import RESULT, as_table, by_probe, curve_table, describe_features, mirror, read_result
 from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds, few_label_sizes, for_label, modules_of
+from simdist.probe.training import utterances_per_epoch
 from simdist.probe.work_sharing import share
 from simdist.runs.folder import existing_run
 
@@ -79,10 +81,14 @@ class ProbeCommand:
             raise InputError("--probe lbfgs needs frozen features. Train the supervised baseline with linear or mlp")
         if settings.probe == "lbfgs" and not settings.cached:
             raise InputError("--probe lbfgs reads all features repeatedly. Remove --cached false")
+        if settings.probe == "lbfgs" and (settings.repetitions or 1) > 1 and not self._sizes:
+            raise InputError("--probe lbfgs has a single optimum, so its repetitions are equal. Remove --repetitions")
 
     def _read(self, label: str, pair: SplitPair) -> ProbeData:
         settings = self._settings
         spec = spec_for(settings, self.run.config, label, pair)
+        if spec.resampled and settings.probe == "lbfgs":
+            raise InputError("--probe lbfgs needs fixed features. Use --latents deterministic or sampled")
         check_lengths(self.run.config, spec, pair, "mfcc" in self._kinds)
         train, test = read_targets(pair.train, label), read_targets(pair.test, label)
         test, unseen = drop_unseen(train, test, label, settings.unseen)
@@ -97,6 +103,8 @@ class ProbeCommand:
             these = self._tasks(extractor)
             for task in these:
                 check_sizes(task)
+                if task.settings.probe != "lbfgs" and task.settings.batch_size:
+                    utterances_per_epoch(len(task.data.train.rows), task.settings)
             self._work_on(extractor, these)
             tasks += these
         return tasks
@@ -116,11 +124,21 @@ class ProbeCommand:
         modules = [0] if extractor.kind == "mfcc" else self._modules
         tasks = []
         for data in self._data:
+            data = replace(data, spec=data.spec.for_extractor(extractor))
+            settings = for_label(self._settings, data.label)
             for module in modules:
                 if data.spec.kind == "frames":
                     grid_alignment(data.spec, extractor, module)
-                tasks.append(ProbeTask(extractor, module, data, for_label(self._settings, data.label), self._sizes))
+                tasks += [
+                    ProbeTask(extractor, module, data, replace(settings, seed=seed), self._sizes)
+                    for seed in self._seeds(settings)
+                ]
         return tasks
+
+    def _seeds(self, settings: ProbeSettings) -> range:
+        """The seeds of a probe's repetitions; few labels are repeated within their task."""
+        assert settings.repetitions is not None
+        return range(settings.seed, settings.seed + (1 if self._sizes else settings.repetitions))
 
     def _work_on(self, extractor: FeatureExtractor, tasks: list[ProbeTask]) -> None:
         missing = [task for task in tasks if self._settings.force or not self._context.is_done(task)]
@@ -147,7 +165,8 @@ class ProbeCommand:
             if not features:
                 run_task(task, self._context, None)
                 return
-            train, test = (features[entry.key].of_module(task.module) for entry in _entries([task]))
+            module = 0 if task.data.spec.resampled else task.module
+            train, test = (features[entry.key].of_module(module) for entry in _entries([task]))
             (run_few_labels if task.sizes else run_task)(task, self._context, (train, test))
 
         share(tasks, self._context.is_done, self._context.lock, do, self._stop, int(self._first * len(tasks)))
@@ -190,7 +209,7 @@ class ProbeCommand:
             return []
         paths = []
         for label in dict.fromkeys(result["label"] for result in results):
-            these = [result for result in results if result["label"] == label]
+            these = [own[0] for own in by_probe(results) if own[0]["label"] == label]  # of repetitions the first
             start = {r["source"]["module"]: [r] for r in these if r["source"]["kind"] == "untrained"}  # step 0
             lines = []
             for module in self._modules:
@@ -215,7 +234,7 @@ def _entries(tasks: list[ProbeTask]) -> list[CacheEntry]:
     found: dict[str, CacheEntry] = {}
     for task in tasks:
         for split in (task.data.pair.train, task.data.pair.test):
-            entry = CacheEntry(task.extractor, split, task.data.spec)
+            entry = CacheEntry(task.extractor, split, task.data.spec.stored())
             found.setdefault(entry.key, entry)
     return list(found.values())
 

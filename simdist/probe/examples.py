@@ -1,19 +1,21 @@
 """The examples that a probe is trained or tested on: vectors with a class, by utterance.
 
-`CachedExamples` reads stored vectors; `LiveExamples` encodes each batch from audio, as the reference implementation
-does and as the supervised baseline must, whose encoder changes with every step. Both give the same batches in order.
+`CachedExamples` reads stored vectors, and `ResampledExamples` draws them from stored Gaussians. `LiveExamples` encodes
+each batch from audio, as the reference implementation does and as the supervised baseline must, whose encoder changes
+with every step. All give the same batches in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from simdist.core.random_streams import stream_seed
 from simdist.data.crops import CropReader
 from simdist.data.order import epoch_order
 from simdist.data.splits import Split
@@ -107,6 +109,47 @@ class CachedExamples:
     def _frames(self, places: list[int]) -> ExampleBatch:
         parts = [match(self._vectors[place], self._classes[place]) for place in places]
         return labeled([features for features, _ in parts], [classes for _, classes in parts], places, self._device)
+
+
+class ResampledExamples:
+    """Examples whose latents are drawn anew for each batch.
+
+    A batch's noise is given by seed, epoch and first utterance, so a resumed training sees the same.
+
+    Args:
+        gaussians: cached, each (L * 2 C,), see `Resampling`.
+        draw: (B, L * 2 C) and a generator -> (B, D), a sample of the features.
+        seed: of the probe.
+        device: of the noise.
+    """
+
+    def __init__(
+        self,
+        gaussians: CachedExamples,
+        draw: Callable[[Tensor, torch.Generator], Tensor],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._gaussians, self._draw, self._seed, self._device = gaussians, draw, seed, device
+        self.num_utterances = gaussians.num_utterances
+        self.dimensions = self.batch([0], 0).features.shape[1]
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """See `Examples`."""
+        return self._gaussians.order(seed, epoch)
+
+    def batch(self, places: list[int], epoch: int) -> ExampleBatch:
+        """See `Examples`."""
+        return self._drawn(self._gaussians.batch(places, epoch), epoch, places[0])
+
+    def everything(self) -> Iterator[ExampleBatch]:
+        """See `Examples`: one sample of each vector, the same every time."""
+        for number, batch in enumerate(self._gaussians.everything()):
+            yield self._drawn(batch, "everything", number)
+
+    def _drawn(self, batch: ExampleBatch, *names: int | str) -> ExampleBatch:
+        noise = torch.Generator(self._device).manual_seed(stream_seed(self._seed, "probe", "resampled", *names))
+        return replace(batch, features=self._draw(batch.features, noise))
 
 
 class LiveExamples:

@@ -21,6 +21,34 @@ NUM_MFCC = 13  # with first and second differences 39 dimensions, as is usual in
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """New samples of all variational latents, without encoding the audio again.
+
+    Below the first module nothing is random, and it costs most of the encoding. So its Gaussians are computed once;
+    each draw samples from them and encodes with the modules above, which sample in turn, as the reference
+    implementation does.
+    """
+
+    encoder: GreedyEncoder
+
+    def gaussians(self, audio: Tensor) -> Tensor:
+        """(B, 1, T) audio -> (B, L, 2 C): mean and log-variance of the first module's latent, side by side."""
+        mu, log_var = self.encoder.stack[0].distribution(audio.transpose(1, 2))  # (B, 1, T) -> (B, T, 1)
+        assert log_var is not None
+        return torch.cat([mu.float(), log_var], dim=2)
+
+    @torch.no_grad()
+    def draw(self, gaussians: Tensor, module: int, generator: torch.Generator) -> Tensor:
+        """(B, L, 2 C) of `gaussians` -> (B, L', C'), a sample of the context of `module`."""
+        first, *above = self.encoder.stack[: module + 1]
+        mu, log_var = gaussians.chunk(2, dim=2)
+        encoding = first.sample_from(mu, log_var, generator)
+        for greedy in above:
+            encoding = greedy.sample(encoding.latent, generator)
+        return encoding.context
+
+
+@dataclass(frozen=True)
 class FeatureExtractor:
     """Computes frames from audio."""
 
@@ -38,6 +66,8 @@ class FeatureExtractor:
     """(B, 1, T) audio, and a generator to sample latents from -> (B, L, C) for each module."""
     step: int | None = None
     """Optimizer steps of a trained encoder."""
+    resampling: Resampling | None = None
+    """How to draw latents again and again; None where none is variational."""
 
     def where(self, module: int) -> str:
         """Short name of a module, part of a result's name."""
@@ -61,6 +91,7 @@ def encoder_extractor(
         encoder,
         lambda audio, generator: contexts(encoder, audio, generator),
         step,
+        Resampling(encoder) if encoder.stack[0].log_var is not None else None,
     )
 
 

@@ -1,7 +1,8 @@
 """Which features of an utterance a probe reads, and how to compute them from audio.
 
 Two kinds. `pooled`: one vector per clip, the frames' mean, maximum or all of them flattened; float32. `frames`:
-one vector per phone label; float16, half the disk. Both are made for all modules at once.
+one vector per phone label; float16, half the disk. Both are made for all modules at once. Where latents are resampled,
+a third is stored, from which pooled features are drawn: `gaussian`, the first module's means and log-variances.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from simdist.data.splits import Split
 from simdist.probe.alignment import align, resolve_alignment
 from simdist.probe.feature_extractors import FeatureExtractor
 from simdist.probe.labels import SplitPair
-from simdist.probe.settings import FRAME_LABEL, ProbeSettings
+from simdist.probe.settings import FRAME_LABEL, ProbeSettings, for_label
 
 VERSION = 1  # raise when the same audio and weights would give other features
 BATCH_SAMPLES = 2**18  # audio samples that are encoded together: bounds the memory of a wide first module
@@ -36,7 +37,7 @@ BATCH_SAMPLES = 2**18  # audio samples that are encoded together: bounds the mem
 class FeatureSpec:
     """The features to keep of each utterance."""
 
-    kind: Literal["pooled", "frames"]
+    kind: Literal["pooled", "frames", "gaussian"]
     pooling: str = "mean"
     crop: int | None = None
     """Samples of a crop; None takes the whole utterance."""
@@ -45,28 +46,52 @@ class FeatureSpec:
     sampled: bool = False
     seed: int = 0
     """Of crops and noise; 0 where there is neither."""
+    resampled: bool = False
+    """Whether each batch draws latents anew."""
+
+    def described(self) -> dict[str, Any]:
+        """The fields; `resampled` only if it is, so that features of earlier versions keep their name."""
+        return {name: value for name, value in asdict(self).items() if name != "resampled" or value}
 
     def identity(self) -> str:
-        return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([VERSION, self.described()]).encode()).hexdigest()
+
+    def stored(self) -> FeatureSpec:
+        """What the cache holds of it."""
+        if not self.resampled:
+            return self
+        return FeatureSpec("gaussian", "flatten", self.crop, self.crops, seed=self.seed if self.crop else 0)
+
+    def for_extractor(self, extractor: FeatureExtractor) -> FeatureSpec:
+        """Without sampling where an extractor has nothing to sample."""
+        if not self.resampled or extractor.resampling is not None:
+            return self
+        return replace(self, sampled=False, resampled=False, seed=self.seed if self.crop else 0)
 
 
 def spec_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPair) -> FeatureSpec:
     """The features that a label's probe needs.
 
     Raises:
-        InputError: `flatten`, and clips are not of one length.
+        InputError: flattened or resampled, and clips are not of one length; resampled phones.
     """
-    sampled = settings.latents == "sampled"
+    settings = for_label(settings, label)
+    resampled, sampled = settings.latents == "resampled", settings.latents != "deterministic"
     if label == FRAME_LABEL:
+        if resampled and settings.cached:
+            raise InputError("--latents resampled is for labels of utterances. For phones, use it with --cached false")
         return FeatureSpec("frames", align=settings.align, sampled=sampled, seed=settings.seed if sampled else 0)
     lengths = np.concatenate([pair.train.index.num_samples, pair.test.index.num_samples])
     crop = settings.crop or config.data.crop
     cropped = settings.clip == "crop" or (settings.clip == "auto" and bool((lengths > crop).any()))
-    if settings.pooling == "flatten" and not cropped and lengths.min() != lengths.max():
+    option = "--pooling flatten" if settings.pooling == "flatten" else "--latents resampled" * resampled
+    if option and not cropped and lengths.min() != lengths.max():
         raise InputError(
-            f"--pooling flatten needs clips of one length, utterances have {lengths.min():,} to {lengths.max():,} "
+            f"{option} needs clips of one length, utterances have {lengths.min():,} to {lengths.max():,} "
             "samples; use --clip crop"
         )
+    assert settings.pooling is not None
+    assert settings.crops is not None
     return FeatureSpec(
         "pooled",
         settings.pooling,
@@ -74,6 +99,7 @@ def spec_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPai
         settings.crops if cropped else 1,
         sampled=sampled,
         seed=settings.seed if cropped or sampled else 0,
+        resampled=resampled,
     )
 
 
@@ -99,7 +125,7 @@ def crop_of(split: Split, row: int, spec: FeatureSpec, number: int) -> tuple[int
 
 def num_vectors(split: Split, row: int, spec: FeatureSpec) -> int:
     """Number of vectors of an utterance."""
-    if spec.kind == "pooled":
+    if spec.kind != "frames":
         return spec.crops
     has_phones = split.index.phones_offset[row] >= 0
     return num_phone_frames(int(split.index.num_samples[row])) if has_phones else 0
@@ -144,7 +170,7 @@ def encode_rows(
     for group in _batches(split, rows) if whole else []:
         audio = as_audio([reader.read_all(row) for row in group], device)
         noise = noise_for(whole[0], device, split.manifest.split, str(split.index.key[group[0]]))
-        encoded = extractor.encode(audio, noise)  # one command samples all its features alike, so they share it
+        encoded = _encode(extractor, whole[0], audio, noise)  # one command samples all its features alike: they share
         for place, row in enumerate(group):
             frames = [module[place] for module in encoded]
             found[row] |= {spec: _keep(extractor, split, row, spec, frames) for spec in whole}
@@ -155,8 +181,18 @@ def encode_rows(
         yield row, [found[row][spec] for spec in specs]
 
 
+def _encode(
+    extractor: FeatureExtractor, spec: FeatureSpec, audio: Tensor, noise: torch.Generator | None
+) -> list[Tensor]:
+    """(B, L, C) of every module, or of the Gaussians alone."""
+    if spec.kind != "gaussian":
+        return extractor.encode(audio, noise)
+    assert extractor.resampling is not None
+    return [extractor.resampling.gaussians(audio)]
+
+
 def _keep(extractor: FeatureExtractor, split: Split, row: int, spec: FeatureSpec, frames: list[Tensor]) -> list[Tensor]:
-    if spec.kind == "pooled":
+    if spec.kind != "frames":
         return [pool(one[None], spec.pooling).cpu() for one in frames]
     count = num_vectors(split, row, spec)
     return [
@@ -171,7 +207,7 @@ def _encode_crops(
     clips = [reader.read(row, *crop_of(split, row, spec, number)) for number in range(spec.crops)]
     noise = noise_for(spec, device, split.manifest.split, str(split.index.key[row]), "crops")
     parts = [
-        [pool(frames, spec.pooling).cpu() for frames in extractor.encode(part, noise)]
+        [pool(frames, spec.pooling).cpu() for frames in _encode(extractor, spec, part, noise)]
         for part in as_audio(clips, device).split(max(1, BATCH_SAMPLES // (spec.crop or 1)))
     ]
     return [torch.cat(module) for module in zip(*parts, strict=True)]

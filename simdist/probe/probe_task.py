@@ -17,25 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
-from simdist.probe.examples import CachedExamples, Examples, LiveExamples
+from simdist.probe.examples import CachedExamples, Examples, LiveExamples, ResampledExamples
 from simdist.probe.feature_extractors import FeatureExtractor
-from simdist.probe.feature_spec import FeatureSpec
+from simdist.probe.feature_spec import FeatureSpec, pool
 from simdist.probe.labels import SILENCE, SplitPair, Targets, different_sessions
 from simdist.probe.metrics import summarize, without
 from simdist.probe.optimum import fit_optimum
 from simdist.probe.results import FORMAT_VERSION, RESULT, write_result
-from simdist.probe.settings import FRAME_LABEL, ProbeSettings
+from simdist.probe.settings import FRAME_LABEL, ProbeSettings, protocol_of
 from simdist.probe.training import ProbeProgress, evaluate, num_steps, standardize, train_with_adam
 
 PROGRESS = "progress.pt"
+OF_ADAM = ("epochs", "lr", "batch_size", "drop_last", "weight_decay", "clip_grad_norm")
 USED_BY = {  # settings that only one kind of probe looks at
-    "linear": ("epochs", "lr", "batch_size"),
-    "mlp": ("epochs", "lr", "batch_size", "hidden"),
+    "linear": (*OF_ADAM,),
+    "mlp": (*OF_ADAM, "hidden"),
     "lbfgs": ("l2", "tolerance", "max_iterations"),
 }
 IN_VIEW = ("pooling", "latents", "clip", "crop", "crops", "align")  # part of the spec
@@ -73,13 +76,14 @@ class ProbeTask:
         return wanted if wanted is not None else self.settings.probe == "lbfgs" or self.extractor.kind == "mfcc"
 
     def probe_settings(self) -> dict[str, Any]:
-        """The settings that can change this probe's numbers."""
+        """The settings that can change this probe's numbers; those of earlier versions have no off-by-default ones."""
         settings, unused = self.settings, {name for names in USED_BY.values() for name in names}
         unused -= set(USED_BY[settings.probe])
         kept = {
             item.name: getattr(settings, item.name)
             for item in dataclasses.fields(settings)
             if item.metadata.get("identity", True) and item.name not in unused and item.name not in IN_VIEW
+            if getattr(settings, item.name) or not item.metadata.get("added")
         }
         few = {"examples_per_class": list(self.sizes), "repetitions": settings.repetitions} if self.sizes else {}
         live = {} if settings.cached else {"from_audio": True}
@@ -168,6 +172,7 @@ def fit(
     """Train a probe for a task; returns it and a description of the training."""
     settings = task.settings
     hidden = settings.hidden if settings.probe == "mlp" else None
+    assert settings.bias is not None
     probe = Probe(train.dimensions, len(task.data.train.names), hidden, settings.bias, settings.seed).to(context.device)
     if task.standardized:
         standardize(probe, train)
@@ -194,10 +199,32 @@ def examples_of(
         )
         return train, test
     train, test = (
-        CachedExamples(found, targets, split.index.shard[targets.rows], device, data.spec.kind == "frames")
+        cached_examples(task, found, targets, split.index.shard[targets.rows], device)
         for found, (split, targets) in zip(vectors, sides, strict=True)
     )
     return train, test
+
+
+def cached_examples(
+    task: ProbeTask, vectors: Vectors, targets: Targets, shard: npt.NDArray[np.int32], device: torch.device
+) -> CachedExamples | ResampledExamples:
+    """Examples of what the cache holds of a task's features.
+
+    Args:
+        vectors: each row's (n, D).
+        shard: (U,) the shard of audio of each row, for the order.
+    """
+    spec, resampling = task.data.spec, task.extractor.resampling
+    stored = CachedExamples(vectors, targets, shard, device, spec.kind == "frames")
+    if not spec.resampled or resampling is None:
+        return stored
+    resampling.encoder.to(device)
+    width = 2 * resampling.encoder.stack[0].latent_channels
+
+    def draw(gaussians: Tensor, noise: torch.Generator) -> Tensor:
+        return pool(resampling.draw(gaussians.unflatten(1, (-1, width)), task.module, noise), spec.pooling)
+
+    return ResampledExamples(stored, draw, task.settings.seed, device)
 
 
 def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
@@ -217,7 +244,8 @@ def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
             "weights": extractor.identity,
             "dimensions": dimensions,
         },
-        "view": dataclasses.asdict(data.spec),
+        "view": data.spec.described(),
+        "protocol": protocol_of(task.settings, data.label),
         "probe": task.probe_settings(),
         "data": {
             "train": _describe_side(data.pair.train, data.train),

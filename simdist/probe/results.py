@@ -12,8 +12,10 @@
     name, label, classes            classes in the order of their numbers
     source       kind (trained, untrained, mfcc, supervised), module, step, weights (hash), dimensions of a vector
     view         kind (pooled: a vector a clip; frames: a vector each 10 ms), pooling, crop in samples (null: whole
-                 utterance), crops of an utterance, align, sampled, seed
-    probe        kind and every setting that can change a number
+                 utterance), crops of an utterance, align, sampled, seed; resampled where each batch draws latents anew
+    protocol     thesis or paper where the settings are those, with what deviates from the one that was asked for
+                 ("thesis, but epochs 50"); else null
+    probe        kind and every setting that can change a number; drop_last, weight_decay and clip_grad_norm where on
     data         train, test: split, fingerprint, utterances, labels; test: unseen_classes_left_out
     warnings     sentences on what makes the numbers doubtful
     chance       1 / classes in training;  majority: class, accuracy of always answering with it
@@ -21,7 +23,8 @@
     test         accuracy, balanced_accuracy: value, interval (95 %, bootstrap over utterances); loss; per_class;
                  confusion (row: true class, column: answer; counts of vectors); for phones without_silence
     curve        instead of train and test with few labels: a list of examples_per_class, accuracy (value, interval:
-                 95 % of the mean over repetitions, Student's t), accuracies, balanced_accuracies, classes_with_fewer
+                 95 % of the mean over repetitions, Student's t), accuracies, balanced_accuracies, batch_size,
+                 classes_with_fewer
     seconds      training_and_testing
     finished, environment           unix time; versions of simdist and torch, host
 """
@@ -92,20 +95,21 @@ def _as_tsv(rows: list[dict[str, Any]]) -> str:
 
 
 def as_table(results: list[dict[str, Any]]) -> Table:
-    """One row per probe, for the terminal."""
-    table = Table(title="accuracy in %, with 95 % intervals over test utterances")
+    """One row per probe and its repetitions, for the terminal."""
+    repeated = any(len(own) > 1 for own in by_probe(results))
+    spread = ", or mean ± standard deviation over repetitions" if repeated else ""
+    table = Table(title=f"accuracy in %, with 95 % intervals over test utterances{spread}")
     for column in ("label", "features", "probe", "accuracy", "balanced", "without silence", "chance", "majority"):
         table.add_column(column, justify="left" if column in ("label", "features", "probe") else "right", no_wrap=True)
-    for result in results:
-        test = result["test"]
-        quiet = test.get("without_silence")
+    for own in by_probe(results):
+        result, tests = own[0], [result["test"] for result in own]
         table.add_row(
             result["label"],
             describe_features(result),
             result["probe"]["probe"],
-            percent(test["accuracy"]),
-            percent(test["balanced_accuracy"]),
-            percent(quiet["accuracy"]) if quiet else "",
+            percent([test["accuracy"] for test in tests]),
+            percent([test["balanced_accuracy"] for test in tests]),
+            percent([test["without_silence"]["accuracy"] for test in tests if "without_silence" in test]),
             f"{100 * result['chance']:.1f}",
             f"{100 * result['majority']['accuracy']:.1f}",
         )
@@ -127,10 +131,23 @@ def curve_table(results: list[dict[str, Any]]) -> Table:
     return table
 
 
-def percent(score: dict[str, Any]) -> str:
-    """`61.2 [58.0, 64.4]`"""
-    low, high = score["interval"]
-    return f"{100 * score['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def by_probe(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Results of one command in groups that differ only in the probe's seed."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault((result["label"], json.dumps(result["source"], sort_keys=True)), []).append(result)
+    return list(found.values())
+
+
+def percent(scores: list[dict[str, Any]]) -> str:
+    """`61.2 [58.0, 64.4]`, of repetitions `61.2 ± 0.8`, and nothing of none."""
+    if not scores:
+        return ""
+    if len(scores) > 1:
+        values = [score["value"] for score in scores]
+        return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+    low, high = scores[0]["interval"]
+    return f"{100 * scores[0]['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path], log: Callable[[str], None]) -> None:
@@ -158,8 +175,10 @@ def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path], log: Call
         config=to_dict(run.config),
     )
     by_step: dict[int, dict[str, Any]] = {}
-    for result in results:
-        by_step.setdefault(result["source"]["step"] or 0, {}).update(_as_metrics(result))
+    for own in by_probe(results):
+        metrics = [_as_metrics(result) for result in own]
+        means = {name: float(np.mean([found[name] for found in metrics])) for name in metrics[0]}
+        by_step.setdefault(own[0]["source"]["step"] or 0, {}).update(means)
     for step, values in sorted(by_step.items()):
         logged.log({"probe/step": step, **values})
     logged.log({f"probe/plots/{path.parent.name}": path for path in plots})

@@ -7,15 +7,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from simdist.config.schema import DATA_ROOT, RUN_DIR, TUNING
+from simdist.config.schema import ADDED, DATA_ROOT, RUN_DIR, TUNING
 from simdist.core.errors import InputError, require_option
 from simdist.runs.checkpoints import checkpoint_folders, choose_checkpoint
 
 FRAME_LABEL = "phone"  # one class per 10 ms; every other label has one class per utterance
 SOURCES = ("trained", "untrained", "mfcc", "supervised")
 COMMAND = {"identity": False, "command": True}  # says which probes are wanted; each probe's own value is elsewhere
+FEW_LABELS_MOST = 32  # examples per class in a batch of the thesis's few-label probes
+
+_THESIS: dict[str, Any] = {  # the thesis's classifiers of syllables and vowels (commit 91eee48 of the authors' code)
+    "probe": "linear",
+    "standardize": None,
+    "latents": "resampled",
+    "epochs": 100,
+    "lr": 1e-3,
+    "batch_size": 171,
+    "drop_last": True,
+    "weight_decay": 1e-5,
+}
+_PAPER: dict[str, Any] = {
+    "probe": "linear",
+    "standardize": None,
+    "pooling": "mean",
+    "latents": "deterministic",
+    "bias": True,
+    "weight_decay": 0.0,
+}
+_PAPER_LIBRISPEECH = {**_PAPER, "epochs": 10, "clip_grad_norm": 1.0}  # as the README's commands set them
+_PAPER_ARTIFICIAL = {**_PAPER, "epochs": 50, "lr": 1e-3, "batch_size": 64, "drop_last": True, "clip_grad_norm": 0.0}
+PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
+    "thesis": {
+        "syllable": {**_THESIS, "pooling": "flatten", "bias": True},
+        "vowel": {**_THESIS, "pooling": "max", "bias": False},
+    },
+    "paper": {  # ten crops: one per epoch, as a loader that crops at random gives
+        "speaker": {**_PAPER_LIBRISPEECH, "lr": 1e-3, "batch_size": 8, "drop_last": True, "crops": 10},
+        "phone": {**_PAPER_LIBRISPEECH, "lr": 1e-4, "batch_size": 1, "drop_last": False},
+        "syllable": _PAPER_ARTIFICIAL,
+        "vowel": _PAPER_ARTIFICIAL,
+    },
+}
+"""For each protocol and label, the options that it sets."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +71,28 @@ class ProbeSettings:
     `mfcc`, and a `supervised` encoder, which is trained together with the probe."""
     checkpoints: str = field(default="latest", metadata=COMMAND)
     """Checkpoints of the encoder: latest, all, or steps such as 100,200. Several also plot accuracy over steps."""
+    protocol: Literal["thesis", "paper"] | None = field(default=None, metadata=COMMAND)
+    """Defaults for the options below, as in published experiments: `thesis` (V-GIM; syllables and vowels) or `paper`
+    (SIM). Options that are given win, and the result says so."""
     probe: Literal["linear", "lbfgs", "mlp"] = "linear"
     """The classifier. `linear`: a linear layer trained with Adam for --epochs, as in the reference implementation.
     `lbfgs`: the same layer with an L2 penalty, trained by L-BFGS until it converges. `mlp`: a network with one hidden
     layer, trained with Adam."""
-    pooling: Literal["mean", "max", "flatten"] = "mean"
+    pooling: Literal["mean", "max", "flatten"] | None = None
     """How the frames of an utterance, or of a crop of it, become one vector. `flatten` concatenates them, which needs
-    clips of equal length. Phones are not pooled."""
-    bias: bool = True
-    """Whether the last linear layer has a bias."""
-    latents: Literal["deterministic", "sampled"] = "deterministic"
-    """What to use of a variational module: the mean of its Gaussian (`deterministic`), or one sample of it."""
+    clips of equal length. Phones are not pooled. Default: mean."""
+    bias: bool | None = None
+    """Whether the last linear layer has a bias. Default: true."""
+    latents: Literal["deterministic", "sampled", "resampled"] | None = None
+    """What to use of variational modules: the means of their Gaussians (`deterministic`, the default), one sample
+    (`sampled`), or a new sample of every module in each batch (`resampled`)."""
     clip: Literal["auto", "crop", "utterance"] = "auto"
     """For labels of utterances: classify crops or whole utterances. `auto` uses crops if any utterance is longer than
     --crop."""
     crop: int | None = None
     """Length of a crop in samples at 16 kHz. Default: the run's data.crop."""
-    crops: int = 8
-    """Number of random crops per utterance. Each epoch trains on one of them, in turn; all are tested."""
+    crops: int | None = None
+    """Number of random crops per utterance. Each epoch trains on one of them, in turn; all are tested. Default: 8."""
     align: Literal["auto", "front", "center"] = "auto"
     """For phones: which frame belongs to a label of 10 ms. `front`: the first to the first, and so on, as in the
     reference implementation. `center`: the mean of those with their center in these 10 ms, or else the nearest. `auto`
@@ -64,6 +103,12 @@ class ProbeSettings:
     """Adam's learning rate. Default: 1e-4 for phones, 1e-3 for other labels."""
     batch_size: int | None = None
     """Utterances per step; with --examples-per-class, examples per step. Default: 1 for phones, 64 for other labels."""
+    drop_last: bool | None = field(default=None, metadata=ADDED)
+    """Leave out the last batch of an epoch if it is incomplete. Default: false."""
+    weight_decay: float | None = field(default=None, metadata=ADDED)
+    """Weight of the L2 penalty that Adam adds to the gradient. Default: 0."""
+    clip_grad_norm: float | None = field(default=None, metadata=ADDED)
+    """Maximum norm of the gradient. Default: 0, which disables clipping."""
     hidden: int = 512
     """Width of the hidden layer of `mlp`."""
     l2: float = 1e-4
@@ -76,8 +121,9 @@ class ProbeSettings:
     """Scale features to mean 0 and variance 1. Default: for `lbfgs` and mfcc only."""
     examples_per_class: str | None = field(default=None, metadata=COMMAND)
     """Few labels: train on these numbers of examples per class, such as 1,2,4,8, and plot accuracy over them."""
-    repetitions: int = field(default=5, metadata=COMMAND)
-    """With --examples-per-class: number of random draws of the examples."""
+    repetitions: int | None = field(default=None, metadata=COMMAND)
+    """Number of probes that differ only in their seed: --seed, --seed + 1, …, on the same features. With
+    --examples-per-class, number of random draws of the examples. Default: 1; with --examples-per-class 5."""
     unseen: Literal["fail", "drop"] = "fail"
     """What to do with test classes that have no training examples: fail, or drop them from the test."""
     bootstrap: int = 1000
@@ -103,10 +149,14 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         for name in ("crops", "hidden", "max_iterations", "repetitions", "bootstrap"):
-            require_option(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            require_option(value is None or value > 0, name, value, "at least 1")
         for name in ("crop", "epochs", "batch_size", "lr"):
             value = getattr(self, name)
             require_option(value is None or value > 0, name, value, "positive")
+        for name in ("weight_decay", "clip_grad_norm"):
+            value = getattr(self, name)
+            require_option(value is None or value >= 0, name, value, "0 or more")
         require_option(self.l2 > 0, "l2", self.l2, "positive (without a penalty separable classes have no optimum)")
         for name in ("tolerance", "cache_gb"):
             require_option(getattr(self, name) > 0, name, getattr(self, name), "positive")
@@ -114,14 +164,55 @@ class ProbeSettings:
 
 
 def for_label(settings: ProbeSettings, label: str) -> ProbeSettings:
-    """The settings with the reference values for this label where none were given (REFERENCE 3)."""
-    frames = label == FRAME_LABEL
-    return replace(
-        settings,
-        epochs=settings.epochs or (20 if frames else 50),
-        lr=settings.lr or (1e-4 if frames else 1e-3),
-        batch_size=settings.batch_size or (1 if frames and settings.examples_per_class is None else 64),
-    )
+    """The settings with values for this label where none were given: the protocol's, or else the usual (REFERENCE 3).
+
+    `batch_size` remains None for few labels by the thesis's protocol, where it depends on the number of examples.
+
+    Raises:
+        InputError: the protocol does not say how to probe this label.
+    """
+    few, frames = settings.examples_per_class is not None, label == FRAME_LABEL
+    usual: dict[str, Any] = {
+        "pooling": "mean",
+        "bias": True,
+        "latents": "deterministic",
+        "crops": 8,
+        "epochs": 20 if frames else 50,
+        "lr": 1e-4 if frames else 1e-3,
+        "batch_size": 1 if frames and not few else 64,
+        "drop_last": False,
+        "weight_decay": 0.0,
+        "clip_grad_norm": 0.0,
+        "repetitions": 5 if few else 1,
+    }
+    usual |= _protocol(settings.protocol, label, few)
+    return replace(settings, **{name: value for name, value in usual.items() if getattr(settings, name) is None})
+
+
+def _protocol(name: str | None, label: str, few: bool) -> dict[str, Any]:
+    """The options that a protocol sets for a label; {} without one."""
+    if name is None:
+        return {}
+    if label not in PROTOCOLS[name]:
+        labels = ", ".join(PROTOCOLS[name])
+        raise InputError(f"--protocol {name} is for the labels {labels}, not {label}. Probe {label} without it")
+    return {**PROTOCOLS[name][label], **({"batch_size": None} if few and name == "thesis" else {})}
+
+
+def protocol_of(settings: ProbeSettings, label: str) -> str | None:
+    """The protocol that was asked for, or that the settings fulfill, with what deviates: `thesis, but epochs 50`."""
+    found = for_label(settings, label)
+    names = [settings.protocol] if settings.protocol else [name for name in PROTOCOLS if label in PROTOCOLS[name]]
+    for name in names:
+        wanted = _protocol(name, label, settings.examples_per_class is not None)
+        values = {key: getattr(found, key) for key in wanted}
+        unlike = {key: value for key, value in values.items() if (value or None) != (wanted[key] or None)}
+        if not unlike:
+            return name
+        if settings.protocol:
+            changed = ", ".join(f"{key} {str(value).lower()}" for key, value in unlike.items())
+            return f"{name}, but {changed}"
+    return None
 
 
 def names_in(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Train a probe with Adam, as the reference implementation does, and test it.
 
-An epoch visits every utterance once, in an order given by seed and epoch, `batch_size` utterances per step. So an
+An epoch visits every utterance once, in an order given by seed and epoch, `batch_size` utterances per step (with
+`drop_last`, those that fill their batch). So an
 interrupted training continues with the next step, from the state that `progress` saves.
 """
 
@@ -19,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simdist.config.schema import epoch_size
+from simdist.core.errors import InputError
 from simdist.core.files import replacing
 from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
-from simdist.probe.examples import Examples
+from simdist.probe.examples import ExampleBatch, Examples
 from simdist.probe.settings import ProbeSettings
 
 SAVE_SECONDS = 120.0  # between two saves of a running training: the most that a kill without warning costs
@@ -104,8 +107,12 @@ def train_with_adam(
     trained = nn.ModuleList([probe] if encoder is None else [probe, encoder])
     trained.train()
     optimizer = torch.optim.Adam(
-        [p for p in trained.parameters() if p.requires_grad], lr=settings.lr or 1e-3, fused=True
+        [p for p in trained.parameters() if p.requires_grad],
+        lr=settings.lr or 1e-3,
+        weight_decay=settings.weight_decay or 0.0,
+        fused=True,
     )
+    size = utterances_per_epoch(examples.num_utterances, settings)
     epoch, first, total, count = 0, 0, torch.zeros_like(probe.mean[0]), 0
     saved = progress.load()
     if saved is not None:
@@ -113,12 +120,12 @@ def train_with_adam(
         optimizer.load_state_dict(saved["optimizer"])
         epoch, first, count, total = saved["epoch"], saved["place"], saved["count"], saved["loss"].to(total)
     while epoch < settings.epochs:
-        order = examples.order(settings.seed, epoch)
+        order = examples.order(settings.seed, epoch)[:size]
         for place in range(first, len(order), settings.batch_size):
             if place == 0:
                 total, count = torch.zeros_like(probe.mean[0]), 0
             batch = examples.batch(order[place : place + settings.batch_size].tolist(), epoch)
-            total, count = total + _step(probe, optimizer, batch.features, batch.classes), count + 1
+            total, count = total + _step(probe, optimizer, batch, settings.clip_grad_norm), count + 1
             following = place + settings.batch_size
             at = (epoch, following) if following < len(order) else (epoch + 1, 0)
             sums = (total, count)
@@ -129,11 +136,13 @@ def train_with_adam(
     return float(total) / max(1, count)
 
 
-def _step(probe: Probe, optimizer: torch.optim.Optimizer, features: Tensor, classes: Tensor) -> Tensor:
-    if not len(classes):  # an utterance all of whose frames were dropped
+def _step(probe: Probe, optimizer: torch.optim.Optimizer, batch: ExampleBatch, clip: float | None) -> Tensor:
+    if not len(batch.classes):  # an utterance all of whose frames were dropped
         return torch.zeros(())
-    loss = F.cross_entropy(probe(features), classes)
+    loss = F.cross_entropy(probe(batch.features), batch.classes)
     loss.backward()
+    if clip:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
@@ -193,4 +202,20 @@ def num_steps(examples: Examples, settings: ProbeSettings) -> int:
     """Number of steps of `train_with_adam`."""
     assert settings.epochs is not None
     assert settings.batch_size is not None
-    return settings.epochs * -(-examples.num_utterances // settings.batch_size)
+    return settings.epochs * -(-utterances_per_epoch(examples.num_utterances, settings) // settings.batch_size)
+
+
+def utterances_per_epoch(num_utterances: int, settings: ProbeSettings) -> int:
+    """Training utterances that an epoch visits.
+
+    Raises:
+        InputError: none, because they do not fill a batch.
+    """
+    assert settings.batch_size is not None
+    size = epoch_size(num_utterances, settings.batch_size, bool(settings.drop_last))
+    if not size:
+        raise InputError(
+            f"--drop-last leaves no batch: there are {num_utterances} training utterances, fewer than "
+            f"--batch-size {settings.batch_size}. Use --batch-size {num_utterances} or less"
+        )
+    return size

@@ -87,11 +87,13 @@ def measurements_csv(runs: Sequence[RunRecord], measurements: Sequence[Measureme
 def summary_csv(cells: Mapping[Cell, Statistic], keys: Sequence[str]) -> str:
     """One row per mean."""
     columns = [*keys, "family", "label", "features", "what", "module", "metric", "seeds", "mean", "standard_deviation"]
+    columns.append("standard_deviation_of_probes")
     rows = []
     for cell, value in cells.items():
         said = json.loads(cell.what)
         what = [said.get("label", ""), said.get("features", ""), cell.what]
-        numbers = [value.count, repr(value.mean), "" if value.deviation is None else repr(value.deviation)]
+        spreads = [None if spread is None else repr(spread) for spread in (value.deviation, value.deviation_of_probes)]
+        numbers = [value.count, repr(value.mean), *spreads]
         rows.append([*cell.group, cell.family, *what, cell.module, cell.metric, *numbers])
     return _csv(columns, rows)
 

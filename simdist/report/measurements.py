@@ -6,7 +6,8 @@ A `Measurement` is the form in which everything is collected, averaged over seed
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,8 @@ class Measurement:
     value: float
     interval: tuple[float, float] | None = None
     """95 %, where it was measured."""
+    repetitions: tuple[float, ...] = ()
+    """The values of which `value` is the mean, of a probe that was repeated with several seeds."""
 
 
 PROBES, RESULT = "probes", "result.json"
@@ -67,24 +70,39 @@ class Probed:
 def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probed:
     """Every probe of a run."""
     read = Probed()
-    kept: dict[str, list[tuple[int, list[Measurement]]]] = {}
+    kept: dict[str, dict[int, dict[Any, list[Measurement]]]] = {}  # by probe, step of the encoder, seeds of the probe
     for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")):
         result = read_result(path, ProbeResult, "a probe", problems)
         if result is None:
             continue
         read.warnings.update(dict.fromkeys(result.warnings))
         key = json.dumps([_what(result), result.source.module, result.curve is not None], sort_keys=True)
-        kept.setdefault(key, []).append((result.source.step or 0, list(_of_result(run, result))))
+        of_step = kept.setdefault(key, {}).setdefault(result.source.step or 0, {})
+        of_step.setdefault((result.view.get("seed"), result.probe.get("seed")), list(_of_result(run, result)))
         if result.data is not None and result.classes is not None:
             read.examples[result.label] = -(-result.data.train.labels // len(result.classes))
-    for results in kept.values():
-        read.measurements.extend(max(results, key=lambda pair: pair[0])[1])
-        read.trajectories.extend(_trajectory(results))
+    for of_probe in kept.values():
+        by_step = {step: _over_repetitions(own.values()) for step, own in sorted(of_probe.items())}
+        read.measurements.extend(by_step[max(by_step)])
+        read.trajectories.extend(_trajectory(by_step))
     return read
 
 
-def _trajectory(results: list[tuple[int, list[Measurement]]]) -> Iterator[Trajectory]:
-    points = {step: found[0] for step, found in sorted(results, key=lambda pair: pair[0]) if found}
+def _over_repetitions(results: Iterable[list[Measurement]]) -> list[Measurement]:
+    """Means over results of probes that differ only in their seed."""
+    found: dict[str, list[Measurement]] = {}
+    for item in (item for measured in results for item in measured):
+        found.setdefault(json.dumps([item.what, item.metric], sort_keys=True), []).append(item)
+    return [own[0] if len(own) == 1 else _mean(own) for own in found.values()]
+
+
+def _mean(repeated: list[Measurement]) -> Measurement:
+    values = tuple(item.value for item in repeated)
+    return replace(repeated[0], value=statistics.fmean(values), interval=None, repetitions=values)
+
+
+def _trajectory(by_step: dict[int, list[Measurement]]) -> Iterator[Trajectory]:
+    points = {step: found[0] for step, found in by_step.items() if found}
     first = next(iter(points.values()), None)
     if first is not None and first.family == "probe" and first.module is not None and len(points) > 1:
         yield Trajectory(first.run, first.what, first.module, list(points), [item.value for item in points.values()])
@@ -109,8 +127,9 @@ def _what(result: ProbeResult) -> dict[str, Any]:
     settings = flat({"view": result.view, "probe": result.probe})
     kept = {key: value for key, value in settings.items() if key not in SEEDS}
     split = None if result.data is None or result.data.test.split is None else Path(result.data.test.split).name
-    tested_on = {} if split is None else {"split": split}
-    return {"label": result.label, "features": result.source.kind, **tested_on, **kept, "chance": result.chance}
+    told = {"protocol": result.protocol, "split": split}
+    told = {key: value for key, value in told.items() if value is not None}
+    return {"label": result.label, "features": result.source.kind, **told, **kept, "chance": result.chance}
 
 
 ANALYSIS, DECODERS = "analysis", "decoders"

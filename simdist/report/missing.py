@@ -15,11 +15,13 @@ from typing import Any
 
 from simdist.analyze.registry import ANALYSES, RegisteredAnalysis
 from simdist.config.decoder import DEFAULT_LOSS, decoder_command
-from simdist.probe.settings import FRAME_LABEL, ProbeSettings, for_label
+from simdist.probe.settings import FRAME_LABEL, PROTOCOLS, ProbeSettings, for_label
 from simdist.report.collect import RunContent
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-SETTINGS = ("bias", "epochs", "lr", "batch_size", "hidden", "l2", "tolerance", "max_iterations", "unseen", "bootstrap")
+SETTINGS = ("bias", "epochs", "lr", "batch_size", "drop_last", "weight_decay", "clip_grad_norm", "hidden", "l2")
+SETTINGS += ("tolerance", "max_iterations", "unseen", "bootstrap")
+OFF = ("drop_last", "weight_decay", "clip_grad_norm")  # in a result only where they are on
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,31 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
     label = said["label"]
     words = ["--run-dir", run.record.folder, "--label", label, "--module", ",".join(map(str, modules))]
     probe = {key.removeprefix("probe."): value for key, value in said.items() if key.startswith("probe.")}
-    usual: Any = for_label(ProbeSettings(probe=probe["probe"]), label)
+    named: Any = said.get("protocol", "").partition(",")[0]
+    protocol = named if label in PROTOCOLS.get(named, {}) else None
+    sizes = probe.get("examples_per_class")
+    few = ",".join(map(str, sizes)) if sizes else None
+    usual: Any = for_label(ProbeSettings(protocol=protocol, probe=probe["probe"], examples_per_class=few), label)
+    if protocol:
+        words += ["--protocol", protocol]
     if probe["probe"] != "linear":
         words += ["--probe", probe["probe"]]
     if label != FRAME_LABEL and said.get("view.pooling", "mean") not in (None, usual.pooling):
         words += ["--pooling", said["view.pooling"]]
-    if said.get("view.sampled"):
-        words += ["--latents", "sampled"]
+    sampled = "resampled" if said.get("view.resampled") else "sampled"
+    latents = sampled if said.get("view.sampled") else "deterministic"
+    if latents != usual.latents:
+        words += ["--latents", latents]
     if said.get("view.crop") not in (None, run.record.config.get("data.crop")):
         words += ["--crop", said["view.crop"]]
     for name in SETTINGS:
-        if name in probe and probe[name] != getattr(usual, name):
-            words += [f"--{name.replace('_', '-')}", str(probe[name]).lower()]
+        value = probe.get(name, 0.0 if name in OFF else getattr(usual, name))
+        if value != getattr(usual, name):
+            words += [f"--{name.replace('_', '-')}", str(value).lower()]
     if "standardize" in probe and probe["standardize"] != (probe["probe"] == "lbfgs"):
         words += ["--standardize", str(probe["standardize"]).lower()]
-    if probe.get("examples_per_class"):
-        words += ["--examples-per-class", ",".join(map(str, probe["examples_per_class"]))]
+    if few:
+        words += ["--examples-per-class", few]
     if probe.get("repetitions", usual.repetitions) != usual.repetitions:
         words += ["--repetitions", probe["repetitions"]]
     return "accelerate launch -m simdist.probe " + _words(*words)

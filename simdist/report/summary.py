@@ -27,6 +27,8 @@ class Statistic:
     values: tuple[float, ...]
     interval: tuple[float, float] | None = None
     """Of a single seed, 95 %, where it was measured."""
+    deviation_of_probes: float | None = None
+    """Mean over seeds of the standard deviation over the repeated probes of one encoder."""
 
     @property
     def mean(self) -> float:
@@ -96,10 +98,16 @@ def summarize(
         what = json.dumps(item.what, sort_keys=True)
         cell = Cell(groups[item.run], item.family, what, item.module, item.metric)
         found.setdefault(cell, []).append(item)
-    return {
-        cell: Statistic(tuple(item.value for item in own), own[0].interval if len(own) == 1 else None)
-        for cell, own in found.items()
-    }
+    return {cell: _statistic(own) for cell, own in found.items()}
+
+
+def _statistic(seeds: Sequence[Measurement]) -> Statistic:
+    spreads = [statistics.stdev(item.repetitions) for item in seeds if item.repetitions]
+    return Statistic(
+        tuple(item.value for item in seeds),
+        seeds[0].interval if len(seeds) == 1 else None,
+        statistics.fmean(spreads) if spreads else None,
+    )
 
 
 def group_of(run: RunRecord, keys: Sequence[str]) -> tuple[Any, ...]:

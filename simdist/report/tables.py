@@ -21,6 +21,10 @@ KL_MEANS = {
 """What the KL of training is, by loss.kl_reduction."""
 KINDS_OF_LOSS = {"train": "training step logged", "validation": "validation"}
 INTERVAL_MEANS = "behind a single seed, its 95 % bootstrap interval over test utterances"
+PROBES, PROBES_MEANS = (
+    ", probes ± ",
+    "an encoder's value is the mean of its repeated probes; probes ± is their standard deviation, averaged over seeds",
+)
 STAR, STAR_MEANS = " *", "* above every other encoder on this probe and module (Welch's t-test, Holm, 5 %)"
 
 
@@ -120,7 +124,8 @@ def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best
     columns = ["whole" if module is None else f"module {module}" for module in modules]
     title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
     texts = [text for row in rows for text in row]
-    notes = {STAR_MEANS: any(STAR in text for text in texts), INTERVAL_MEANS: any("[" in text for text in texts)}
+    marks = {STAR_MEANS: STAR, INTERVAL_MEANS: "[", PROBES_MEANS: PROBES}
+    notes = {meaning: any(mark in text for text in texts) for meaning, mark in marks.items()}
     note = "; ".join(text for text, is_needed in notes.items() if is_needed)
     return Section("probes", title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named), note)
 
@@ -142,7 +147,9 @@ def _lines(own: Mapping[Cell, Statistic]) -> dict[tuple[str, Values, Any], list[
 
 
 def _accuracy(value: Statistic | None, most: int) -> str:
-    """In %: `61.2 ± 0.4`, and of a single seed with its interval `61.2 [57.9, 64.4]`."""
+    """In %: `61.2 ± 0.4`, of repeated probes `61.2 ± 0.4, probes ± 0.3`, of a single seed `61.2 [57.9, 64.4]`."""
+    if value is not None and value.deviation_of_probes is not None:
+        return f"{text_of(value, most, 100)}{PROBES}{100 * value.deviation_of_probes:.1f}"
     if value is None or value.interval is None:
         return text_of(value, most, 100)
     low, high = value.interval

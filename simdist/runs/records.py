@@ -201,6 +201,8 @@ class ProbeResult(Struct, frozen=True):
     data: ProbeData | None = None
     classes: Annotated[list[Word], Meta(min_length=1)] | None = None
     warnings: list[Word] = []
+    protocol: Word | None = None
+    """The published protocol that was followed, and what deviates from it: `thesis, but epochs 50`."""
 
     def __post_init__(self) -> None:
         parse(self.probe, ProbeSettingsRecord)

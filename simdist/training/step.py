@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 
 from simdist.config.schema import Config, OptimConfig
 from simdist.models.encoder import GreedyEncoder
+from simdist.models.groups import GroupBatchNorm
 from simdist.models.module import GreedyModule, ModuleLoss
 from simdist.runs.schedule import Schedule
 from simdist.training.distributed import OverlappedReduction, under_ddp
@@ -190,7 +191,8 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module, reduction: OverlappedReduction | None = None) -> None:
-        self._buffers = list(module.buffers())
+        norms = [each for each in module.modules() if isinstance(each, GroupBatchNorm)]
+        self._buffers = [buffer for norm in norms for buffer in norm.buffers()]
         self._before = [buffer.clone() for buffer in self._buffers]
         self._passes: list[list[Tensor]] = []
         self._reduction = reduction

@@ -162,6 +162,21 @@ def test_the_command_of_a_missing_probe_gives_its_settings(tmp_path: Path) -> No
     assert (asked.bias, asked.epochs, asked.lr, asked.batch_size) == (False, 7, 0.5, 64)
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_of_a_missing_probe_follows_its_protocol(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "runs" / "first", thesis_config(), 0.5, lines=3)
+    write_run(tmp_path / "runs" / "second", replace(thesis_config(), seed=1), 0.5, lines=3)
+    thesis = {"bias": False, "batch_size": 171, "drop_last": True, "weight_decay": 1e-5, "epochs": 50}
+    path = write_probe(first, "vowel", 1, 0.7, 3, **thesis)
+    result = json.loads(path.read_text())
+    result["view"] |= {"pooling": "max", "sampled": True, "resampled": True}
+    path.write_text(json.dumps(result | {"protocol": "thesis, but epochs 50"}))
+    report_command.report([tmp_path / "runs"], tmp_path / "out")
+    found = commands((tmp_path / "out" / "report.html").read_text())
+    (command,) = [line for line in found if "--protocol" in line]
+    assert command.endswith("--label vowel --module 1 --protocol thesis --epochs 50")
+
+
 def bare_run(folder: Path, seed: int = 0) -> Path:
     """A run that was just begun."""
     folder.mkdir(parents=True)

@@ -168,6 +168,24 @@ def test_probes_of_one_kind_with_other_settings_are_rows_of_their_own_and_the_la
     assert [line.split("│")[6].strip() for line in lines] == ["50.0 [0.0, 100.0]", "70.0 [0.0, 100.0]"]
 
 
+def test_repeated_probes_give_two_spreads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Means over encoders of the mean over probes; the spread of those means, and the mean spread over probes."""
+    accuracies = np.array([[0.50, 0.54, 0.52], [0.60, 0.61, 0.59], [0.40, 0.44, 0.42]])  # (encoders, probes)
+    for seed, values in enumerate(accuracies):
+        folder = make_run(tmp_path / "runs", "sim", seed, 0.1, values[0])
+        for number, value in enumerate(values[1:], 1):
+            probe(folder, f"b{number}", value, 100, seed=number)
+        probe(folder, "earlier", 0.1, 50, seed=7)
+    text = report(tmp_path / "runs", "--out", tmp_path / "out", capsys=capsys)
+    (row,) = rows(tmp_path / "out" / "summary.csv", family="probe", metric="accuracy")
+    assert float(row["mean"]) == pytest.approx(accuracies.mean())
+    assert float(row["standard_deviation"]) == pytest.approx(accuracies.mean(1).std(ddof=1))
+    assert float(row["standard_deviation_of_probes"]) == pytest.approx(accuracies.std(1, ddof=1).mean())
+    assert row["seeds"] == "3"
+    assert "51.3 ± 9.0, probes ± 1.7" in text
+    assert "probes ± is their standard deviation, averaged over seeds" in " ".join(text.split())
+
+
 def test_mfcc_are_one_row_where_encoders_have_the_very_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for beta, accuracy in ((0.1, 0.31), (0.2, 0.31), (0.3, 0.3101)):
         folder = make_run(tmp_path, "sim", 0, beta, 0.5)
