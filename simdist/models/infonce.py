@@ -79,7 +79,7 @@ def _other_positives(
     if batch * (anchors + 1 - steps) < 2:
         raise InputError(
             f"loss.negatives is other_positives, but no other anchor predicts {steps} steps ahead in a batch of "
-            f"{batch} with {anchors + 1} frames. Use more clips per rank, a longer data.crop, or loss.negatives=batch"
+            f"{batch} with {anchors + 1} frames. Use a larger data.group, a longer data.crop, or loss.negatives=batch"
         )
     shape = (batch, anchors, steps, num_negatives)
     uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)

@@ -186,21 +186,21 @@ class GreedyModule(nn.Module):
 
     def sample(self, x: Tensor, generator: torch.Generator | None) -> Encoding:
         """Encode (B, L_in, C_in) with one draw of the latent, which is the context as well."""
-<<<<<<< HEAD
-        return self.sample_with(x, lambda shape: torch.randn(shape, generator=generator, device=x.device))
-
-    def sample_with(self, x: Tensor, noise: Callable[[torch.Size], Tensor]) -> Encoding:
-        """The same with a `noise` that draws (B, L, C) standard normal; not called without variational heads."""
-        mu, log_var = self.distribution(x)
-=======
         return self.sample_from(*self.distribution(x), generator)
 
-    def sample_from(self, mu: Tensor, log_var: Tensor | None, generator: torch.Generator | None) -> Encoding:
-        """The rest of `sample`, from what `distribution` returned."""
->>>>>>> h-probe
+    def sample_from(
+        self, mu: Tensor, log_var: Tensor | None, noise: torch.Generator | Callable[[torch.Size], Tensor] | None
+    ) -> Encoding:
+        """The rest of `sample`, from what `distribution` returned.
+
+        Args:
+            mu, log_var: of the latent, (B, L, C).
+            noise: draws (B, L, C) standard normal numbers, or a generator of them; not used without variational heads.
+        """
         latent = mu
         if log_var is not None:
-            latent = wide(mu) + (log_var / 2).exp() * noise(mu.shape)
+            drawn = noise(mu.shape) if callable(noise) else torch.randn(mu.shape, generator=noise, device=mu.device)
+            latent = wide(mu) + (log_var / 2).exp() * drawn
         return Encoding(latent, self.gru(latent)[0] if self.gru is not None else latent, mu, log_var)
 
     def window(self, frames: int) -> int:

@@ -252,7 +252,8 @@ def validation_step(
 def frozen_latent(trainers: Sequence[NumberedModule], x: Tensor, step: int, draws: RandomStreams) -> Tensor:
     """A sample of the last frozen module's latent, (B, L, C), for (B, T, 1) audio. Modules are in eval mode."""
     for trainer in trainers:
-        x = trainer.module.sample_with(x, partial(draws.normal, "frozen", step, trainer)).latent
+        noise = partial(draws.normal, "frozen", step, trainer)
+        x = trainer.module.sample_from(*trainer.module.distribution(x), noise).latent
     return x
 
 

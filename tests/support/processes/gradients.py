@@ -55,6 +55,7 @@ CASES = {
     "group 8": Case(8),
     "group 8, no norm": Case(8, batch_norm=False),
     "group 8, sequence": Case(8, "sequence"),
+    "group 4, other positives": Case(4, "other_positives"),
     "group 2, one at a time": Case(2, at_once=1),
     "bf16": Case(2, compress=True),
 }
