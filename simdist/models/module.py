@@ -102,8 +102,7 @@ class MaxPool(nn.Module):
         super().__init__()
         self.geometry = ((1, config.kernel), (1, config.stride), (0, config.padding))
 
-    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
-        del groups
+    def forward(self, x: Tensor) -> Tensor:
         return stem.frames_of_image(F.max_pool2d(stem.image_of(x), *self.geometry))
 
 
@@ -176,7 +175,8 @@ class GreedyModule(nn.Module):
         else:
             others = self.layers
         for layer in others:
-            x = layer(x, groups) if layer is not None else x
+            if layer is not None:
+                x = layer(x, groups) if isinstance(layer, ConvLayer) else layer(x)
         return x
 
     def encode(self, x: Tensor) -> Encoding:

@@ -12,7 +12,7 @@ import yaml
 
 from simdist.config.decoder import DecodingConfig, defaults_for
 from simdist.config.load import CONFIGS, read_config, read_tree
-from simdist.config.schema import Config, LayerConfig, ModuleConfig, to_dict
+from simdist.config.schema import Config, DataConfig, LayerConfig, ModuleConfig, to_dict
 from simdist.core.errors import InputError
 from simdist.core.files import MOST_CONFIG_BYTES
 from simdist.decode.__main__ import main as decode
@@ -35,7 +35,7 @@ def printed(main: Callable[[list[str]], int], argv: list[str], capsys: pytest.Ca
     [
         ([], read_config(CONFIGS / "demo.yaml")),
         (["--config", CPC, "--run-dir=runs/cpc"], read_config(CPC)),
-        (["--config", str(CONFIGS / "sim_librispeech.yaml")], Config()),
+        (["--config", str(CONFIGS / "sim_librispeech.yaml")], Config(data=DataConfig(group=8))),
     ],
 )
 def test_a_printed_configuration_reads_back_equal(
