@@ -35,5 +35,9 @@ class Probe(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits, in the features' precision or float32, whichever is wider."""
-        x = (features.to(torch.promote_types(features.dtype, torch.float32)) - self.mean) / self.scale
+        x = self.standardized(features.to(torch.promote_types(features.dtype, torch.float32)))
         return self.output(x if self.hidden is None else self.hidden(x).relu())
+
+    def standardized(self, features: Tensor) -> Tensor:
+        """(N, D) features, shifted and scaled."""
+        return (features - self.mean) / self.scale

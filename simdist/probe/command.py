@@ -28,7 +28,16 @@ from simdist.probe.feature_spec import check_lengths, grid_alignment, spec_for
 from simdist.probe.few_labels import check_sizes, run_few_labels
 from simdist.probe.labels import SplitPair, different_sessions, drop_unseen, find_splits, read_targets
 from simdist.probe.probe_task import ProbeContext, ProbeData, ProbeTask, run_task
-from simdist.probe.results import RESULT, as_table, by_probe, curve_table, describe_features, mirror, read_result
+from simdist.probe.results import (
+    RESULT,
+    as_table,
+    by_probe,
+    curve_table,
+    describe_features,
+    describe_optimum,
+    mirror,
+    read_result,
+)
 from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds, few_label_sizes, for_label, modules_of
 from simdist.probe.training import utterances_per_epoch
 from simdist.probe.work_sharing import share
@@ -66,7 +75,8 @@ class ProbeCommand:
         wanted = find_splits(settings, config)
         self._checkpoints = checkpoints_of(settings, self.run.folder) if "trained" in self._kinds else []
         self._data = [self._read(label, pair) for label, pair in wanted.items()]
-        for warning in dict.fromkeys(filter(None, map(different_sessions, wanted.values()))):
+        self._warned = set(filter(None, map(different_sessions, wanted.values())))
+        for warning in sorted(self._warned):
             self.console.print(f"warning: {warning}", markup=False)
         self._context = ProbeContext(self.run.folder / PROBES, self._device, stop, self._bar)
         self._cache = FeatureCache(settings.cache or self._context.folder / "features", settings.cache_gb, stop)
@@ -183,9 +193,14 @@ class ProbeCommand:
         results = [read_result(self._context.folder / task.name) for task in tasks]
         self.console.print((curve_table if self._sizes else as_table)(results))
         for result in results:
+            if "l2" in result.get("train", {}):
+                self.console.print(describe_optimum(result), markup=False)
             if result.get("train", {}).get("converged") is False:
                 reached = f"ended with a gradient of {result['train']['gradient']:.2g}"
                 self.console.print(f"{result['name']} {reached}, above --tolerance. Increase --max-iterations")
+        for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
+            if warning not in self._warned:
+                self.console.print(f"warning: {warning}", markup=False)
         drawn = self._draw_curves(results) if self._sizes else self._draw_trajectories(results)
         for path in drawn:
             self.console.print(f"plot: {path}")

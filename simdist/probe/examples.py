@@ -41,11 +41,20 @@ class ExampleBatch:
     """(N,) int64: place of the utterance that each comes from."""
 
 
-class Examples(Protocol):
+class Readable(Protocol):
+    """The interface of examples to be read as a whole."""
+
+    dimensions: int
+
+    def everything(self) -> Iterator[ExampleBatch]:
+        """All vectors of all utterances, in parts."""
+        ...
+
+
+class Examples(Readable, Protocol):
     """The interface of examples for training and testing."""
 
     num_utterances: int
-    dimensions: int
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """(U,) the order in which an epoch visits the utterances."""
@@ -55,9 +64,16 @@ class Examples(Protocol):
         """The vectors of these utterances in an epoch."""
         ...
 
+
+class HeldExamples:
+    """All vectors at once; they can be read, but not trained on in batches."""
+
+    def __init__(self, batch: ExampleBatch) -> None:
+        self._batch, self.dimensions = batch, batch.features.shape[1]
+
     def everything(self) -> Iterator[ExampleBatch]:
-        """All vectors of all utterances, in parts."""
-        ...
+        """See `Examples`."""
+        yield self._batch
 
 
 class CachedExamples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,6 +175,21 @@ def read_phones(split: Split, row: int, num_classes: int) -> npt.NDArray[np.int6
     if len(phones) and (phones.min() < 0 or phones.max() >= num_classes):
         raise InputError(f"the phones of {key} in {path} are not all within 0..{num_classes - 1}; pack again")
     return phones
+
+
+_CUT_FROM = re.compile(r"([^-]+-[^-]+)-[^-]+|([a-z]+_\d+)_\d_[a-z]+(_session\d+)?")
+
+
+def recordings(split: Split, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(U,) a number for the recording that each utterance was cut from, as its key says.
+
+    A chapter of LibriSpeech (SPEAKER-CHAPTER-UTTERANCE), or a word of the artificial speech (WORD_N_I_SYLLABLE); other
+    utterances are recordings of their own.
+    """
+    keys = [str(split.index.key[row]) for row in rows]
+    found = [_CUT_FROM.fullmatch(key) for key in keys]
+    names = ["".join(filter(None, match.groups())) if match else key for match, key in zip(found, keys, strict=True)]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def drop_unseen(train: Targets, test: Targets, label: str, policy: str) -> tuple[Targets, list[str]]:

@@ -27,9 +27,10 @@ from simdist.models.probes import Probe
 from simdist.probe.examples import CachedExamples, Examples, LiveExamples, ResampledExamples
 from simdist.probe.feature_extractors import FeatureExtractor
 from simdist.probe.feature_spec import FeatureSpec, pool
-from simdist.probe.labels import SILENCE, SplitPair, Targets, different_sessions
+from simdist.probe.labels import SILENCE, SplitPair, Targets, different_sessions, recordings
 from simdist.probe.metrics import summarize, without
 from simdist.probe.optimum import fit_optimum
+from simdist.probe.penalty import choose_penalty
 from simdist.probe.results import FORMAT_VERSION, RESULT, write_result
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings, protocol_of
 from simdist.probe.training import ProbeProgress, evaluate, num_steps, standardize, train_with_adam
@@ -41,6 +42,8 @@ USED_BY = {  # settings that only one kind of probe looks at
     "mlp": (*OF_ADAM, "hidden"),
     "lbfgs": ("l2", "tolerance", "max_iterations"),
 }
+NO_ERRORS = 1e-3  # share of the training examples below which a probe interpolates
+FEW_ERRORS = 1e-2  # the same with more features than examples
 IN_VIEW = ("pooling", "latents", "clip", "crop", "crops", "align")  # part of the spec
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -160,9 +163,9 @@ def run_task(task: ProbeTask, context: ProbeContext, vectors: tuple[Vectors, Vec
     if task.data.label == FRAME_LABEL and SILENCE in names:
         tested["without_silence"] = without(evaluation, names.index(SILENCE), resamplings, seed)
     seconds = {"training_and_testing": time.monotonic() - begin}
-    write_result(
-        folder, describe(task, train.dimensions) | {"train": fitted, "test": tested, "seconds": seconds}, probe
-    )
+    result = describe(task, train.dimensions) | {"train": fitted, "test": tested, "seconds": seconds}
+    result["warnings"] += [text for text in [interpolation(task, fitted)] if text]
+    write_result(folder, result, probe)
     progress.done()
 
 
@@ -177,11 +180,41 @@ def fit(
     if task.standardized:
         standardize(probe, train)
     if settings.probe == "lbfgs":
-        return probe, dataclasses.asdict(fit_optimum(probe, train, settings, progress))
+        return probe, _fit_lbfgs(task, probe, train, context, progress)
     encoder = task.extractor.network if task.extractor.kind == "supervised" else None
     with context.bar(f"training {task.name}", num_steps(train, settings)) as advance:
         loss = train_with_adam(probe, train, settings, progress, encoder, advance)
     return probe, {"loss": loss}
+
+
+def _fit_lbfgs(
+    task: ProbeTask, probe: Probe, train: Examples, context: ProbeContext, progress: ProbeProgress
+) -> dict[str, Any]:
+    """Choose the penalty unless it is given, and fit."""
+    settings, chosen = task.settings, {}
+    if settings.l2 is None:
+        groups = recordings(task.data.pair.train, task.data.train.rows)
+        chosen = {"penalty": dataclasses.asdict(choose_penalty(probe, train, groups, settings, progress))}
+        settings = dataclasses.replace(settings, l2=chosen["penalty"]["l2"])
+    optimum = dataclasses.asdict(fit_optimum(probe, train, settings, progress, chosen))
+    answers = evaluate(probe, train, len(task.data.train.names), context.stop)
+    number = int(answers.total.sum())
+    reached = {"examples": number, "dimensions": train.dimensions, "accuracy": int(answers.correct.sum()) / number}
+    return optimum | reached | {"l2": settings.l2, "cross_validation": chosen.get("penalty")}
+
+
+def interpolation(task: ProbeTask, fitted: dict[str, Any]) -> str | None:
+    """A warning where an L-BFGS probe answers (almost) all its training examples; None otherwise."""
+    if task.settings.probe != "lbfgs":
+        return None
+    error, few = 1 - fitted["accuracy"], fitted["examples"] < fitted["dimensions"]
+    if error >= (FEW_ERRORS if few else NO_ERRORS):
+        return None
+    where = "MFCC" if task.extractor.kind == "mfcc" else f"{task.extractor.kind} module {task.module}"
+    return (
+        f"the L-BFGS probe of {task.data.label} on {where} interpolates its training examples "
+        f"({fitted['dimensions']:,} features, {fitted['examples']:,} examples), so its accuracy depends on the penalty"
+    )
 
 
 def examples_of(

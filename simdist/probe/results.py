@@ -19,7 +19,9 @@
     data         train, test: split, fingerprint, utterances, labels; test: unseen_classes_left_out
     warnings     sentences on what makes the numbers doubtful
     chance       1 / classes in training;  majority: class, accuracy of always answering with it
-    train        loss in nats; with L-BFGS also gradient (largest entry), iterations, converged
+    train        loss in nats; with L-BFGS also gradient (largest entry), iterations, converged, dimensions, examples
+                 (vectors), accuracy (of training), l2, and cross_validation where l2 was chosen: path (l2, loss and
+                 accuracy held out), held_out (recordings or utterances), num_groups, num_examples
     test         accuracy, balanced_accuracy: value, interval (95 %, bootstrap over utterances); loss; per_class;
                  confusion (row: true class, column: answer; counts of vectors); for phones without_silence
     curve        instead of train and test with few labels: a list of examples_per_class, accuracy (value, interval:
@@ -84,6 +86,16 @@ def describe_features(result: dict[str, Any]) -> str:
         return "MFCC"
     where = f"module {extractor['module']}"
     return f"{where}, step {extractor['step']:,}" if extractor["kind"] == "trained" else f"{extractor['kind']} {where}"
+
+
+def describe_optimum(result: dict[str, Any]) -> str:
+    """What an L-BFGS probe was fitted to: `speaker, module 3, step 9: 256 features, 800 examples, l2 0.01, …`."""
+    train, chosen = result["train"], result["train"]["cross_validation"]
+    how = f" (cross-validated over {chosen['num_groups']:,} {chosen['held_out']})" if chosen else ""
+    return (
+        f"{result['label']}, {describe_features(result)}: {train['dimensions']:,} features, {train['examples']:,} "
+        f"examples, training accuracy {100 * train['accuracy']:.1f} %, l2 {train['l2']:.3g}{how}"
+    )
 
 
 def _as_tsv(rows: list[dict[str, Any]]) -> str:

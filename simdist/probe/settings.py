@@ -111,8 +111,9 @@ class ProbeSettings:
     """Maximum norm of the gradient. Default: 0, which disables clipping."""
     hidden: int = 512
     """Width of the hidden layer of `mlp`."""
-    l2: float = 1e-4
-    """Weight of the L2 penalty of `lbfgs`, which makes the optimum finite and unique."""
+    l2: float | None = None
+    """Weight of the L2 penalty of `lbfgs`, which makes the optimum finite and unique. Default: chosen by
+    cross-validation over recordings; with --examples-per-class 1e-4."""
     tolerance: float = 1e-5
     """`lbfgs` has converged when no entry of the gradient is larger."""
     max_iterations: int = 1000
@@ -157,7 +158,8 @@ class ProbeSettings:
         for name in ("weight_decay", "clip_grad_norm"):
             value = getattr(self, name)
             require_option(value is None or value >= 0, name, value, "0 or more")
-        require_option(self.l2 > 0, "l2", self.l2, "positive (without a penalty separable classes have no optimum)")
+        positive = "positive (without a penalty separable classes have no optimum)"
+        require_option(self.l2 is None or self.l2 > 0, "l2", self.l2, positive)
         for name in ("tolerance", "cache_gb"):
             require_option(getattr(self, name) > 0, name, getattr(self, name), "positive")
         require_option(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -184,6 +186,7 @@ def for_label(settings: ProbeSettings, label: str) -> ProbeSettings:
         "weight_decay": 0.0,
         "clip_grad_norm": 0.0,
         "repetitions": 5 if few else 1,
+        "l2": 1e-4 if few else None,
     }
     usual |= _protocol(settings.protocol, label, few)
     return replace(settings, **{name: value for name, value in usual.items() if getattr(settings, name) is None})
