@@ -70,23 +70,25 @@ class ModuleLoss:
 
 
 class ConvLayer(nn.Module):
-    """Convolution, BatchNorm if asked for, ReLU: (B, L_in, C_in) -> (B, L, C)."""
+    """Convolution, BatchNorm if asked for, ReLU unless left out: (B, L_in, C_in) -> (B, L, C)."""
 
     def __init__(self, config: LayerConfig, in_channels: int, model: ModelConfig) -> None:
         super().__init__()
         width, norm = model.width, SyncBatchNorm if model.sync_batch_norm else nn.BatchNorm1d
         self.conv = nn.Conv1d(in_channels, width, config.kernel, config.stride, config.padding)
-        self.norm = norm(width) if model.batch_norm else nn.Identity()
+        self.norm = norm(width) if model.batch_norm and config.norm else nn.Identity()
+        self.has_relu = config.relu
 
     def forward(self, x: Tensor) -> Tensor:
         if stem.fits(x, self.conv):
-            return stem.first_layer(x, self.conv, self.norm).relu_()
+            x = stem.first_layer(x, self.conv, self.norm)
+            return x.relu_() if self.has_relu else x
         return self.normalize(convolve(x, self.conv))
 
     def normalize(self, x: Tensor) -> Tensor:
         """What follows the convolution, (B, L, C) -> (B, L, C)."""
         rows = self.norm(x.reshape(-1, x.shape[2]))  # (B, L, C) -> (B*L, C)
-        return rows.relu_().view(x.shape)  # in place: no backward reads what it overwrites
+        return (rows.relu_() if self.has_relu else rows).view(x.shape)  # in place: no backward reads what it overwrites
 
 
 class MaxPool(nn.Module):
@@ -155,7 +157,7 @@ class GreedyModule(nn.Module):
         if self.audio_mean is not None and self.audio_std is not None:
             x = (x - self.audio_mean) / self.audio_std
         first, second, *others = [*self.layers, None, None]
-        if not (isinstance(first, ConvLayer) and stem.fits(x, first.conv)):
+        if not (isinstance(first, ConvLayer) and first.has_relu and stem.fits(x, first.conv)):
             others = self.layers
         elif isinstance(second, ConvLayer):
             x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv))
