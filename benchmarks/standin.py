@@ -46,8 +46,9 @@ class Module(nn.Module):
                 self.layers.append(nn.MaxPool1d(layer.kernel, layer.stride, layer.padding))
                 continue
             conv = nn.Conv1d(channels, model.width, layer.kernel, layer.stride, layer.padding)
-            norm = nn.BatchNorm1d(model.width) if model.batch_norm else nn.Identity()
-            self.layers.append(nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU())))
+            norm = nn.BatchNorm1d(model.width) if model.batch_norm and layer.norm else nn.Identity()
+            relu = nn.ReLU() if layer.relu else nn.Identity()
+            self.layers.append(nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=relu)))
             channels = model.width
         has_head = bool(config.layers) and model.head != "none"
         padding = model.head_kernel // 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import random
 import typing
@@ -16,7 +15,7 @@ from typing import Any
 
 from simdist.config.load import CONFIGS, experiment_parser, read_config
 from simdist.config.parser import Parser
-from simdist.config.schema import Config, identity
+from simdist.config.schema import Config, identity, to_dict
 from simdist.core.errors import InputError
 
 from .sweep_file import Random, SweepFile, check_keys
@@ -219,4 +218,4 @@ def differing(variants: Sequence[Variant]) -> list[str]:
 
 def plain(value: Any) -> Any:
     """A value as YAML or JSON holds it."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))
+    return to_dict(value)

@@ -111,7 +111,10 @@ def test_an_upstream_checkpoint_that_does_not_fit(upstream: Path, preset: str | 
         simdist.load_encoder(upstream, config=preset)
 
 
-@pytest.mark.parametrize("preset", ["gim_librispeech", "cpc_librispeech", "gim_artificial_speech", "vgim_thesis"])
+TRANSLATED = ["gim_librispeech", "cpc_librispeech", "gim_artificial_speech", "vgim_thesis"]
+
+
+@pytest.mark.parametrize("preset", [*TRANSLATED, "cpc_extra_layers_artificial_speech"])
 def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: Path) -> None:
     """Files as upstream writes them: DataParallel's prefix, and an `encoder_var` that GIM and CPC never use."""
     from simdist.models.reference_checkpoints import reference_names
@@ -125,6 +128,21 @@ def test_names_of_every_preset_translate_there_and_back(preset: str, tmp_path: P
     loaded = simdist.load_encoder(tmp_path / "model_3.ckpt", config=CONFIGS / f"{preset}.yaml")
     audio = torch.randn(2, 1, config.data.crop)
     assert torch.equal(loaded.encode(audio), encoder.encode(audio))
+    if preset == "cpc_extra_layers_artificial_speech":  # upstream puts a layer in a Sequential with what follows it
+        layers = [
+            name.removeprefix("module.fullmodel.0.encoder.encoder.") for name in state if "encoder.encoder." in name
+        ]
+        ends = {
+            "0.0.weight",
+            "1.0.weight",
+            "2.weight",
+            "3.0.weight",
+            "4.0.weight",
+            "5.weight",
+            "6.0.weight",
+            "7.weight",
+        }
+        assert {name for name in layers if name.endswith("weight")} == ends
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ TUNING = {"identity": False}
 RUN_DIR = ("--run-dir", "--run")  # `--run` for old commands; torchrun takes it for its own --run-path
 DATA_ROOT = ("--data.root", "--data-root")  # of commands without a configuration; the second for old commands
 ADDED = {"added": True}  # in a run's name only where it is not the default: runs of earlier versions keep theirs
+OMITTED = {"omitted": True}  # left out of files and names where it is the default, for the same reason
 PLACE = {"place": True}  # in a run's name, but a run may resume with another: the data's fingerprint is checked
 
 
@@ -94,7 +95,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """A convolution (followed by BatchNorm if enabled, then ReLU) or a max-pooling."""
+    """A convolution, followed by BatchNorm if enabled and by a ReLU, or a max-pooling."""
 
     kernel: int
     """Kernel size in frames of the layer's input."""
@@ -104,10 +105,16 @@ class LayerConfig:
     """Zeros added to each side."""
     kind: Literal["conv", "maxpool"] = "conv"
     """Type of layer."""
+    norm: bool = field(default=True, metadata=OMITTED)
+    """Whether model.batch_norm applies to this convolution."""
+    relu: bool = field(default=True, metadata=OMITTED)
+    """Whether a ReLU follows this convolution."""
 
     def __post_init__(self) -> None:
         require(self.kernel > 0, "layer.kernel", self.kernel, "at least 1")
         require(self.stride > 0, "layer.stride", self.stride, "at least 1")
+        if self.kind == "maxpool" and not (self.norm and self.relu):
+            raise ValueError("layer.norm and layer.relu belong to convolutions; a maxpool has neither. Remove them")
         require(self.padding >= 0, "layer.padding", self.padding, "0 or more")
         if self.kind == "maxpool":
             require(2 * self.padding <= self.kernel, "layer.padding", self.padding, "at most half a maxpool's kernel")
@@ -159,8 +166,9 @@ class ModelConfig:
     batch_norm: bool = True
     """Whether to use BatchNorm1d between each convolution and its ReLU. It normalizes over a `data.group`."""
     modules: tuple[ModuleConfig, ...] = SIM_MODULES
-    """The greedy modules, starting at the audio: a list with `layers` (a list with `kernel`, `stride`, `padding` and
-    `kind`, which is conv or maxpool), `gru` and `prediction_steps` of each. Default: the four of SIM."""
+    """The greedy modules, starting at the audio: a list with `layers` (a list with `kernel`, `stride`, `padding`,
+    `kind`, which is conv or maxpool, and `norm` and `relu`, which a convolution has unless they are false), `gru` and
+    `prediction_steps` of each. Default: the four of SIM."""
 
     def __post_init__(self) -> None:
         require(self.width > 0, "model.width", self.width, "at least 1")
@@ -374,9 +382,15 @@ class Experiment(Protocol):
     def wandb(self) -> WandbConfig: ...
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass tree as plain dicts, lists, and scalars for YAML or JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def to_dict(config: Any) -> Any:
+    """A dataclass tree, or a value in one, as plain dicts, lists, and scalars for YAML or JSON."""
+    return json.loads(json.dumps(config, default=_fields))
+
+
+def _fields(tree: Any) -> dict[str, Any]:
+    """The fields of one dataclass."""
+    items = [(item, getattr(tree, item.name)) for item in dataclasses.fields(tree)]
+    return {item.name: value for item, value in items if not item.metadata.get("omitted") or value != item.default}
 
 
 def _identity_items(
@@ -391,7 +405,7 @@ def _identity_items(
         if dataclasses.is_dataclass(value):
             yield from _identity_items(value, key + ".", places, added)
         else:
-            yield key, json.loads(json.dumps(value, default=dataclasses.asdict))
+            yield key, to_dict(value)
 
 
 def identity_keys(config: Experiment) -> list[str]:

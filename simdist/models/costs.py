@@ -99,8 +99,9 @@ def _module_cost(
     for number, layer in enumerate(module.layers):
         frames_in, frames = frames, layer.output_frames(frames)
         if layer.kind == "maxpool":
-            in_stem = number == 1 and _is_stem(module, config)  # then its output, after the ReLU, is kept as well
-            convs.kept_bytes += (INT64 + size * in_stem) * clips * channels * frames
+            in_stem = number == 1 and module.layers[0].relu and _is_stem(module, config)  # the ReLU comes after it
+            read = number == len(module.layers) - 1 and not _keeps_own_input(config, module, number + 1, frames)
+            convs.kept_bytes += (INT64 + size * (in_stem or read)) * clips * channels * frames
             continue
         kept = _kept_by_conv(config, module, number, clips, (frames_in, frames), channels, size)
         convs += replace(_conv(config, layer, clips, frames, channels, trained), kept_bytes=kept)
@@ -118,7 +119,7 @@ def _module_cost(
 
 def _conv(config: Config, layer: LayerConfig, clips: int, frames: int, channels: int, trained: bool) -> Cost:
     """Parameters and products of a convolution with its BatchNorm."""
-    width, norm = config.model.width, config.model.batch_norm
+    width, norm = config.model.width, config.model.batch_norm and layer.norm
     weights = width * channels * layer.kernel
     cost = Cost(parameters=weights + width + (2 * width if norm else 0))
     cost.product(2 * clips * frames * weights, left_grad=trained)
@@ -132,6 +133,16 @@ def _is_stem(module: ModuleConfig, config: Config) -> bool:
     return first.kind == "conv" and (1 if reads_audio else config.model.width) * first.kernel <= LARGEST_WINDOW
 
 
+def _keeps_own_input(config: Config, module: ModuleConfig, number: int, frames: int) -> bool:
+    """Whether layer `number`, or the heads behind the last, keep a padded copy of `frames` instead of their input."""
+    if number == len(module.layers):
+        return config.model.head != "none" and config.model.head_kernel > 1
+    layer = module.layers[number]
+    taps = -(-layer.kernel // layer.stride)
+    blocks = (layer.output_frames(frames) + taps - 1) * layer.stride
+    return layer.kind == "conv" and (layer.padding > 0 or blocks != frames)
+
+
 def _kept_by_conv(
     config: Config,
     module: ModuleConfig,
@@ -143,27 +154,29 @@ def _kept_by_conv(
 ) -> int:
     """Bytes that layer `number`, a convolution of `frames` (in, out) over `channels`, keeps for its backward pass.
 
-    In general: its padded input and its weights by taps, the BatchNorm's input, and the ReLU's output. A stem keeps
-    windows of audio instead of the first layer's output, whether a convolution or a pooling follows.
+    In general: its padded input and its weights by taps, the BatchNorm's input, and the ReLU's output. Without a ReLU,
+    its output is kept only by a layer above that reads it as it is. A stem keeps windows of audio instead of the first
+    layer's output, whether a convolution or a pooling follows its ReLU.
     """
     layer, width, model = module.layers[number], config.model.width, config.model
     stem = _is_stem(module, config)
-    followed = [layer.kind for layer in module.layers[1:2]]
-    after_layer = size * clips * frames[1] * width * (2 if model.batch_norm else 1)
+    followed = [layer.kind for layer in module.layers[1:2] if module.layers[0].relu]
+    kept_output = layer.relu or not _keeps_own_input(config, module, number + 1, frames[1])
+    after_layer = size * clips * frames[1] * width * (kept_output + (model.batch_norm and layer.norm))
     if stem and number == 0:
         window = layer.kernel * channels
         if followed == ["conv"]:
             return FLOAT32 * (window + 1) * width  # its windows are padded for the next layer: counted there
         pooled = followed == ["maxpool"]
         kept = size * clips * frames[1] * (window + pooled)
-        return kept + (0 if pooled else size * clips * frames[1] * width)
+        return kept + (0 if pooled else size * clips * frames[1] * width * kept_output)
     taps = -(-layer.kernel // layer.stride)
     block_frames = (frames[1] + taps - 1) * layer.stride
     weights = FLOAT32 * taps * layer.stride * channels * width * (layer.stride > 1)
-    if stem and number == 1:
+    if stem and number == 1 and followed:
         window = module.layers[0].kernel * (1 if module is model.modules[0] else width)
         return size * clips * block_frames * (window + 1) + weights + after_layer
-    padded = layer.padding > 0 or block_frames != frames[0]
+    padded = _keeps_own_input(config, module, number, frames[0])
     pooled = number > 0 and module.layers[number - 1].kind == "maxpool"
     own_input = padded or pooled or (number == 0 and size != FLOAT32)  # else the layer below keeps it
     return size * clips * block_frames * channels * own_input + weights + after_layer

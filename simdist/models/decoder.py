@@ -3,7 +3,8 @@
 A decoder is read off the encoder's config. Every convolution or pooling, from the decoded module's last down to the
 audio, is mirrored by a transposed convolution of the same kernel, stride and padding; its output padding is what the
 encoder's own rounding lost, so the output is exactly as long as the audio was. A max-pooling keeps no more than its
-outputs, so it is mirrored by a learned transposed convolution too. Heads change no length and are not mirrored.
+outputs, so it is mirrored by a learned transposed convolution too. Heads change no length and are not mirrored, nor are
+linear layers of kernel 1, which are heads within a module (CPC with SIM's number of layers).
 
 Legend: B clips, T samples, L frames, C channels.
 """
@@ -39,7 +40,11 @@ def mirrored(model: ModelConfig, module: int) -> tuple[LayerConfig, ...]:
             f"decode one of {', '.join(decodable)}"
         )
     layers = itertools.chain.from_iterable(config.layers for config in model.modules[: module + 1])
-    return tuple(reversed(tuple(layers)))
+    return tuple(reversed([layer for layer in layers if not _is_head(layer)]))
+
+
+def _is_head(layer: LayerConfig) -> bool:
+    return (layer.kernel, layer.stride, layer.padding, layer.relu) == (1, 1, 0, False)
 
 
 class Decoder(nn.Module):

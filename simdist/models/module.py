@@ -76,23 +76,25 @@ class ModuleLoss:
 
 
 class ConvLayer(nn.Module):
-    """Convolution, BatchNorm if asked for, ReLU: (B, L_in, C_in) -> (B, L, C)."""
+    """Convolution, BatchNorm if asked for, ReLU unless left out: (B, L_in, C_in) -> (B, L, C)."""
 
     def __init__(self, config: LayerConfig, in_channels: int, model: ModelConfig) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_channels, model.width, config.kernel, config.stride, config.padding)
-        self.norm = GroupBatchNorm(model.width) if model.batch_norm else None
+        self.norm = GroupBatchNorm(model.width) if model.batch_norm and config.norm else None
+        self.has_relu = config.relu
 
     def forward(self, x: Tensor, groups: int = 1) -> Tensor:
         if stem.fits(x, self.conv):
-            return stem.first_layer(x, self.conv, self.norm, groups).relu_()
+            x = stem.first_layer(x, self.conv, self.norm, groups)
+            return x.relu_() if self.has_relu else x
         return self.normalize(convolve(x, self.conv), groups)
 
     def normalize(self, x: Tensor, groups: int = 1) -> Tensor:
         """What follows the convolution, (B, L, C) -> (B, L, C)."""
         rows = x.reshape(-1, x.shape[2])  # (B, L, C) -> (B*L, C)
         rows = self.norm(rows, groups) if self.norm is not None else rows
-        return rows.relu_().view(x.shape)  # in place: no backward reads what it overwrites
+        return (rows.relu_() if self.has_relu else rows).view(x.shape)  # in place: no backward reads what it overwrites
 
 
 class MaxPool(nn.Module):
@@ -166,7 +168,7 @@ class GreedyModule(nn.Module):
         if self.audio_mean is not None and self.audio_std is not None:
             x = (x - self.audio_mean) / self.audio_std
         first, second, *others = [*self.layers, None, None]
-        if not (isinstance(first, ConvLayer) and stem.fits(x, first.conv)):
+        if not (isinstance(first, ConvLayer) and first.has_relu and stem.fits(x, first.conv)):
             others = self.layers
         elif isinstance(second, ConvLayer):
             x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv, groups), groups)

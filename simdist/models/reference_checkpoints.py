@@ -1,7 +1,8 @@
 """Checkpoints of the authors' codes (`model_N.ckpt`): state dicts whose names this module translates.
 
 Smooth InfoMax names module m's parameters `module.fullmodel.m.…` (without `module.` where it did not use DataParallel):
-`encoder.encoder.J.0` the J-th convolution (`encoder.encoder.layer J.0` in earlier versions), `.J.1` its BatchNorm,
+`encoder.encoder.J.0` the J-th convolution (`encoder.encoder.layer J.0` in earlier versions, `encoder.encoder.J` where
+neither BatchNorm nor ReLU follows), `.J.1` its BatchNorm,
 `encoder.encoder_mu` and `encoder.encoder_var` the heads, `autoregressor.gru`, `loss.predictor` all W_k. It always
 stores `encoder_var`, also for GIM and CPC, which never use it.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard, cast
@@ -21,7 +23,7 @@ from typing import BinaryIO, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from simdist.config.schema import Config
+from simdist.config.schema import Config, LayerConfig
 from simdist.core.errors import InputError
 from simdist.core.files import open_regular
 from simdist.models.encoder import GreedyEncoder
@@ -55,17 +57,18 @@ def reference_names(encoder: GreedyEncoder) -> dict[str, str]:
     """Upstream's name of every tensor of our state dict but the constants."""
     names = {}
     for m, module in enumerate(encoder.stack):
-        convs = [j for j, layer in enumerate(module.config.layers) if layer.kind == "conv"]
         ours = [name for name in module.state_dict() if name not in CONSTANTS]
-        names |= {f"greedy.{m}.{name}": f"fullmodel.{m}.{_upstream_name(name, convs)}" for name in ours}
+        names |= {f"greedy.{m}.{name}": f"fullmodel.{m}.{_upstream_name(name, module.config.layers)}" for name in ours}
     return names
 
 
-def _upstream_name(name: str, convs: list[int]) -> str:
-    """Translate a name within a module; `convs` are the places of its convolutions among its layers."""
+def _upstream_name(name: str, layers: Sequence[LayerConfig]) -> str:
+    """Translate a name within a module of these layers; upstream counts convolutions alone."""
     layer = re.fullmatch(r"layers\.(\d+)\.(conv|norm)\.(\w+)", name)
     if layer:
-        return f"encoder.encoder.{convs.index(int(layer[1]))}.{0 if layer[2] == 'conv' else 1}.{layer[3]}"
+        own, below = layers[int(layer[1])], layers[: int(layer[1])]
+        block = "" if not (own.norm or own.relu) else "0." if layer[2] == "conv" else "1."
+        return f"encoder.encoder.{sum(each.kind == 'conv' for each in below)}.{block}{layer[3]}"
     owner, _, rest = name.partition(".")
     owners = {"mu": "encoder.encoder_mu", "log_var": "encoder.encoder_var", "gru": "autoregressor.gru"}
     return f"{owners.get(owner, 'loss.predictor')}.{rest}"

@@ -44,7 +44,10 @@ def as_draws(draw: Recorded, frames: int, window: int, steps: int) -> RandomInpu
     return RandomInputs(draw.start, negatives, draw.noise[0][:, draw.start : draw.start + window], draw.noise[1])
 
 
-@pytest.mark.parametrize("preset", ["sim_librispeech", "gim_librispeech", "cpc_librispeech", "vgim_thesis"])
+PRESETS = ["sim_librispeech", "gim_librispeech", "cpc_librispeech", "vgim_thesis", "cpc_extra_layers_artificial_speech"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_losses_and_gradients_are_the_same(preset: str) -> None:
     config = small(preset)
     encoder, standin = GreedyEncoder(config.model, config.loss).double(), StandIn(config).double()

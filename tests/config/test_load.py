@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 
 from simdist.config.decoder import DecodingConfig, defaults_for
 from simdist.config.load import CONFIGS, read_config, read_tree
-from simdist.config.schema import Config, DataConfig, LayerConfig, ModuleConfig, to_dict
+from simdist.config.schema import Config, DataConfig, LayerConfig, ModuleConfig, identity, to_dict
 from simdist.core.errors import InputError
 from simdist.core.files import MOST_CONFIG_BYTES
 from simdist.decode.__main__ import main as decode
@@ -48,6 +49,24 @@ def test_modules_of_a_command_line_read_back_equal(tmp_path: Path, capsys: pytes
     argv = ["--model.modules", "[{layers: [{kernel: 10, stride: 5, padding: 2}]}, {gru: true}]"]
     config = read_config(printed(train, argv, capsys, tmp_path / "printed.yaml"))
     assert config.model.modules == (ModuleConfig((LayerConfig(10, 5, 2),)), ModuleConfig(gru=True))
+
+
+def test_layers_without_norm_and_relu_are_written_where_they_are(tmp_path: Path) -> None:
+    """Files of other layers are as they were before layers could lack either, so older versions read them."""
+    file = tmp_path / "config.yaml"
+    layers = "[{kernel: 10, stride: 5, padding: 2}, {kernel: 1, norm: false, relu: false}]"
+    file.write_text(f"model: {{modules: [{{layers: {layers}}}]}}")
+    config = read_config(file)
+    plain, linear = to_dict(config)["model"]["modules"][0]["layers"]
+    assert plain == {"kernel": 10, "stride": 5, "padding": 2, "kind": "conv"}
+    assert linear == {"kernel": 1, "stride": 1, "padding": 0, "kind": "conv", "norm": False, "relu": False}
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    assert read_config(file) == config
+    modules = (ModuleConfig((LayerConfig(10, 5, 2), LayerConfig(1))),)
+    assert identity(config) != identity(replace(config, model=replace(config.model, modules=modules)))
+    file.write_text("model: {modules: [{layers: [{kernel: 4, kind: maxpool, relu: false}]}]}")
+    with pytest.raises(InputError, match=r"layer\.norm and layer\.relu belong to convolutions; a maxpool has neither"):
+        read_config(file)
 
 
 def test_an_imports_configuration_has_the_keys_that_its_help_leaves_out(

@@ -13,18 +13,43 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.standin import Module, Recorded
 from simdist.config.load import CONFIGS, read_config
-from simdist.config.schema import Config
+from simdist.config.schema import Config, LayerConfig, ModelConfig, ModuleConfig
 from simdist.models.costs import PARTS, module_costs, step_flops
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.infonce import info_nce
 from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
 
 PRESETS = ("sim_librispeech", "gim_librispeech", "gim_lowe_librispeech", "cpc_librispeech", "vgim_thesis")
-PRESETS += ("gim_librispeech other_positives",)
+PRESETS += ("cpc_extra_layers_artificial_speech", "gim_librispeech other_positives", "without_gru")
+
+
+def linear(kernel: int, stride: int = 1, padding: int = 0) -> LayerConfig:
+    return LayerConfig(kernel, stride, padding, norm=False, relu=False)
+
+
+WITHOUT_GRU = ModelConfig(  # what the CPU's GRU keeps is not counted, so no CPC is among the modules that are compared
+    width=24,
+    context_width=20,
+    head="mu",
+    modules=(
+        ModuleConfig((LayerConfig(10, 5, 2), LayerConfig(8, 4, 2), linear(1))),
+        ModuleConfig((linear(1), LayerConfig(4, 2, 2, norm=False), LayerConfig(3, relu=False))),
+        ModuleConfig((linear(4, 2, 1), LayerConfig(2, 2, kind="maxpool"), linear(1))),
+    ),
+)
+FIRST_LINEAR = (  # of a stem
+    (linear(10, 5, 2), LayerConfig(8, 4, 2)),
+    (LayerConfig(10, 5, 2, relu=False), LayerConfig(8, 4, 2)),
+    (linear(10, 5, 2), LayerConfig(2, 2, kind="maxpool")),
+    (LayerConfig(10, 5, 2, norm=False), linear(1)),
+    (LayerConfig(10, 5, 2, relu=False),),
+)
 CLIPS = 3
 
 
 def small(preset: str) -> Config:
+    if preset == "without_gru":
+        return replace(small("gim_librispeech"), model=WITHOUT_GRU)
     preset, _, negatives = preset.partition(" ")
     config = read_config(CONFIGS / f"{preset}.yaml")
     model = replace(config.model, width=24, context_width=20)
@@ -109,6 +134,16 @@ def test_kept_bytes_are_those_that_autograd_keeps(preset: str, mixed: bool) -> N
     for cost, (module, forward) in zip(module_costs(config, CLIPS, mixed), forwards(config, mixed), strict=True):
         if module.gru is None:  # the CPU's GRU keeps other things than cuDNN's
             assert cost.total.kept_bytes == pytest.approx(kept_bytes(module, forward), rel=0.01)
+
+
+@pytest.mark.parametrize("head", ["mu", "none"])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("layers", FIRST_LINEAR)
+def test_kept_bytes_of_a_stem_without_a_relu(layers: tuple[LayerConfig, ...], mixed: bool, head: str) -> None:
+    config = small("without_gru")
+    config = replace(config, model=replace(config.model, modules=(ModuleConfig(layers),), head=head))
+    (cost,), ((module, forward),) = module_costs(config, CLIPS, mixed), forwards(config, mixed)
+    assert cost.total.kept_bytes == pytest.approx(kept_bytes(module, forward), rel=0.01)
 
 
 class Kept:

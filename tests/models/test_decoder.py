@@ -61,6 +61,13 @@ def test_every_conv_module_of_every_preset_decodes_to_its_own_length(preset: str
         assert decoder.decode(latent).shape == audio.shape  # without being told
 
 
+def test_linear_layers_of_kernel_one_are_not_mirrored() -> None:
+    """CPC with SIM's number of layers has the decoders of SIM's modules, as in the reference implementation."""
+    extra = read_config(CONFIGS / "cpc_extra_layers_artificial_speech.yaml").model
+    assert mirrored(extra, 0) == mirrored(read_config(CONFIGS / "cpc_artificial_speech.yaml").model, 0)
+    assert mirrored(extra, 0) == mirrored(ModelConfig(), 2)
+
+
 def test_a_made_up_number_of_frames_encodes_back_to_as_many() -> None:
     model = ModelConfig(width=4)
     decoder = Decoder(model, 2, crop=20_480)

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 
 from simdist.config.load import CONFIGS, read_config
-from simdist.config.schema import LossConfig, ModelConfig
+from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.core.errors import InputError
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import ModuleLoss
+from simdist.models.module import ConvLayer, ModuleLoss
 
 FRAMES = {  # of REFERENCE: arXiv 2408.12936, 1905.11786, 1807.03748 and the thesis
     "sim_librispeech": [1023, 257, 128, 128],
     "gim_librispeech": [1023, 257, 128, 128],
     "gim_lowe_librispeech": [4095, 1023, 512, 257, 128, 128],
     "cpc_librispeech": [128],
+    "cpc_artificial_speech": [64],
+    "cpc_extra_layers_artificial_speech": [64],
     "sim_artificial_speech": [511, 129, 64, 64],
     "gim_artificial_speech": [511, 129, 64, 64],
     "vgim_thesis": [52, 13],
@@ -54,6 +56,11 @@ def test_published_widths() -> None:
     assert [m.latent_channels for m in encoder.stack] == [512] * 4
     assert [m.context_channels for m in encoder.stack] == [512, 512, 512, 256]
     assert read_config(CONFIGS / "vgim_thesis.yaml").model.width == 32
+    for preset in ("cpc_librispeech", "cpc_artificial_speech", "cpc_extra_layers_artificial_speech"):
+        config = read_config(CONFIGS / f"{preset}.yaml")
+        (module,) = GreedyEncoder(config.model, config.loss).stack
+        assert (module.steps, module.latent_channels, module.context_channels) == (10, 512, 256)
+        assert (module.mu is None, module.log_var) == (False, None)
     assert [m.steps for m in GreedyEncoder(*thesis()).stack] == [12, 12]
 
 
@@ -69,6 +76,34 @@ def test_no_gradient_crosses_a_module_boundary() -> None:
     outcomes[1].loss.backward()
     touched = [any(p.grad is not None for p in module.parameters()) for module in encoder.stack]
     assert touched == [False, True, False, False]
+
+
+def test_a_layer_without_norm_and_relu_is_linear() -> None:
+    """One product of matrices, checked in float64 without any convolution; wherever it stands."""
+    linear = LayerConfig(1, norm=False, relu=False)
+    stacks = {
+        "on top": (LayerConfig(10, 5, 2), LayerConfig(8, 4, 2), linear),
+        "between": (LayerConfig(10, 5, 2), linear, LayerConfig(8, 4, 2)),
+        "first": (linear, LayerConfig(10, 5, 2), LayerConfig(8, 4, 2)),
+    }
+    for layers in stacks.values():
+        model = ModelConfig(width=6, head="none", modules=(ModuleConfig(layers),))
+        encoder = GreedyEncoder(model, LossConfig()).double()
+        x = torch.randn(3, 400, 1, dtype=torch.float64)
+        for layer, config in zip(encoder.stack[0].layers, layers, strict=True):
+            assert isinstance(layer, ConvLayer)
+            assert isinstance(layer.norm, torch.nn.Identity) == (config is linear)
+            below = x
+            x = layer(x)
+            if config is linear:
+                assert layer.conv.bias is not None
+                expected = below @ layer.conv.weight[:, :, 0].t() + layer.conv.bias
+                torch.testing.assert_close(x, expected)
+                assert (x < 0).any()
+            else:
+                assert (x >= 0).all()
+        audio = torch.randn(3, 400, 1, dtype=torch.float64, requires_grad=True)  # no stem, then one
+        torch.testing.assert_close(encoder.stack[0].features(audio), encoder.stack[0].features(audio.detach()))
 
 
 def test_cpc_trains_its_convolutions_through_the_gru() -> None:
