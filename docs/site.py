@@ -1,4 +1,4 @@
-"""Build hook of mkdocs.yml: reference pages from the code itself, and links for file names of pages.
+"""Build hook of mkdocs.yml: reference pages from the code itself, tables, and links for file names of pages.
 
 The options and keys on the site are those of the code that it is built from, so they cannot become outdated.
 """
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from docstring_parser import parse_from_object
 
 from simdist.__main__ import COMMANDS, LAUNCHER
@@ -23,16 +24,20 @@ from simdist.config.decoder import DecodingConfig
 from simdist.config.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTE = "_In a clone this page ends here: `make docs` fills it from the code, and `--help` prints the same._"
+GENERATED = re.compile(r"<!-- generated: (?P<name>[\w ]+) -->\n_In a clone .*?_$", re.MULTILINE | re.DOTALL)
+"""A marker, and below it what a reader of the file itself is told."""
+REFERENCE_IMPLEMENTATION = ROOT / "docs" / "reference_implementation.yaml"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in generated parts, and turn a page's name in backticks into a link to it."""
-    for name, generate in {"command line": command_line, "configuration": configuration}.items():
-        marker = f"<!-- generated: {name} -->"
-        if marker in markdown:
-            markdown = markdown.replace(f"{marker}\n{NOTE}", generate())
-    return with_links(markdown, Path(page.file.src_uri).parent)
+    parts = {
+        "command line": command_line,
+        "configuration": configuration,
+        "reference implementation": reference_implementation,
+    }
+    filled = GENERATED.sub(lambda found: parts[found["name"]](), markdown)
+    return with_links(filled, Path(page.file.src_uri).parent)
 
 
 def with_links(markdown: str, folder: Path) -> str:
@@ -48,6 +53,20 @@ def with_links(markdown: str, folder: Path) -> str:
     return "".join(
         part if part.startswith("```") else re.sub(r"(?<!\[)`docs/(?P<path>[\w/]+\.md)`", link, part) for part in parts
     )
+
+
+def reference_implementation() -> str:
+    """Where the authors' programs are, and a table of what corresponds to them for each section of the YAML file."""
+    page = yaml.safe_load(REFERENCE_IMPLEMENTATION.read_text())
+    codes = [
+        f"- **{name}**: {code['of']}; {code.get('where', 'its')} commit `{code['commit']}`"
+        for name, code in page["codes"].items()
+    ]
+    parts = ["\n".join(codes)]
+    for title, rows in page["tables"].items():
+        lines = ["| code | the authors' | simdist |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+        parts.append(f"## {title}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def command_line() -> str:

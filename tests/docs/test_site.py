@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from simdist.__main__ import COMMANDS, LAUNCHER
 from simdist.config.decoder import DecodingConfig
@@ -65,6 +66,15 @@ def test_every_key_is_on_the_site(site: Path) -> None:
     own = {key for key, value in to_dict(DecodingConfig()).items() if not isinstance(value, dict)}
     for key in keys | own | {"model.modules[].layers[].kernel", "name", "seed"}:
         assert re.search(rf"(?m)^{re.escape(key)}$", text), key
+
+
+def test_what_the_authors_code_does_is_on_the_site(site: Path) -> None:
+    text = text_of(site / "tasks" / "reference_implementation.html")
+    assert "In a clone" not in text
+    assert {"e472aab", "91eee48", "5710507"} <= set(re.findall(r"[0-9a-f]{7}", text))
+    table = yaml.safe_load((ROOT / "docs" / "reference_implementation.yaml").read_text())["tables"]
+    for cell in (cell for rows in table.values() for row in rows for cell in row):
+        assert cell.replace("`", "") in text, cell
 
 
 def test_names_of_pages_become_links() -> None:

@@ -76,13 +76,18 @@ def commands_of(page: Path) -> list[Command]:
 def inline_commands_of(page: Path) -> list[Command]:
     """Commands of ours between single backticks, but for those that leave something out (…)."""
     text = re.sub(r"^```.*?^```$", lambda m: "\n" * m[0].count("\n"), page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return inline_commands_in(text, page.name)
+
+
+def inline_commands_in(text: str, name: str) -> list[Command]:
+    """The same of a text without fenced blocks, which is called `name`."""
     found = []
     for span in re.finditer(
         r"`((?:\w+=\S+ )*(?:python (?:-m (?:simdist|benchmarks)|launch/)|accelerate launch [^`]*-m )[^`]*)`", text
     ):
         if "…" not in span[1] and "..." not in span[1]:
             line = text[: span.start()].count("\n") + 1
-            found += [Command(page.name, line, words) for words in simple_commands(" ".join(span[1].split()))]
+            found += [Command(name, line, words) for words in simple_commands(" ".join(span[1].split()))]
     return found
 
 
