@@ -16,8 +16,11 @@ from simdist.core.errors import InputError
 from simdist.core.files import replacing
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
+from simdist.data.splits import MANIFEST, open_split
+from simdist.models.encoder import GreedyEncoder
 from simdist.probe import plots
 from simdist.probe.cache import CacheEntry, FeatureCache, Features
+from simdist.probe.calibration import calibrated
 from simdist.probe.feature_extractors import (
     FeatureExtractor,
     mfcc_extractor,
@@ -127,8 +130,23 @@ class ProbeCommand:
                     yield trained_extractor(checkpoint, config)
             elif kind == "mfcc":
                 yield mfcc_extractor()
+            elif kind == "untrained":
+                yield self._untrained()
             else:
                 yield untrained_extractor(config, kind)
+
+    def _untrained(self) -> FeatureExtractor:
+        """The untrained encoder, with BatchNorm calibrated on the run's training split, or if missing on a probe's."""
+        config, extractor = self.run.config, untrained_extractor(self.run.config)
+        folder = Path(self._settings.data_root or config.data.root) / config.data.train_split
+        there = (folder / MANIFEST).is_file()
+        split = open_split(folder.parent, folder.name) if there else self._data[0].pair.train
+        assert isinstance(extractor.network, GreedyEncoder)
+        found = calibrated(extractor.network, config, split, self._device)
+        if found is None:
+            return extractor
+        identity = hashlib.sha256(f"{extractor.identity} {found}".encode()).hexdigest()  # not of rounded statistics
+        return replace(extractor, identity=identity, calibration=found.as_dict())
 
     def _tasks(self, extractor: FeatureExtractor) -> list[ProbeTask]:
         modules = [0] if extractor.kind == "mfcc" else self._modules

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ class FeatureExtractor:
     """(B, 1, T) audio, and a generator to sample latents from -> (B, L, C) for each module."""
     step: int | None = None
     """Optimizer steps of a trained encoder."""
+    calibration: dict[str, Any] | None = None
+    """What the BatchNorm statistics of an untrained encoder are from; see `Calibration`."""
     resampling: Resampling | None = None
     """How to draw latents again and again; None where none is variational."""
 
@@ -91,6 +94,7 @@ def encoder_extractor(
         encoder,
         lambda audio, generator: contexts(encoder, audio, generator),
         step,
+        None,
         Resampling(encoder) if encoder.stack[0].log_var is not None else None,
     )
 
@@ -141,7 +145,7 @@ def mfcc_extractor() -> FeatureExtractor:
 
 
 def untrained_extractor(config: Config, kind: str = "untrained") -> FeatureExtractor:
-    """The encoder as the run's seed initialized it."""
+    """The encoder as the run's seed initialized it; the baseline needs `calibrated` as well."""
     encoder = GreedyEncoder.from_config(config).eval()
     return encoder_extractor(kind, encoder, config.model)
 

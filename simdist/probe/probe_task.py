@@ -276,6 +276,7 @@ def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
             "step": extractor.step,
             "weights": extractor.identity,
             "dimensions": dimensions,
+            **({"calibration": extractor.calibration} if extractor.calibration else {}),
         },
         "view": data.spec.described(),
         "protocol": protocol_of(task.settings, data.label),

@@ -10,7 +10,8 @@
 `result.json`, format version 1:
 
     name, label, classes            classes in the order of their numbers
-    source       kind (trained, untrained, mfcc, supervised), module, step, weights (hash), dimensions of a vector
+    source       kind (trained, untrained, mfcc, supervised), module, step, weights (hash), dimensions of a vector;
+                 calibration of an untrained encoder with BatchNorm: split, fingerprint, clips, batches
     view         kind (pooled: a vector a clip; frames: a vector each 10 ms), pooling, crop in samples (null: whole
                  utterance), crops of an utterance, align, sampled, seed; resampled where each batch draws latents anew
     protocol     thesis or paper where the settings are those, with what deviates from the one that was asked for

@@ -68,13 +68,12 @@ class Probed:
 
 
 def read_probes(folder: Path, run: str, problems: list[UnreadableFile]) -> Probed:
-    """Every probe of a run."""
+    """Every probe of a run; of equal ones the newest, such as of an untrained encoder before it was calibrated."""
     read = Probed()
     kept: dict[str, dict[int, dict[Any, list[Measurement]]]] = {}  # by probe, step of the encoder, seeds of the probe
-    for path in sorted(folder.glob(f"{PROBES}/*/{RESULT}")):
-        result = read_result(path, ProbeResult, "a probe", problems)
-        if result is None:
-            continue
+    paths = sorted(folder.glob(f"{PROBES}/*/{RESULT}"))
+    results = [read_result(path, ProbeResult, "a probe", problems) for path in paths]
+    for result in sorted((found for found in results if found is not None), key=lambda found: -found.finished):
         read.warnings.update(dict.fromkeys(result.warnings))
         key = json.dumps([_what(result), result.source.module, result.curve is not None], sort_keys=True)
         of_step = kept.setdefault(key, {}).setdefault(result.source.step or 0, {})

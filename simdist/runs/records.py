@@ -203,6 +203,8 @@ class ProbeResult(Struct, frozen=True):
     warnings: list[Word] = []
     protocol: Word | None = None
     """The published protocol that was followed, and what deviates from it: `thesis, but epochs 50`."""
+    finished: Amount = 0
+    """Unix time."""
 
     def __post_init__(self) -> None:
         parse(self.probe, ProbeSettingsRecord)
