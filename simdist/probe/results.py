@@ -53,6 +53,17 @@ from simdist.runs.wandb_run import WandbRun
 FORMAT_VERSION = 1
 RESULT = "result.json"
 WANDB_ID_LENGTH = 64
+COLUMNS = {
+    "label": "",
+    "features": "",
+    "probe": "",
+    "accuracy": "",
+    "balanced": "mean of the classes' own accuracies",
+    "without silence": "accuracy where the true phone is not silence",
+    "chance": "1 / classes",
+    "majority": "accuracy of always answering the most frequent class",
+}
+"""Of the table on the terminal, with what a heading does not say."""
 
 
 def write_result(folder: Path, result: dict[str, Any], probe: Probe | None) -> None:
@@ -92,20 +103,27 @@ def _as_tsv(rows: list[dict[str, Any]]) -> str:
 
 
 def as_table(results: list[dict[str, Any]]) -> Table:
-    """One row per probe, for the terminal."""
-    table = Table(title="accuracy in %, with 95 % intervals over test utterances")
-    for column in ("label", "features", "probe", "accuracy", "balanced", "without silence", "chance", "majority"):
+    """One row per probe, for the terminal, and below what its columns are."""
+    has_phones = any("without_silence" in result["test"] for result in results)
+    shown = {name: meaning for name, meaning in COLUMNS.items() if has_phones or name != "without silence"}
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in shown.items() if meaning)
+    table = Table(
+        title="accuracy in %, with 95 % intervals over test utterances", caption=meanings, caption_justify="left"
+    )
+    for column in shown:
         table.add_column(column, justify="left" if column in ("label", "features", "probe") else "right", no_wrap=True)
     for result in results:
         test = result["test"]
-        quiet = test.get("without_silence")
+        quiet = (
+            [percent(test["without_silence"]["accuracy"]) if "without_silence" in test else ""] if has_phones else []
+        )
         table.add_row(
             result["label"],
             describe_features(result),
             result["probe"]["probe"],
             percent(test["accuracy"]),
             percent(test["balanced_accuracy"]),
-            percent(quiet["accuracy"]) if quiet else "",
+            *quiet,
             f"{100 * result['chance']:.1f}",
             f"{100 * result['majority']['accuracy']:.1f}",
         )
