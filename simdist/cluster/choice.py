@@ -90,7 +90,10 @@ def chosen_profile(
         origin = f" (default of --cluster {DISCOVERED})" if cluster == DISCOVERED else ""
         suggestion, source = Suggestion(_load(name, environ if origin else {})), f"profile {name}{origin}"
     elif found is None and must_answer:
-        raise InputError("SLURM does not answer. Try again, or name a profile (--cluster gpu, or your own file)")
+        raise InputError(
+            "SLURM does not answer. Try again, name a profile (--cluster gpu, or your own file), or run on this "
+            "machine with --cluster local"
+        )
     elif found is None:
         source = "SLURM's defaults, because it does not answer"
         suggestion = Suggestion(Profile(), warnings=("SLURM does not answer here: GPUs and limits are unknown",))

@@ -25,11 +25,16 @@ def check_cluster(profile: Profile, save_seconds: float) -> Iterator[Finding]:
     """Everything that can be told without a job; `save_seconds` is what a checkpoint takes."""
     missing = [command for command in COMMANDS if shutil.which(command) is None]
     if missing:
-        yield error("slurm", f"{', '.join(missing)} not found", "run the doctor on a login node of the cluster")
+        yield error(
+            "slurm",
+            f"{', '.join(missing)} not found",
+            "run the doctor on a login node of the cluster; sweeps run without SLURM with --cluster local",
+        )
         return
     cluster = discover()
     if cluster is None:
-        yield error("slurm", "the controller does not answer", "look at `scontrol ping`; is SLURM_CONF set if needed?")
+        remedy = "look at `scontrol ping`; is SLURM_CONF set if needed? Sweeps run without SLURM with --cluster local"
+        yield error("slurm", "the controller does not answer", remedy)
         return
     train, settings = profile_for("train", profile), cluster.settings
     yield ok("slurm", f"{settings.get('SLURM_VERSION', '?')}, cluster {cluster.name}")

@@ -59,6 +59,17 @@ from simdist.runs.wandb_run import WandbRun
 FORMAT_VERSION = 1
 RESULT = "result.json"
 WANDB_ID_LENGTH = 64
+COLUMNS = {
+    "label": "",
+    "features": "",
+    "probe": "",
+    "accuracy": "",
+    "balanced": "mean of the classes' own accuracies",
+    "without silence": "accuracy where the true phone is not silence",
+    "chance": "1 / classes",
+    "majority": "accuracy of always answering the most frequent class",
+}
+"""Of the table on the terminal, with what a heading does not say."""
 
 
 def write_result(folder: Path, result: dict[str, Any], probe: Probe | None) -> None:
@@ -108,21 +119,26 @@ def _as_tsv(rows: list[dict[str, Any]]) -> str:
 
 
 def as_table(results: list[dict[str, Any]]) -> Table:
-    """One row per probe and its repetitions, for the terminal."""
+    """One row per probe and its repetitions, for the terminal, and below what its columns are."""
+    has_phones = any("without_silence" in result["test"] for result in results)
+    shown = {name: meaning for name, meaning in COLUMNS.items() if has_phones or name != "without silence"}
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in shown.items() if meaning)
     repeated = any(len(own) > 1 for own in by_probe(results))
     spread = ", or mean ± standard deviation over repetitions" if repeated else ""
-    table = Table(title=f"accuracy in %, with 95 % intervals over test utterances{spread}")
-    for column in ("label", "features", "probe", "accuracy", "balanced", "without silence", "chance", "majority"):
+    title = f"accuracy in %, with 95 % intervals over test utterances{spread}"
+    table = Table(title=title, caption=meanings, caption_justify="left")
+    for column in shown:
         table.add_column(column, justify="left" if column in ("label", "features", "probe") else "right", no_wrap=True)
     for own in by_probe(results):
         result, tests = own[0], [result["test"] for result in own]
+        quiet = percent([test["without_silence"]["accuracy"] for test in tests if "without_silence" in test])
         table.add_row(
             result["label"],
             describe_features(result),
             result["probe"]["probe"],
             percent([test["accuracy"] for test in tests]),
             percent([test["balanced_accuracy"] for test in tests]),
-            percent([test["without_silence"]["accuracy"] for test in tests if "without_silence" in test]),
+            *([quiet] if has_phones else []),
             f"{100 * result['chance']:.1f}",
             f"{100 * result['majority']['accuracy']:.1f}",
         )

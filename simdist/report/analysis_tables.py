@@ -19,7 +19,7 @@ from simdist.report.summary import (
     plain,
     telling_keys,
 )
-from simdist.report.tables import FIXED, Section, count_of, headings, most_of, text_of
+from simdist.report.tables import FIXED, Section, count_of, headings, most_of, over_seeds, text_of
 
 HEADINGS = {"estimate": "estimator", "width": "dimensions"}  # of keys that are called otherwise than their columns
 
@@ -72,7 +72,7 @@ def _table(name: str, kind: Table, cells: Mapping[Cell, Statistic], heads: list[
         "seeds",
         *(column.heading for column in columns),
     ]
-    return Section(name, kind.title, named, rows, len(heads) + len(kind.keys) + 1)
+    return Section(name, over_seeds(kind.title, most), named, rows, len(heads) + len(kind.keys) + 1)
 
 
 def _text_of(column: Column, value: Statistic | None, most: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simdist.analyze.registry import OVER_SEEDS
 from simdist.report.collect import ENCODER_METRICS, RunContent
 from simdist.report.selection import Selection
 from simdist.report.summary import EMPTY, Cell, Comparison, Statistic, key_of, plain, telling_keys, winners
@@ -25,6 +26,7 @@ PROBES, PROBES_MEANS = (
     ", probes ± ",
     "an encoder's value is the mean of its repeated probes; probes ± is their standard deviation, averaged over seeds",
 )
+WHOLE_MEANS = "whole: features that have no modules, such as MFCC"
 STAR, STAR_MEANS = " *", "* above every other encoder on this probe and module (Welch's t-test, Holm, 5 %)"
 
 
@@ -86,7 +88,7 @@ def _encoders(cells: Mapping[Cell, Statistic], heads: list[str], reductions: Seq
         cells_of_row = [_text_of_metric(metric, values.get(metric), most) for metric in metrics]
         rows.append([*map(plain, group), str(module), str(most_of(values)), *cells_of_row])
     names = [HEADINGS.get(metric, metric) for metric in metrics]
-    title = f"Encoders: last {KINDS_OF_LOSS[split]} of each greedy module, mean ± standard deviation over seeds"
+    title = over_seeds(f"Encoders: last {KINDS_OF_LOSS[split]} of each greedy module, {OVER_SEEDS}", most)
     note = _kl_note(reductions) if "kl" in metrics else ""
     return Section("encoders", title, [*heads, "module", "seeds", *names], rows, len(heads) + 1, note)
 
@@ -122,10 +124,11 @@ def _probes(cells: Mapping[Cell, Statistic], heads: list[str], metric: str, best
         rows.append([*named, *settings, str(most_of(of_module)), *numbers, f"{100 * said['chance']:.1f}"])
     named = [key.rpartition(".")[2] for key in keys]
     columns = ["whole" if module is None else f"module {module}" for module in modules]
-    title = f"Probes: test {metric.replace('_', ' ')} in %, mean ± standard deviation over seeds"
+    title = over_seeds(f"Probes: test {metric.replace('_', ' ')} in %, {OVER_SEEDS}", most)
     texts = [text for row in rows for text in row]
     marks = {STAR_MEANS: STAR, INTERVAL_MEANS: "[", PROBES_MEANS: PROBES}
     notes = {meaning: any(mark in text for text in texts) for meaning, mark in marks.items()}
+    notes[WHOLE_MEANS] = "whole" in columns
     note = "; ".join(text for text, is_needed in notes.items() if is_needed)
     return Section("probes", title, [*heads, *named, "seeds", *columns, "chance"], rows, len(heads) + len(named), note)
 
@@ -172,7 +175,7 @@ def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
         for row, values in lines.items()
     ]
     named = [key.rpartition(".")[2] for key in keys]
-    title = "Few labels: test accuracy in % by labeled examples per class, mean ± standard deviation over seeds"
+    title = over_seeds(f"Few labels: test accuracy in % by labeled examples per class, {OVER_SEEDS}", most)
     columns = [*heads, *named, "module", "seeds", *map(str, sizes)]
     return Section("few-labels", title, columns, rows, len(heads) + len(named) + 1)
 
@@ -201,6 +204,11 @@ def _modules(cells: Mapping[Cell, Statistic]) -> list[int | None]:
 def most_of(values: Mapping[Any, Statistic]) -> int:
     """The largest number of seeds among some statistics."""
     return max((value.count for value in values.values()), default=0)
+
+
+def over_seeds(title: str, most: int) -> str:
+    """A table's title, where no value is of more than one seed, without a mean over seeds."""
+    return title if most > 1 else title.replace(OVER_SEEDS, "one seed")
 
 
 def text_of(value: Statistic | None, most: int, scale: float = 1, digits: int | None = None) -> str:

@@ -218,6 +218,6 @@ def test_where_slurm_does_not_answer() -> None:
     assert choice.profile.partition == "gpu"
     assert choice.lines()[-2] == "warning: SLURM does not answer here: GPUs and limits are unknown"
     assert choice.limits == Limits(None, None)
-    with pytest.raises(InputError, match=r"SLURM does not answer\. Try again, or name a profile"):
+    with pytest.raises(InputError, match=r"SLURM does not answer\. Try again, name a profile .*--cluster local"):
         chosen_profile("slurm", {}, {"HOME": "/nonexistent"}, lambda: None, must_answer=True)
     assert chosen_profile("gpu", {}, {}, lambda: None, must_answer=True).profile == load_profile("gpu")

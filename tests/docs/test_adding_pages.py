@@ -48,7 +48,8 @@ def test_a_corpus(tmp_path: Path) -> None:
             soundfile.write(tmp_path / "recordings" / name / f"{u:03}.wav", tone, 22_050, subtype="PCM_16")
     shown = next(c for c in commands_of(ROOT / "docs" / "tasks" / "adding_a_corpus.md") if "speakers.py" in c.words)
     assert shown.words == ("python", "speakers.py", "recordings", "data/speakers")
-    run(tmp_path, *shown.words[1:])
+    said = run(tmp_path, *shown.words[1:])
+    assert said.split("\n")[-3:] == ["data/speakers/train: 27 utterances", "data/speakers/test: 3 utterances", ""]
     root = tmp_path / "data" / "speakers"
     train_split, test_split = open_split(root, "train"), open_split(root, "test")
     assert (len(train_split.index), len(test_split.index)) == (27, 3)

@@ -25,7 +25,7 @@ from tests.support.pages import blocks, commands_of, main_module
 from tests.support.published import published
 
 START = [c for page in ("README.md", "docs/get_started/quickstart.md") for c in commands_of(ROOT / page)]
-RUN = "runs/sim_librispeech"
+RUN = "runs/sim"
 NARROW = ["--config", str(CONFIGS / "debug.yaml"), "--train.max_steps", "6", "--data.crop", "5120"]
 SHORT = [
     "--loss.prediction_steps",

@@ -71,6 +71,7 @@ def test_means_and_deviations_are_over_the_seeds_of_each_group(
         for seed, accuracy in enumerate(values):
             make_run(tmp_path / "runs", "sim", seed, beta, accuracy)
     text = report(tmp_path / "runs", "--out", tmp_path / "out", capsys=capsys)
+    assert "Probes: test accuracy in %, mean ± standard deviation over seeds" in text
     for beta, values in accuracies.items():
         (row,) = rows(
             tmp_path / "out" / "summary.csv", **{"loss.beta": str(beta), "family": "probe", "metric": "accuracy"}
@@ -193,7 +194,11 @@ def test_mfcc_are_one_row_where_encoders_have_the_very_same(tmp_path: Path, caps
         path = folder / "probes" / "mfcc" / "result.json"
         result = json.loads(path.read_text()) | {"source": {"kind": "mfcc", "module": None, "step": None}}
         path.write_text(json.dumps(result))
-    lines = [line for line in report(tmp_path, capsys=capsys).splitlines() if "│ phone" in line]
+    said = report(tmp_path, capsys=capsys)
+    assert "Probes: test accuracy in %, one seed\n" in said
+    assert "over seeds" not in said.replace("Welch's t-test over seeds", "")
+    assert "whole: features that have no modules, such as MFCC" in said
+    lines = [line for line in said.splitlines() if "│ phone" in line]
     begin = [[cell.strip() for cell in line.split("│")[1:4]] for line in lines]
     assert [row for row in begin if row[2] == "mfcc"] == [["–", "phone", "mfcc"], ["0.3", "phone", "mfcc"]]
     assert len([row for row in begin if row[2] == "trained"]) == 3
