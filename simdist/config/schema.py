@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from simdist.config.old_names import with_old_values
-from simdist.core.errors import require
+from simdist.core.errors import InputError, require
 from simdist.core.secrets import is_secret
 
 PREEMPT_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
@@ -176,6 +176,23 @@ class ModelConfig:
         require(self.head_kernel % 2 == 1, "model.head_kernel", self.head_kernel, "odd")
         require(len(self.modules) > 0, "model.modules", list(self.modules), "at least one module")
         require(bool(self.modules[0].layers), "model.modules[0]", "a GRU alone", "given layers: it reads raw audio")
+
+    def layers_up_to(self, module: int, layer: int | None = None) -> tuple[LayerConfig, ...]:
+        """The layers from the audio up to one layer of a module, which is counted from 0, or up to its last.
+
+        Raises:
+            InputError: no such module, or it has no such layer.
+        """
+        last = len(self.modules) - 1
+        if not 0 <= module <= last:
+            raise InputError(f"module {module} does not exist; this encoder has modules 0 to {last}")
+        own = self.modules[module].layers
+        if layer is not None and not own:
+            raise InputError(f"module {module} is a GRU alone and has no layer {layer}; leave the layer out")
+        if layer is not None and not 0 <= layer < len(own):
+            raise InputError(f"module {module} has no layer {layer}; its layers are 0 to {len(own) - 1}")
+        below = [each for config in self.modules[:module] for each in config.layers]
+        return (*below, *own[: None if layer is None else layer + 1])
 
     def num_frames(self, num_samples: int) -> list[int]:
         """Frames of each module's latent for a clip of `num_samples`. Raises ValueError if the clip is too short."""

@@ -24,23 +24,20 @@ SMOOTHED_DEPTH = 2  # stacks of so few layers get smoothing convolutions, for la
 SMOOTHING = LayerConfig(kernel=3, stride=1, padding=1)
 
 
-def mirrored(model: ModelConfig, module: int) -> tuple[LayerConfig, ...]:
-    """The encoder's layers up to `module`, from the latent down to the audio.
+def mirrored(model: ModelConfig, module: int, layer: int | None = None) -> tuple[LayerConfig, ...]:
+    """The encoder's layers up to `module`, or up to one layer inside it, from the latent down to the audio.
 
     Raises:
-        InputError: no such module, or one without layers of its own.
+        InputError: no such module or layer, or a module without layers of its own.
     """
-    last = len(model.modules) - 1
-    if not 0 <= module <= last:
-        raise InputError(f"module {module} does not exist; this encoder has modules 0 to {last}")
+    layers = model.layers_up_to(module, layer)
     if not model.modules[module].layers:
         decodable = [str(m) for m, config in enumerate(model.modules) if config.layers]
         raise InputError(
             f"module {module} is a GRU alone, whose context no convolution mirrors; "
             f"decode one of {', '.join(decodable)}"
         )
-    layers = itertools.chain.from_iterable(config.layers for config in model.modules[: module + 1])
-    return tuple(reversed([layer for layer in layers if not _is_head(layer)]))
+    return tuple(reversed([layer for layer in layers if not _is_head(layer)] or layers))
 
 
 def _is_head(layer: LayerConfig) -> bool:
@@ -48,7 +45,7 @@ def _is_head(layer: LayerConfig) -> bool:
 
 
 class Decoder(nn.Module):
-    """(B, L, C) latent of one module -> (B, 1, T) waveform at 16 kHz.
+    """(B, L, C) latent of one module, or of a layer inside it -> (B, 1, T) waveform at 16 kHz.
 
     Args:
         model: the encoder's architecture.
@@ -56,15 +53,25 @@ class Decoder(nn.Module):
         crop: samples that a latent of the usual length stands for; decides T where it is not given.
         width: channels between the layers; None takes the encoder's.
         seed: decides the weights.
+        layer: of the module, whose output is decoded; None decodes the module's latent.
 
     Raises:
         InputError: the module cannot be decoded, or nothing of a crop reaches it.
     """
 
-    def __init__(self, model: ModelConfig, module: int, crop: int, width: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        module: int,
+        crop: int,
+        width: int | None = None,
+        seed: int = 0,
+        layer: int | None = None,
+    ) -> None:
         super().__init__()
-        self.module, self._mirrored = module, mirrored(model, module)
-        self.in_channels = model.width if any(layer.kind == "conv" for layer in self._mirrored) else 1
+        self.module, self._mirrored = module, mirrored(model, module, layer)
+        is_conv = any(each.kind == "conv" for each in model.layers_up_to(module, layer))
+        self.in_channels = model.width if is_conv else 1
         lengths = self.lengths(crop)
         self.output_paddings = [
             longer - _unrounded(layer, shorter)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from simdist.config.schema import Config, LossConfig, ModelConfig
+from simdist.config.schema import Config, LayerConfig, LossConfig, ModelConfig
 from simdist.core.errors import InputError
 from simdist.models.module import CONSTANTS, GreedyModule
 
@@ -26,7 +27,7 @@ class GreedyEncoder(nn.Module):
         self, model: ModelConfig, loss: LossConfig, seed: int = 0, normalize: tuple[float, float] | None = None
     ) -> None:
         super().__init__()
-        self.greedy = nn.ModuleList()
+        self.config, self.greedy = model, nn.ModuleList()
         channels = 1
         for m, config in enumerate(model.modules):
             with torch.random.fork_rng(devices=[]):
@@ -52,24 +53,26 @@ class GreedyEncoder(nn.Module):
         module: int = -1,
         deterministic: bool = True,
         generator: torch.Generator | None = None,
+        layer: int | None = None,
     ) -> Tensor:
-        """Representation of raw speech by one module.
+        """Representation of raw speech by one module, or by a layer inside it.
 
         Args:
             audio: (B, 1, T) float32 in [-1, 1] at 16 kHz; the encoder normalizes it itself if `data.normalize` is set.
             module: which one, from 0; negative ones count from the top, -1 is the last.
             deterministic: take the mean; otherwise sample each variational latent on the way up.
             generator: source of that noise, on the audio's device.
+            layer: which layer of the module, from 0; None takes the module's output, behind its heads and its GRU.
 
         Returns:
-            (B, frames, channels); for a module with a GRU, its context.
+            (B, frames, channels); for a module with a GRU, its context; for a layer, what it outputs after its ReLU.
 
         Raises:
-            InputError: no such module, or audio of another shape, or too short for the module.
+            InputError: no such module or layer, or audio of another shape, or too short for it.
         """
         modules = self.stack
-        if not -len(modules) <= module < len(modules):
-            raise InputError(f"module {module} does not exist; this encoder has modules 0 to {len(modules) - 1}")
+        number = module + len(modules) if -len(modules) <= module < 0 else module
+        layers = self.config.layers_up_to(number, layer)
         if not isinstance(audio, Tensor) or not audio.is_floating_point():
             kind = audio.dtype if isinstance(audio, Tensor) else type(audio).__name__
             raise InputError(f"audio is {kind}; it must be a float tensor in [-1, 1]: torch.as_tensor(array).float()")
@@ -77,12 +80,14 @@ class GreedyEncoder(nn.Module):
             raise InputError(f"audio has the shape {tuple(audio.shape)}; it must be (B, 1, T): mono speech at 16 kHz")
         weights = next(self.parameters())
         audio = audio.to(weights.device, weights.dtype)
-        latent, context = audio.transpose(1, 2), audio  # (B, 1, T) -> (B, T, 1)
-        for greedy in modules[: module % len(modules) + 1]:
-            _check_length(greedy, latent.shape[1], audio.shape[2])
-            encoding = greedy.encode(latent) if deterministic else greedy.sample(latent, generator)
-            latent, context = encoding.latent, encoding.context
-        return context
+        _check_length(layers, audio.shape[2])
+        latent = audio.transpose(1, 2)  # (B, 1, T) -> (B, T, 1)
+        *below, last = modules[: number + 1]
+        for greedy in below:
+            latent = (greedy.encode(latent) if deterministic else greedy.sample(latent, generator)).latent
+        if layer is not None:
+            return last.features(latent, depth=layer + 1)
+        return (last.encode(latent) if deterministic else last.sample(latent, generator)).context
 
 
 def check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -114,8 +119,9 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_length(module: GreedyModule, frames: int, num_samples: int) -> None:
-    for layer in module.config.layers:
+def _check_length(layers: Sequence[LayerConfig], num_samples: int) -> None:
+    frames = num_samples
+    for layer in layers:
         frames = layer.output_frames(frames)
         if frames < 1:
             raise InputError(f"audio of {num_samples} samples is too short for this module; give it a longer clip")

@@ -160,22 +160,23 @@ class GreedyModule(nn.Module):
             return mu, None
         return mu, convolve(hidden, self.log_var, limits=LOG_VAR_RANGE)
 
-    def features(self, x: Tensor, groups: int = 1) -> Tensor:
-        """What the layers make of (B, L_in, C_in): (B, L, C). Audio is normalized here and nowhere else.
+    def features(self, x: Tensor, groups: int = 1, depth: int | None = None) -> Tensor:
+        """What the layers, or the first `depth`, make of (B, L_in, C_in): (B, L, C). Only here is audio normalized.
 
         In training BatchNorm normalizes each of the groups of clips by itself.
         """
         if self.audio_mean is not None and self.audio_std is not None:
             x = (x - self.audio_mean) / self.audio_std
-        first, second, *others = [*self.layers, None, None]
+        layers = [*self.layers][:depth]
+        first, second, *others = [*layers, None, None]
         if not (isinstance(first, ConvLayer) and first.has_relu and stem.fits(x, first.conv)):
-            others = self.layers
+            others = layers
         elif isinstance(second, ConvLayer):
             x = second.normalize(stem.first_two_layers(x, first.conv, first.norm, second.conv, groups), groups)
         elif isinstance(second, MaxPool):
             x = stem.first_layer_pooled(x, first.conv, first.norm, second.geometry, groups)
         else:
-            others = self.layers
+            others = layers
         for layer in others:
             if layer is not None:
                 x = layer(x, groups) if isinstance(layer, ConvLayer) else layer(x)

@@ -41,6 +41,23 @@ def test_outputs_equal_upstream(golden: dict[str, Tensor], module: int) -> None:
     assert float((output - expected).norm() / expected.norm()) < 1e-4
 
 
+@pytest.mark.parametrize(("module", "layer"), [(0, 1), (1, 3), (2, 4)])
+def test_decoders_at_cpcs_layers_are_those_of_sims_modules(golden: dict[str, Tensor], module: int, layer: int) -> None:
+    """The reference implementation decodes SIM's three modules and these layers of CPC by the same architectures."""
+    model = replace(read_config(CONFIGS / "cpc_artificial_speech.yaml").model, width=32)
+    decoder = Decoder(model, 0, crop=10_240, layer=layer)
+    sims = Decoder(ModelConfig(width=32), module, crop=10_240)
+    assert decoder.in_channels == 32
+    decoder.load_state_dict(sims.state_dict())
+    latent = golden[f"module{module}/latent"].transpose(1, 2)
+    assert torch.equal(decoder.decode(latent), sims.decode(latent))
+
+
+def test_a_layer_that_cannot_be_decoded() -> None:
+    with pytest.raises(InputError, match="module 0 has no layer 2; its layers are 0 to 1"):
+        Decoder(ModelConfig(width=4), 0, crop=10_240, layer=2)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_conv_module_of_every_preset_decodes_to_its_own_length(preset: str) -> None:
     config = read_config(CONFIGS / f"{preset}.yaml")

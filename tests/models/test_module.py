@@ -174,6 +174,45 @@ def test_encode_says_what_is_wrong(shape: tuple[int, ...], module: int, words: s
         encoder.encode(torch.zeros(*shape), module=module)
 
 
+@pytest.mark.parametrize("preset", ["cpc_librispeech", "cpc_extra_layers_artificial_speech", "sim_librispeech"])
+def test_a_layer_inside_a_module(preset: str) -> None:
+    """Equal to the layers applied one by one, of a module whose input is the latent of the one below."""
+    config = read_config(CONFIGS / f"{preset}.yaml", CONFIGS / "debug.yaml")
+    encoder = GreedyEncoder(config.model, config.loss).eval()
+    audio = torch.randn(2, 1, 4000, generator=torch.Generator().manual_seed(0))
+    x, frames = audio.transpose(1, 2), 4000
+    with torch.no_grad():
+        for number, module in enumerate(encoder.stack):
+            hidden = x
+            for j, layer in enumerate(module.layers):
+                hidden, frames = layer(hidden), module.config.layers[j].output_frames(frames)
+                ours = encoder.encode(audio, module=number, layer=j)
+                assert ours.shape == (2, frames, 16)
+                torch.testing.assert_close(ours, hidden, rtol=1e-5, atol=1e-6)
+                assert torch.equal(encoder.encode(audio, number - len(encoder.stack), layer=j), ours)
+            x = module.encode(x).latent
+    if preset == "sim_librispeech":  # noise of the modules below reaches it, and there is none of its own
+        drawn = [encoder.encode(audio, m, False, torch.Generator().manual_seed(s), 0) for m in (0, 1) for s in (1, 2)]
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[2], drawn[3])
+
+
+def test_layers_that_do_not_exist() -> None:
+    encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig())
+    audio = torch.zeros(1, 1, 4000)
+    for module, layer, words in (
+        (0, 2, "module 0 has no layer 2; its layers are 0 to 1"),
+        (-2, -1, "module 2 has no layer -1; its layers are 0 to 0"),
+        (3, 0, "module 3 is a GRU alone and has no layer 0"),
+        (4, 0, "modules 0 to 3"),
+    ):
+        with pytest.raises(InputError, match=words):
+            encoder.encode(audio, module, layer=layer)
+    assert encoder.encode(torch.zeros(1, 1, 12), 0, layer=0).shape == (1, 2, 8)  # too short for the module's last layer
+    with pytest.raises(InputError, match="5 samples is too short"):
+        encoder.encode(torch.zeros(1, 1, 5), 0, layer=0)
+
+
 def test_encode_takes_any_float_and_nothing_else() -> None:
     encoder = GreedyEncoder(ModelConfig(width=8, context_width=8), LossConfig()).eval()
     audio = torch.randn(1, 1, 4000)
