@@ -7,6 +7,7 @@ fails here. `test_newcomer.py` runs those that are cheap.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import re
@@ -196,6 +197,11 @@ def script(path: str, words: list[str]) -> str:
 
 def parsed_by(name: str, words: list[str]) -> str:
     """Call a module's `main` as its command line would, until it has parsed these words."""
+    return _parsed_by(name, tuple(words))
+
+
+@functools.cache  # pages repeat commands, and launchers pass the same words on: building a parser takes longest
+def _parsed_by(name: str, words: tuple[str, ...]) -> str:
     with pytest.MonkeyPatch.context() as patch, parsing_only():
         patch.setattr(sys, "argv", [name, *words])
         try:
@@ -208,7 +214,7 @@ def parsed_by(name: str, words: list[str]) -> str:
             return f"{name} --help"
         else:
             raise AssertionError(f"{name} never parsed its command line")
-    checked(name, parser, parsed, words)
+    checked(name, parser, parsed, list(words))
     return name
 
 
