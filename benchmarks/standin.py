@@ -39,7 +39,8 @@ class Module(nn.Module):
 
     def __init__(self, config: ModuleConfig, model: ModelConfig, loss: LossConfig, channels: int) -> None:
         super().__init__()
-        self.loss, self.steps = loss, config.prediction_steps or loss.prediction_steps
+        model = model.of(config)
+        self.loss, self.steps = loss, loss.of(config).prediction_steps
         self.layers = nn.ModuleList()
         for layer in config.layers:
             if layer.kind == "maxpool":

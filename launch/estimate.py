@@ -33,7 +33,7 @@ WARM_UP_LINES = 2  # of metrics, which include the start of workers and compilat
 ALIKE = {  # what determines a step's time, besides the number of processes and the machines
     "data": ("crop", "batch_size", "group", "cache"),
     "loss": ("prediction_steps", "num_negatives", "negatives", "window"),
-    "train": ("schedule", "groups_at_once", "precision"),
+    "train": ("schedule", "trunk_modules", "cache_latents", "groups_at_once", "precision"),
 }
 
 

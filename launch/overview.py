@@ -170,6 +170,6 @@ def _length(run: Path) -> tuple[Length, str]:
     data, train = config.data, config.train
     if data.root is None or data.train_split is None or data.batch_size is None or train.epochs is None:
         return unknown, f"{CONFIG} does not say how long the run is"
-    stages = len(config.model.modules or [()]) if train.schedule == "stagewise" else 1
+    stages = max(1, len(config.model.modules or [()]) - train.trunk_modules) if train.schedule == "stagewise" else 1
     split, full = Path(data.root) / data.train_split, data.epoch == "full_batches"
     return Length(split, train.epochs, data.batch_size, train.max_steps, stages, full), ""

@@ -171,9 +171,8 @@ def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> tuple[P
 
 def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRun:
     data, train = variant.config.data, variant.config.train
-    stages = len(variant.config.model.modules) if train.schedule == "stagewise" else 1
     split, full = Path(data.root) / data.train_split, data.epoch == "full_batches"
-    length = Length(split, train.epochs, data.batch_size, train.max_steps, stages, full)
+    length = Length(split, train.epochs, data.batch_size, train.max_steps, variant.config.stages, full)
     return PlannedRun(folder, {key: plain(variant.varied.get(key)) for key in varied}, length)
 
 

@@ -43,7 +43,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(speech: Path) -> Config:
     """A SIM with every kind of module that trains in a second: 40 steps of 4 clips of a third of a second."""
     config = read_config(CONFIGS / "sim_librispeech.yaml", CONFIGS / "debug.yaml")
@@ -63,15 +63,11 @@ def zygote() -> Iterator[Zygote]:
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
     """Accelerate's singletons as a new process has them, before (another file's test may have left some) and after."""
-    from accelerate.state import AcceleratorState, GradientState
+    from tests.support.training import reset_accelerate
 
-    def reset() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    reset()
+    reset_accelerate()
     yield
-    reset()
+    reset_accelerate()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

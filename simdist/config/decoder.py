@@ -20,7 +20,7 @@ EPOCHS, VALIDATE_EVERY = 200.0, 10.0
 TRAIN_FROM_RUN = ("validate_batches", "checkpoint_every", "keep_last", "log_every")
 FROM_RUN = ("seed", "data.*", "wandb.*", *(f"train.{key}" for key in TRAIN_FROM_RUN))
 """Keys whose defaults are the encoder's run's."""
-ENCODERS_ONLY = ("data.normalize", "train.schedule", "train.cache_latents")
+ENCODERS_ONLY = ("data.normalize", "data.noise", "train.schedule", "train.cache_latents", "train.trunk*")
 """Keys that a decoder cannot change. Its encoder normalizes audio; what it reconstructs is the audio as it was."""
 
 
@@ -65,6 +65,12 @@ class DecodingConfig:
                 raise ValueError(f"{name} is {value}; it must be {lowest} or more")
         if self.data.normalize is not None:
             raise ValueError("data.normalize belongs to the encoder, which normalizes by its own. Remove it here")
+        if self.data.noise:
+            raise ValueError(
+                "data.noise belongs to an encoder; a decoder reconstructs the audio as it is. Remove it here"
+            )
+        if self.train.trunk is not None:
+            raise ValueError("train.trunk belongs to an encoder; a decoder has no modules to take over. Remove it here")
         if self.train.schedule != "joint":
             raise ValueError(f"train.schedule is {self.train.schedule!r}; a decoder has one stage: it must be 'joint'")
 
@@ -84,7 +90,7 @@ def defaults_for(config: Config) -> DecodingConfig:
     train = config.train
     return DecodingConfig(
         seed=config.seed,
-        data=replace(config.data, normalize=None),
+        data=replace(config.data, normalize=None, noise=0.0),
         train=TrainConfig(
             epochs=EPOCHS,
             validate_every=VALIDATE_EVERY,

@@ -51,6 +51,8 @@ class DataConfig:
     normalize: tuple[float, float] | None = field(default=None, metadata=ADDED)
     """Mean and standard deviation of the audio in [-1, 1]. The encoder subtracts the one and divides by the other
     before its first layer, whoever gives it audio; both are stored with its weights. null leaves audio as it is."""
+    noise: float = field(default=0.0, metadata=ADDED)
+    """Standard deviation of the white noise that is added to training clips in [-1, 1], new in each step. 0: none."""
     batch_size: int = 8
     """Global batch size in clips, split evenly over the ranks."""
     epoch: Literal["all", "full_batches"] = field(default="all", metadata=ADDED)
@@ -79,6 +81,7 @@ class DataConfig:
             mean, std = self.normalize
             usable = math.isfinite(mean) and 0 < std < math.inf
             require(usable, "data.normalize", list(self.normalize), "[mean, std] with a positive standard deviation")
+        require(0 <= self.noise < math.inf, "data.noise", self.noise, "0 (none) or more")
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "at least 1")
         if self.group is not None:
             divides = self.group > 0 and self.batch_size % min(self.group, self.batch_size) == 0
@@ -134,11 +137,22 @@ class ModuleConfig:
     """Add a GRU on the latent. Its output is the context; the latent remains the target."""
     prediction_steps: int | None = None
     """Number of future frames that this module predicts. null uses loss.prediction_steps."""
+    width: int | None = field(default=None, metadata=OMITTED)
+    """Channels of its convolutions and heads. null uses model.width."""
+    num_negatives: int | None = field(default=None, metadata=OMITTED)
+    """Number of negative samples per positive. null uses loss.num_negatives."""
+    beta: float | None = field(default=None, metadata=OMITTED)
+    """Weight of the KL after the warm-up. null uses loss.beta."""
+    lr: float | None = field(default=None, metadata=OMITTED)
+    """Learning rate, which optim.schedule changes as it does optim.lr. null uses optim.lr."""
 
     def __post_init__(self) -> None:
         require(bool(self.layers) or self.gru, "module", "empty", "given layers, a GRU, or both")
-        if self.prediction_steps is not None:
-            require(self.prediction_steps > 0, "module.prediction_steps", self.prediction_steps, "at least 1")
+        for key in ("prediction_steps", "width", "num_negatives"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"module.{key}", value, "at least 1, or null")
+        require(self.beta is None or self.beta >= 0, "module.beta", self.beta, "0 or more, or null")
+        require(self.lr is None or self.lr > 0, "module.lr", self.lr, "positive or null")
 
 
 SIM_MODULES = (
@@ -163,12 +177,14 @@ class ModelConfig:
     Löwe et al.)."""
     head_kernel: int = 1
     """Kernel size in frames of the head's convolutions: an odd number, zero-padded to keep the number of frames."""
+    bptt: bool = field(default=True, metadata=ADDED)
+    """Whether a GRU's gradient flows back through time; false stops it at the state before each frame."""
     batch_norm: bool = True
     """Whether to use BatchNorm1d between each convolution and its ReLU. It normalizes over a `data.group`."""
     modules: tuple[ModuleConfig, ...] = SIM_MODULES
     """The greedy modules, starting at the audio: a list with `layers` (a list with `kernel`, `stride`, `padding`,
-    `kind`, which is conv or maxpool, and `norm` and `relu`, which a convolution has unless they are false), `gru` and
-    `prediction_steps` of each. Default: the four of SIM."""
+    `kind`, which is conv or maxpool, and `norm` and `relu`, which a convolution has unless they are false), `gru`, and
+    its own `prediction_steps`, `width`, `num_negatives`, `beta` and `lr`, of each. Default: the four of SIM."""
 
     def __post_init__(self) -> None:
         require(self.width > 0, "model.width", self.width, "at least 1")
@@ -193,6 +209,25 @@ class ModelConfig:
             raise InputError(f"module {module} has no layer {layer}; its layers are 0 to {len(own) - 1}")
         below = [each for config in self.modules[:module] for each in config.layers]
         return (*below, *own[: None if layer is None else layer + 1])
+
+    def of(self, module: ModuleConfig) -> ModelConfig:
+        """The model as one module sees it, with its own width."""
+        return self if module.width is None else dataclasses.replace(self, width=module.width)
+
+    def channels(self, module: int, layer: int | None = None) -> int:
+        """Channels of a module's latent, or of what one of its layers outputs; 1 if no layer up to there makes more.
+
+        Raises:
+            InputError: no such module, or it has no such layer.
+        """
+        self.layers_up_to(module, layer)
+        channels = 1
+        for m, config in enumerate(self.modules[: module + 1]):
+            layers = config.layers if m < module or layer is None else config.layers[: layer + 1]
+            has_head = bool(config.layers) and self.head != "none" and (m < module or layer is None)
+            if has_head or any(each.kind == "conv" for each in layers):
+                channels = config.width or self.width
+        return channels
 
     def num_frames(self, num_samples: int) -> list[int]:
         """Frames of each module's latent for a clip of `num_samples`. Raises ValueError if the clip is too short."""
@@ -237,6 +272,11 @@ class LossConfig:
         require(self.beta >= 0, "loss.beta", self.beta, "0 or more")
         require(self.beta_warmup_epochs >= 0, "loss.beta_warmup_epochs", self.beta_warmup_epochs, "0 or more")
 
+    def of(self, module: ModuleConfig) -> LossConfig:
+        """The loss of one module, with its own values."""
+        own = {key: getattr(module, key) for key in ("prediction_steps", "num_negatives", "beta")}
+        return dataclasses.replace(self, **{key: value for key, value in own.items() if value is not None})
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -274,8 +314,16 @@ class TrainConfig:
     """Maximum number of optimizer steps: the run ends there if the epochs have more. null trains all epochs."""
     schedule: Literal["joint", "stagewise"] = "joint"
     """Train all modules in every step (`joint`) or one after the other (`stagewise`, epochs and steps per module)."""
+    trunk: str | None = field(default=None, metadata={**ADDED, **PLACE})
+    """Folder of a finished run, whose lowest modules this run takes over and keeps as they are: only those above are
+    trained. null trains all modules."""
+    trunk_modules: int = field(default=0, metadata=ADDED)
+    """With `trunk`: how many modules to take over."""
+    trunk_name: str = field(default="", metadata=ADDED)
+    """Name and configuration of the trunk's run, without its seed; filled in, so that a run keeps its trunk."""
     cache_latents: bool = False
-    """With `stagewise`: write the latents of a trained module to disk once and train the next module on them."""
+    """With `stagewise` or a `trunk`: write the latents of the highest module that does not change to disk once, and
+    train those above on them. All runs with one trunk share them, in the trunk's folder."""
     groups_at_once: int | None = field(default=None, metadata=TUNING)
     """Number of a rank's groups (`data.group`) that are computed together: fewer need less memory, and their gradients
     are accumulated, so that an update stays one of data.batch_size clips. null computes all of them together."""
@@ -317,9 +365,16 @@ class TrainConfig:
         require(self.validate_every >= 0, "train.validate_every", self.validate_every, "0 or more epochs")
         limit = self.validate_batches
         require(limit is None or limit > 0, "train.validate_batches", limit, "positive or null")
-        if self.cache_latents and self.schedule != "stagewise":
+        if (self.trunk is None) != (self.trunk_modules == 0):
             raise ValueError(
-                "train.cache_latents=True requires train.schedule=stagewise, because joint latents change in every step"
+                f"train.trunk={self.trunk} and train.trunk_modules={self.trunk_modules} belong together: a finished "
+                "run, and how many of its modules to take over, at least 1. Set both or neither"
+            )
+        require(self.trunk_modules >= 0, "train.trunk_modules", self.trunk_modules, "at least 1 with a trunk")
+        if self.cache_latents and self.schedule != "stagewise" and self.trunk is None:
+            raise ValueError(
+                "train.cache_latents=True requires train.schedule=stagewise or a train.trunk, because joint latents "
+                "change in every step"
             )
         at_once = self.groups_at_once
         require(at_once is None or at_once > 0, "train.groups_at_once", at_once, "positive or null")
@@ -370,18 +425,33 @@ class Config:
         for key, value in (("name", self.name), ("project", self.wandb.project), ("entity", self.wandb.entity)):
             if value and is_secret(value):
                 raise ValueError(f"{key} looks like an API key. Export it as WANDB_API_KEY instead")
+        if self.data.noise and self.train.cache_latents:
+            raise ValueError(
+                f"data.noise={self.data.noise} requires train.cache_latents=False, because cached latents are of audio "
+                "without noise"
+            )
+        if self.train.trunk_modules >= len(self.model.modules):
+            raise ValueError(
+                f"train.trunk_modules={self.train.trunk_modules} leaves nothing to train of {len(self.model.modules)} "
+                "modules. Take fewer, or add modules above them to model.modules"
+            )
         try:
             frames = self.model.num_frames(self.data.crop)
         except ValueError as error:
             raise ValueError(f"data.crop={self.data.crop}: {error}. Use a longer crop") from None
         for m, module in enumerate(self.model.modules):
-            steps = module.prediction_steps or self.loss.prediction_steps
+            steps = self.loss.of(module).prediction_steps
             window = min(frames[m], self.loss.window or frames[m])
             if window <= steps:
                 raise ValueError(
                     f"module {m} predicts {steps} steps ahead but has only {window} frames per crop. "
                     "Use a longer data.crop, a larger loss.window, or fewer loss.prediction_steps"
                 )
+
+    @property
+    def stages(self) -> int:
+        """Parts of a training that each go through all epochs: one, or one per module that learns with `stagewise`."""
+        return len(self.model.modules) - self.train.trunk_modules if self.train.schedule == "stagewise" else 1
 
 
 class Experiment(Protocol):

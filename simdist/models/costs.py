@@ -81,7 +81,8 @@ def module_costs(config: Config, clips: int, mixed: bool = True) -> list[ModuleC
     """
     costs, frames, channels = [], config.data.crop, 1
     for module in config.model.modules:
-        cost, frames, channels = _module_cost(config, module, clips, frames, channels, 2 if mixed else FLOAT32)
+        own = replace(config, model=config.model.of(module))
+        cost, frames, channels = _module_cost(own, module, clips, frames, channels, 2 if mixed else FLOAT32)
         costs.append(cost)
     return costs
 
@@ -95,15 +96,15 @@ def _module_cost(
     config: Config, module: ModuleConfig, clips: int, frames: int, channels: int, size: int
 ) -> tuple[ModuleCost, int, int]:
     """Cost, frames and channels of a module whose input is (clips, channels, frames); activations of `size` bytes."""
-    convs, trained = Cost(), False
+    convs, trained, inputs = Cost(), False, channels
     for number, layer in enumerate(module.layers):
         frames_in, frames = frames, layer.output_frames(frames)
         if layer.kind == "maxpool":
-            in_stem = number == 1 and module.layers[0].relu and _is_stem(module, config)  # the ReLU comes after it
+            in_stem = number == 1 and module.layers[0].relu and _is_stem(module, inputs)  # the ReLU comes after it
             read = number == len(module.layers) - 1 and not _keeps_own_input(config, module, number + 1, frames)
             convs.kept_bytes += (INT64 + size * (in_stem or read)) * clips * channels * frames
             continue
-        kept = _kept_by_conv(config, module, number, clips, (frames_in, frames), channels, size)
+        kept = _kept_by_conv(config, module, number, clips, (frames_in, frames), (inputs, channels), size)
         convs += replace(_conv(config, layer, clips, frames, channels, trained), kept_bytes=kept)
         channels, trained = config.model.width, True
     heads = Cost()
@@ -126,11 +127,10 @@ def _conv(config: Config, layer: LayerConfig, clips: int, frames: int, channels:
     return cost
 
 
-def _is_stem(module: ModuleConfig, config: Config) -> bool:
+def _is_stem(module: ModuleConfig, inputs: int) -> bool:
     """Whether `models.stem` computes the first layer: over few numbers at a time, which want no gradient."""
     first = module.layers[0]
-    reads_audio = module is config.model.modules[0]
-    return first.kind == "conv" and (1 if reads_audio else config.model.width) * first.kernel <= LARGEST_WINDOW
+    return first.kind == "conv" and inputs * first.kernel <= LARGEST_WINDOW
 
 
 def _keeps_own_input(config: Config, module: ModuleConfig, number: int, frames: int) -> bool:
@@ -149,22 +149,24 @@ def _kept_by_conv(
     number: int,
     clips: int,
     frames: tuple[int, int],
-    channels: int,
+    channels: tuple[int, int],
     size: int,
 ) -> int:
-    """Bytes that layer `number`, a convolution of `frames` (in, out) over `channels`, keeps for its backward pass.
+    """Bytes that layer `number`, a convolution of `frames` (in, out), keeps for its backward pass.
+
+    `channels` are those of the module's input and of the layer's.
 
     In general: its padded input and its weights by taps, the BatchNorm's input, and the ReLU's output. Without a ReLU,
     its output is kept only by a layer above that reads it as it is. A stem keeps windows of audio instead of the first
     layer's output, whether a convolution or a pooling follows its ReLU.
     """
-    layer, width, model = module.layers[number], config.model.width, config.model
-    stem = _is_stem(module, config)
+    layer, width, model, own = module.layers[number], config.model.width, config.model, channels[1]
+    stem = _is_stem(module, channels[0])
     followed = [layer.kind for layer in module.layers[1:2] if module.layers[0].relu]
     kept_output = layer.relu or not _keeps_own_input(config, module, number + 1, frames[1])
     after_layer = size * clips * frames[1] * width * (kept_output + (model.batch_norm and layer.norm))
     if stem and number == 0:
-        window = layer.kernel * channels
+        window = layer.kernel * own
         if followed == ["conv"]:
             return FLOAT32 * (window + 1) * width  # its windows are padded for the next layer: counted there
         pooled = followed == ["maxpool"]
@@ -172,14 +174,14 @@ def _kept_by_conv(
         return kept + (0 if pooled else size * clips * frames[1] * width * kept_output)
     taps = -(-layer.kernel // layer.stride)
     block_frames = (frames[1] + taps - 1) * layer.stride
-    weights = FLOAT32 * taps * layer.stride * channels * width * (layer.stride > 1)
+    weights = FLOAT32 * taps * layer.stride * own * width * (layer.stride > 1)
     if stem and number == 1 and followed:
-        window = module.layers[0].kernel * (1 if module is model.modules[0] else width)
+        window = module.layers[0].kernel * channels[0]
         return size * clips * block_frames * (window + 1) + weights + after_layer
     padded = _keeps_own_input(config, module, number, frames[0])
     pooled = number > 0 and module.layers[number - 1].kind == "maxpool"
     own_input = padded or pooled or (number == 0 and size != FLOAT32)  # else the layer below keeps it
-    return size * clips * block_frames * channels * own_input + weights + after_layer
+    return size * clips * block_frames * own * own_input + weights + after_layer
 
 
 def _heads(config: Config, clips: int, frames: int, channels: int, size: int, trained: bool) -> Cost:
@@ -214,7 +216,8 @@ def _nce(
     config: Config, module: ModuleConfig, clips: int, frames: int, channels: int, size: int, trained: bool
 ) -> Cost:
     """Predictions (B*A, K, C) against their K positives, views of the latents, and N negatives, gathered each time."""
-    steps, negatives = module.prediction_steps or config.loss.prediction_steps, config.loss.num_negatives
+    loss = config.loss.of(module)
+    steps, negatives = loss.prediction_steps, loss.num_negatives
     context = config.model.context_width if module.gru else channels
     anchors = clips * (min(frames, config.loss.window or frames) - 1)  # B * A
     cost = Cost(parameters=steps * channels * context)

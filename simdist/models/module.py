@@ -133,10 +133,11 @@ class GreedyModule(nn.Module):
         normalize: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
+        model = model.of(config)
         for name, value in zip(CONSTANTS, normalize or (None, None), strict=True):
             self.register_buffer(name, None if value is None else torch.tensor(value))
-        self.config, self.loss_config = config, loss
-        self.steps = config.prediction_steps or loss.prediction_steps
+        self.config, self.loss_config = config, loss.of(config)
+        self.steps, self._bptt = self.loss_config.prediction_steps, model.bptt
         self.layers = nn.ModuleList()
         for layer in config.layers:
             if layer.kind == "conv":
@@ -252,7 +253,7 @@ class GreedyModule(nn.Module):
                 mu, log_var, draws.latent_noise, draws.context_noise, draws.start, self.loss_config.kl_reduction
             )
         if self.gru is not None:
-            context = self.gru(latent)[0]
+            context = self.gru(latent)[0] if self._bptt else frame_by_frame(self.gru, latent)
         if context.shape[1] > window:
             context = context[:, shown]
         nce, accuracy = self.score(context, latent, draws)
@@ -274,6 +275,20 @@ class GreedyModule(nn.Module):
         """How many dimensions of (B, L, C) means have a variance above 0.01 (Burda et al. 2016); mean over groups."""
         active = group_variance(mu, groups, self.peers) > ACTIVE_VARIANCE  # (groups, C)
         return active.sum(dim=1).float().mean()
+
+
+def frame_by_frame(gru: nn.GRU, latent: Tensor) -> Tensor:
+    """A GRU's states (B, L, H) for (B, L, C), without backpropagation through time: each state before is a constant.
+
+    All frames are computed in one step of the cell, from the states that a pass without gradient left. This is Greedy
+    InfoMax's `remove_BPTT` (Löwe et al. 2019, "biologically plausible" variant), which loops over frames.
+    """
+    with torch.no_grad():
+        states = gru(latent)[0]  # (B, L, H)
+    before = F.pad(states[:, :-1], (0, 0, 1, 0))  # (B, L, H), the first zero
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = [gru.get_parameter(f"{name}_l0") for name in names]
+    return torch.gru_cell(latent.flatten(0, 1), before.flatten(0, 1), *weights).view_as(states)
 
 
 def _head(channels: int, model: ModelConfig) -> nn.Conv1d:

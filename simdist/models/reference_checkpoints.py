@@ -193,7 +193,7 @@ def _fit_widths(config: Config, state: dict[str, Tensor], path: Path) -> Config:
         predictor = f"fullmodel.{m}.loss.predictor.weight"
         rows = _size(state, predictor, 0, path) if predictor in state else 0
         steps = rows // width if rows and rows % width == 0 else None
-        known = module.prediction_steps or config.loss.prediction_steps
+        known = config.loss.of(module).prediction_steps
         modules.append(module if steps in (None, known) else dataclasses.replace(module, prediction_steps=steps))
     try:
         model = dataclasses.replace(config.model, width=width, context_width=context_width, modules=tuple(modules))

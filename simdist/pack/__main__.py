@@ -51,10 +51,11 @@ _LIBRISPEECH = f"""Pack LibriSpeech (SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTT.
 Without SOURCE and OUT, {DEFAULT_ROOT} (of simdist.download) is packed into {DEFAULT_OUT}: {LABELED_SUBSET} with
 CPC's splits and phone labels if they exist, otherwise every subset."""
 
-_ARTIFICIAL = """Pack Bart de Boer's artificial speech: words into train and test, syllables into syllables_train and
-syllables_test (the published split: one recording session each) and, of both sessions, into syllables_reshuffled_train
-and syllables_reshuffled_test (80 and 20 %), at 16 kHz. SOURCE is the folder that its archive unpacks to, with
-`reshuffledv2` (words) and `split up data padded` (syllables) in it.
+_ARTIFICIAL = """Pack Bart de Boer's artificial speech, at 16 kHz: words into train and test, syllables into
+syllables_train and syllables_test (the published split: one recording session each) and, of both sessions, into
+syllables_reshuffled_train and syllables_reshuffled_test (80 and 20 %). To choose among configurations without a look at
+the test, syllables_reshuffled_fit and syllables_reshuffled_validation divide the former of these in the same way.
+SOURCE is the folder that its archive unpacks to, with `reshuffledv2` (words) and `split up data padded` (syllables).
 
   python -m simdist.pack artificial-speech /corpora/artificial data/artificial --encoding wav"""
 

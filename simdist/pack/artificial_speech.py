@@ -5,7 +5,8 @@ Words lose what goes beyond 10,240 samples at 16 kHz; syllables get one length o
 The words were recorded twice. WORD_1 is of the first session, and a few words have a WORD_2 of the second, which is
 4.3 dB louder. The published folders of syllables are one session each, so a probe that is trained on one and tested on
 the other is also measured on another recording. The thesis drew 20 % of all 2,541 syllables for its test; its draw is
-not published, and `syllables_reshuffled_train` and `syllables_reshuffled_test` are ours.
+not published, and `syllables_reshuffled_train` and `syllables_reshuffled_test` are ours. To choose among configurations
+without looking at the test, the former is divided again, into `syllables_reshuffled_fit` and `…_validation`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WORD_LENGTH = 10_240  # samples at 16 kHz
 SYLLABLE_LENGTH = 8_800  # samples at 16 kHz
 SPEAKER = "de_boer"
 RESHUFFLED = "syllables_reshuffled_"
-TEST_SHARE = 0.2  # of the reshuffled syllables
+TEST_SHARE = 0.2  # of the reshuffled syllables, and of what is left the share of the validation
 
 _SYLLABLE = "[bdg][aiu]"
 _WORD_NAME = re.compile(rf"(?P<word>(?:{_SYLLABLE}){{3}})_(?P<session>\d+)")
@@ -42,7 +43,7 @@ _SYLLABLE_NAME = re.compile(rf"(?P<word>(?:{_SYLLABLE}){{3}})_\d+_(?P<position>[
 
 
 def artificial_speech(source: Path) -> Corpus:
-    """Plan the splits `train`, `test` (words), `syllables_train`, `syllables_test`, and the latter two reshuffled.
+    """Plan the splits `train`, `test` (words), `syllables_train`, `syllables_test`, and the latter reshuffled.
 
     Raises:
         InputError: the folders are not there or hold no .wav file.
@@ -60,11 +61,18 @@ def artificial_speech(source: Path) -> Corpus:
 
 
 def _reshuffled(syllables: list[Utterance]) -> list[SplitPlan]:
-    """A fifth of all syllables to test on, and the rest. Keys have the session, because names occur in both."""
+    """A fifth of all syllables to test on, and the rest, also as a fifth to validate on and the rest of that.
+
+    Keys have the session, because names occur in both. A division that leaves a part empty is left out.
+    """
     keyed = [replace(syllable, key=f"{syllable.key}_session{syllable.labels[SESSION]}") for syllable in syllables]
     keyed.sort(key=lambda syllable: scattered(syllable.key))
     count = max(1, round(TEST_SHARE * len(keyed)))
-    parts = {"train": keyed[count:], "test": keyed[:count]}
+    test, train = keyed[:count], keyed[count:]
+    count = round(TEST_SHARE * len(train))
+    parts = {"train": train, "test": test}
+    if 0 < count < len(train):
+        parts |= {"fit": train[count:], "validation": train[:count]}
     return [SplitPlan(RESHUFFLED + part, sorted(found, key=lambda u: u.key)) for part, found in parts.items()]
 
 

@@ -239,11 +239,14 @@ def _last_stretch(found: list[tuple[int, bool]]) -> tuple[int, int | None] | Non
 
 def _idle(records: Sequence[MetricsRecord], config: dict[str, Any]) -> list[int]:
     """Collapsed modules, by the last record of each."""
-    num_negatives = config.get("loss.num_negatives")
-    if not records or records[-1].step < MIN_STEPS or not isinstance(num_negatives, int):
+    common, found = config.get("loss.num_negatives"), config.get("model.modules")
+    if not records or records[-1].step < MIN_STEPS or not isinstance(common, int) or not isinstance(found, list):
         return []
+    own = [module.get("num_negatives") if isinstance(module, dict) else None for module in found]
     modules = [{**values, "module": m} for m, values in _last_values(records, "train").items()]
-    return collapsed_modules({"modules": modules}, num_negatives)
+    return collapsed_modules(
+        {"modules": modules}, [each if isinstance(each, int) and each > 0 else common for each in own]
+    )
 
 
 def _of_encoder(run: str, records: Sequence[MetricsRecord]) -> Iterator[Measurement]:

@@ -151,12 +151,13 @@ class MetricsLog:
         config = self._run.config
         if not isinstance(config, Config) or not is_patience_over(line["step"], self._total):
             return
-        for module in set(collapsed_modules(line, config.loss.num_negatives)) - self._collapsed:
+        negatives = [config.loss.of(module).num_negatives for module in config.model.modules]
+        for module in set(collapsed_modules(line, negatives)) - self._collapsed:
             self._collapsed.add(module)
             self._run.event("idle_module", module=module, step=line["step"])
             self.log(
                 f"warning: module {module} has not learned anything in {line['step']} steps: no dimension is "
-                f"active, and its InfoNCE is at chance, ln {config.loss.num_negatives + 1}. "
+                f"active, and its InfoNCE is at chance, ln {negatives[module] + 1}. "
                 f"{_REMEDY[config.model.head]}"
             )
 

@@ -104,6 +104,7 @@ class TrainSection(Struct, frozen=True):
 
     epochs: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     schedule: Word | None = None
+    trunk_modules: Count = 0
     max_steps: Positive | None = None
 
 

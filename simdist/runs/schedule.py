@@ -33,10 +33,8 @@ class Schedule:
 
     @property
     def stages(self) -> int:
-        """Number of stages, each over all epochs: one, or one per greedy module with `stagewise`."""
-        if isinstance(self.config, Config) and self.config.train.schedule == "stagewise":
-            return len(self.config.model.modules)
-        return 1
+        """Number of stages, each over all epochs; one for decoders."""
+        return self.config.stages if isinstance(self.config, Config) else 1
 
     @property
     def stage_steps(self) -> int:
@@ -95,13 +93,13 @@ class Schedule:
         return optim.lr
 
     def beta(self, step: int) -> float:
-        """Weight of the KL in step number `step`, which rises linearly from 0 during the warm-up; 0 for decoders."""
-        if not isinstance(self.config, Config):
-            return 0.0
-        loss = self.config.loss
-        return (
-            loss.beta * min(1.0, self.epoch(step) / loss.beta_warmup_epochs) if loss.beta_warmup_epochs else loss.beta
-        )
+        """Weight of the KL in step number `step`; 0 for decoders. Modules may have another, with the same warm-up."""
+        return self.config.loss.beta * self.beta_share(step) if isinstance(self.config, Config) else 0.0
+
+    def beta_share(self, step: int) -> float:
+        """Share of beta in step number `step`, which rises linearly from 0 to 1 during the warm-up."""
+        warmup = self.config.loss.beta_warmup_epochs if isinstance(self.config, Config) else 0.0
+        return min(1.0, self.epoch(step) / warmup) if warmup else 1.0
 
     def validates(self, step: int) -> bool:
         """Whether a validation is due after `step` steps."""

@@ -73,13 +73,14 @@ def train(
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
     from simdist.runs.folder import default_folder, open_run, saved_precision, with_precision
     from simdist.train.encoder_task import EncoderTask
+    from simdist.train.trunk import with_trunk_name
     from simdist.training.distributed import resolve_precision
     from simdist.training.lifecycle import build_process, lifecycle
     from simdist.training.trainer import Trainer
 
     wanted = config.train.precision
     precision = resolve_precision(wanted, saved_precision(config, folder))
-    config = with_precision(config, precision)
+    config = with_trunk_name(with_precision(config, precision), folder)
     run = open_run(folder or default_folder(config), config, force)
     process = build_process(run, stop or SignalHandler(), wanted)
     trainer = Trainer(run, EncoderTask(run, process), process)

@@ -1,8 +1,14 @@
-"""Training of an encoder's greedy modules: all in every step (`joint`) or one after the other (`stagewise`)."""
+"""Training of an encoder's greedy modules: all in every step (`joint`) or one after the other (`stagewise`).
+
+With a trunk, this is about the modules above it.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +16,17 @@ from typing import Any
 
 from torch import Tensor
 
+from simdist.core.file_locks import SharedLock
+from simdist.core.random_streams import stream_seed
 from simdist.data.loader import Batch, BatchLoader, open_clips
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.runs.folder import Run
+from simdist.train.trunk import Trunk, read_trunk
+from simdist.training.agreement import together
 from simdist.training.data import TrainingData
 from simdist.training.distributed import Process
 from simdist.training.engines import build_engine
-from simdist.training.latents import LatentCache, sampled
+from simdist.training.latents import LatentCache, identity_of, sampled
 from simdist.training.random_streams import RandomStreams
 from simdist.training.step import NumberedModule, Step, StepOutcome, frozen_latent, validation_step
 
@@ -49,7 +59,9 @@ class EncoderTask:
         self._accelerator = process.accelerator
         self._data = TrainingData(config, process, validate=config.train.validate_every > 0)
         self._source = InputSource(self._data.loader, 0)
-        self.model = GreedyEncoder.from_config(config).to(self._accelerator.device)
+        self.model = GreedyEncoder.from_config(config)
+        self._trunk = self._take_over_trunk()
+        self.model.to(self._accelerator.device)
         self._frames = config.model.num_frames(config.data.crop)
         rank, device = self._accelerator.process_index, self._accelerator.device
         self._streams = RandomStreams(config.seed, rank, device, self._data.groups)
@@ -79,15 +91,20 @@ class EncoderTask:
     def describe(self) -> list[str]:
         parameters = sum(p.numel() for p in self.model.parameters())
         engine = f", {self._engine.name}" if self._engine.name else ""
+        frozen = ""
+        if count := self._config.train.trunk_modules:
+            step = "" if self._trunk is None else f"step {self._trunk.step:,} of "
+            frozen = f" ({count} frozen, from {step}{self._config.train.trunk})"
         return [
             f"world size {self._data.world_size} on {self._accelerator.device.type}{engine}, "
             f"precision {self._config.train.precision}",
             self._data.describe(),
-            f"{len(self.modules)} greedy modules, {parameters / 1e6:.2f} M parameters",
+            f"{len(self.modules)} greedy modules{frozen}, {parameters / 1e6:.2f} M parameters",
         ]
 
     def learning(self, stage: int) -> Sequence[NumberedModule]:
-        return self.modules[stage : stage + 1] if self._is_stagewise else self.modules
+        first = len(self._frozen(stage))
+        return self.modules[first : first + 1] if self._is_stagewise else self.modules[first:]
 
     def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:
         self._source = self._open_source(stage, log)
@@ -95,7 +112,7 @@ class EncoderTask:
         return _with_skipped(self._source.loader.batches(first, last), self._source.skipped)
 
     def step(self, stage: int, batch: Batch, step: Step) -> StepOutcome:
-        inputs = self._through_frozen(stage, batch.inputs, step.number)
+        inputs = self._through_frozen(stage, self._with_noise(batch.inputs, step.number), step.number)
         return self._engine.step(self.learning(stage), inputs, step)
 
     def validation(self, stage: int, step: Step) -> Generator[list[dict[str, Tensor]]]:
@@ -106,7 +123,7 @@ class EncoderTask:
             for number, batch in enumerate(self._data.test_loader.batches(0, self.validation_clips)):
                 with self._accelerator.autocast():
                     x = frozen_latent(self._frozen(stage), batch.inputs, number, streams)
-                yield validation_step(self.learning(stage), x, self._frames, number, streams, step.beta)
+                yield validation_step(self.learning(stage), x, self._frames, number, streams, step)
         finally:
             self._set_modes(stage)
 
@@ -132,7 +149,15 @@ class EncoderTask:
 
     def _frozen(self, stage: int) -> Sequence[NumberedModule]:
         """The trained modules below those that learn."""
-        return self.modules[:stage] if self._is_stagewise else []
+        return self.modules[: self._config.train.trunk_modules + (stage if self._is_stagewise else 0)]
+
+    def _take_over_trunk(self) -> Trunk | None:
+        """Load the trunk's modules, unless the run has its own copy of them in a checkpoint."""
+        if self._config.train.trunk is None or self._process.cpu_group.gather(self._run.has_begun)[0]:
+            return None
+        trunk = read_trunk(self._config, self._process)
+        self.model.load_state_dict(self.model.state_dict() | trunk.weights)
+        return trunk
 
     def _set_modes(self, stage: int) -> None:
         """Put modules that learn in train mode; frozen ones normalize by their running statistics."""
@@ -147,13 +172,52 @@ class EncoderTask:
             return InputSource(self._data.loader, 0)
         self.model.eval()
         data, seed = self._config.data, self._config.seed
-        folder = self._run.folder / "latents" / f"module_{frozen[-1].number}"
+        name = f"module_{frozen[-1].number}"
+        shared = self._shared_latents(frozen, name)
+        folder = shared or self._run.folder / "latents" / name
         log(f"latents of module {frozen[-1].number}: {folder}")
         cache = LatentCache(folder / data.train_split, frozen, self._data.clips, data.crop, seed, data.retry_seconds)
-        cache.write(self._process, log)
-        latents = replace(data, root=str(folder), crop=self._frames[stage - 1], short_clips="pad", cache="none")
+        with nullcontext() if shared is None else self._alone_in(shared, log):
+            cache.write(self._process, log)
+        crop = self._frames[len(frozen) - 1]
+        latents = replace(data, root=str(folder), crop=crop, short_clips="pad", cache="none")
         loader = self._data.load(open_clips(latents, data.train_split), latents)
-        return InputSource(loader, stage, cache.skipped)
+        return InputSource(loader, len(frozen), cache.skipped)
+
+    def _shared_latents(self, frozen: Sequence[NumberedModule], name: str) -> Path | None:
+        """Where the latents of a trunk are for all runs that have it, in its folder; None for others."""
+        folder, trunk = None, self._config.train.trunk
+        if trunk is not None and len(frozen) == self._config.train.trunk_modules and os.access(trunk, os.W_OK):
+            words = (identity_of(frozen, self._data.clips), self._config.seed, self._config.data.crop)
+            folder = Path(trunk) / "latents" / f"{name}-{stream_seed(*words):016x}"
+        return self._process.cpu_group.gather(folder)[0]
+
+    @contextmanager
+    def _alone_in(self, folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+        """Keep other runs from writing to a folder of latents; wait while one does, until asked to stop."""
+        process, waiting = self._process, False
+        lock = SharedLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            while True:
+                with together(process.cpu_group):
+                    is_free = lock.acquire() if self._accelerator.is_main_process else False
+                if process.cpu_group.all_reduce_max(int(is_free))[0]:
+                    break
+                if not waiting:
+                    log("another run is writing them; waiting")
+                waiting = True
+                process.watchdog.progress("waiting for the latents of another run")
+                process.check_stop()
+                time.sleep(1.0)
+            yield
+        finally:
+            lock.release()
+
+    def _with_noise(self, audio: Tensor, step: int) -> Tensor:
+        """(B, T, 1) audio with the white noise of `data.noise`, of each step its own."""
+        if not self._config.data.noise:
+            return audio
+        return audio + self._config.data.noise * self._streams.normal("audio", step, self.modules[0], audio.shape)
 
     def _through_frozen(self, stage: int, inputs: Tensor, step: int) -> Tensor:
         """The input of the lowest module that learns."""

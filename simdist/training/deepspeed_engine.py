@@ -32,7 +32,15 @@ from simdist.models.module import GreedyModule, ModuleLoss, RandomInputs
 from simdist.training.deepspeed_settings import fill
 from simdist.training.distributed import resolve_precision
 from simdist.training.random_streams import RandomStreams
-from simdist.training.step import NumberedModule, RunningStatistics, Step, StepOutcome, mean_of, metrics_of
+from simdist.training.step import (
+    NumberedModule,
+    RunningStatistics,
+    Step,
+    StepOutcome,
+    mean_of,
+    metrics_of,
+    own_settings,
+)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -44,13 +52,13 @@ class SummedLoss(nn.Module):
         super().__init__()
         self.stack = nn.ModuleList(stack)
 
-    def forward(self, x: Tensor, draws: list[RandomInputs], beta: float) -> tuple[Tensor, list[ModuleLoss]]:
+    def forward(self, x: Tensor, draws: list[RandomInputs], betas: list[float]) -> tuple[Tensor, list[ModuleLoss]]:
         """The sum of the modules' losses on (B, T, 1) audio, and what each made of it.
 
         A loss that is not finite makes all gradients of its module NaN, so that every rank learns of it from the sum.
         """
         outcomes: list[ModuleLoss] = []
-        for module, drawn in zip(self.stack, draws, strict=True):
+        for module, drawn, beta in zip(self.stack, draws, betas, strict=True):
             outcomes.append(module(x, drawn, beta))
             x = outcomes[-1].latent
         losses = torch.stack([outcome.loss for outcome in outcomes])
@@ -104,7 +112,10 @@ class DeepSpeedEngine:
         accelerator.gradient_accumulation_steps = self._passes
         self._config, self._streams = config, streams
         self._frames = config.model.num_frames(config.data.crop)
-        self.modules: Sequence[NumberedModule] = [NumberedModule(m, module) for m, module in enumerate(encoder.stack)]
+        self.modules: Sequence[NumberedModule] = [
+            NumberedModule(m, module, **own_settings(module.config, config.optim))
+            for m, module in enumerate(encoder.stack)
+        ]
         if resolve_precision(config.train.precision) == "bf16":
             for module in encoder.stack:
                 autocast = torch.autocast(accelerator.device.type, dtype=torch.bfloat16)
@@ -120,7 +131,7 @@ class DeepSpeedEngine:
         """Train all modules on one batch; see `train_step`."""
         assert len(modules) == len(self.modules)
         for module, group in zip(self.modules, self._optimizer.param_groups, strict=True):
-            group["lr"] = step.lr * module.recovery.lr_scale
+            group["lr"] = module.lr(step.lr)
         self._updates.norms = []
         statistics = [RunningStatistics(module.module) for module in self.modules]
         measured: list[list[dict[str, Tensor]]] = [[] for _ in self.modules]
@@ -131,7 +142,7 @@ class DeepSpeedEngine:
             ]
             for each in statistics:
                 each.begin()
-            loss, outcomes = self._engine(x, drawn, step.beta)
+            loss, outcomes = self._engine(x, drawn, [module.beta(step) for module in self.modules])
             for each in statistics:
                 each.add(number == self._passes - 1)
             self._engine.backward(loss)  # divides by the number of passes

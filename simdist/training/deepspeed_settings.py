@@ -99,6 +99,10 @@ def fill(settings: dict[str, Any], config: Config, share: int, passes: int, num_
             f"train.schedule is {config.train.schedule!r}; a DeepSpeed engine trains all modules in every step: "
             "take joint, or leave --use_deepspeed out"
         )
+    if config.train.trunk is not None:
+        raise InputError(
+            f"train.trunk is {config.train.trunk}; a DeepSpeed engine trains all modules: leave --use_deepspeed out"
+        )
     settings["gradient_accumulation_steps"] = passes
     settings["train_micro_batch_size_per_gpu"] = share // passes
     settings["gradient_clipping"] = 0.0  # accelerate would take 1.0, over all modules together

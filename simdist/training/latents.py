@@ -78,7 +78,7 @@ class LatentCache:
             StoppedError: on all ranks, if any was asked to stop. Complete shards stay.
             InputError: on all ranks; the disk is full, or a module's latents cannot be stored.
         """
-        accelerator, identity = process.accelerator, self._identity()
+        accelerator, identity = process.accelerator, identity_of(self._trainers, self._clips)
         with together(process.cpu_group), self._naming_the_disk():
             if accelerator.is_main_process:
                 self._begin(identity)
@@ -128,14 +128,6 @@ class LatentCache:
 
     def _read_sidecar(self, shard: int) -> dict[str, Any]:
         return json.loads(self._sidecar(shard).read_text())
-
-    def _identity(self) -> str:
-        """sha256 of the frozen weights and the audio."""
-        digest = hashlib.sha256(self._clips.split.manifest.fingerprint.encode())
-        for trainer in self._trainers:
-            for tensor in trainer.module.state_dict().values():
-                digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
 
     def _begin(self, identity: str) -> None:
         """Remove latents of other weights, damaged shards, and leftovers of a killed process."""
@@ -241,6 +233,15 @@ class LatentCache:
         for layer in [layer for trainer in self._trainers for layer in trainer.module.config.layers]:
             samples = layer.output_frames(samples)
         return 2 * channels * samples
+
+
+def identity_of(frozen: Sequence[NumberedModule], clips: Clips) -> str:
+    """sha256 of frozen weights and the audio that they encode."""
+    digest = hashlib.sha256(clips.split.manifest.fingerprint.encode())
+    for trainer in frozen:
+        for tensor in trainer.module.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _checksum(sidecar: dict[str, Any]) -> str:

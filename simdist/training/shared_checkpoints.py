@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from simdist.core.errors import InputError
@@ -27,13 +28,22 @@ def newest(run: Run[Any], process: Process, log: Log) -> Checkpoint | None:
     Raises:
         InputError: on all ranks, if any rank cannot read it, or the run once had one.
     """
+    return load_chosen(process, run.checkpoints, lambda: _newest_id(run, log))
+
+
+def load_chosen(process: Process, folder: Path, choose: Callable[[], CheckpointId | None]) -> Checkpoint | None:
+    """The checkpoint in `folder` that `choose` names on rank 0. Called on all ranks.
+
+    Raises:
+        InputError: on all ranks, if `choose` raises it, or any rank cannot read the checkpoint.
+    """
     checkpoint = None
     with together(process.cpu_group):
-        chosen = _newest_id(run, log) if process.accelerator.is_main_process else None
+        chosen = choose() if process.accelerator.is_main_process else None
     wanted = process.cpu_group.gather(chosen)[0]
     with together(process.cpu_group):
         if wanted is not None:
-            checkpoint = load_checkpoint(wait_for_checkpoint(run.checkpoints, wanted))
+            checkpoint = load_checkpoint(wait_for_checkpoint(folder, wanted))
     return checkpoint
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, TypedDict, Unpack
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import TypeVar
 
-from simdist.config.schema import Config, OptimConfig
+from simdist.config.schema import Config, ModuleConfig, OptimConfig
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.groups import GroupBatchNorm
 from simdist.models.module import GreedyModule, ModuleLoss
@@ -40,13 +40,16 @@ class Step:
     """Learning rate."""
     beta: float
     """Weight of the KL."""
+    warmup: float = 1.0
+    """Share of its final value that it has, as do those of modules with their own."""
     measure: bool = False
     """Whether to return metrics."""
 
     @classmethod
     def at(cls, step: int, schedule: Schedule) -> Step:
         """The step after the first `step` ones."""
-        return cls(step, schedule.lr(step), schedule.beta(step), measure=schedule.logs(step + 1))
+        share = schedule.beta_share(step)
+        return cls(step, schedule.lr(step), schedule.beta(step), share, measure=schedule.logs(step + 1))
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,13 @@ class StepOutcome:
     """(modules,) 1 where a loss or gradient was not finite and the module was not updated, else 0."""
 
 
+class OwnSettings(TypedDict, total=False):
+    """Fields of a `NumberedModule` that its module's configuration decides."""
+
+    lr_scale: float
+    own_beta: float | None
+
+
 @dataclass
 class NumberedModule(Generic[ModuleT]):
     """A greedy module, or another module that is trained on its own, with its number."""
@@ -69,6 +79,18 @@ class NumberedModule(Generic[ModuleT]):
     """The module without DDP."""
     recovery: RecoveryState = field(default_factory=RecoveryState, kw_only=True)
     """How rollbacks changed its training."""
+    lr_scale: float = field(default=1.0, kw_only=True)
+    """Its learning rate over the run's."""
+    own_beta: float | None = field(default=None, kw_only=True)
+    """Its weight of the KL after the warm-up; None takes the run's."""
+
+    def lr(self, lr: float) -> float:
+        """Its learning rate where the run's is `lr`."""
+        return lr * self.lr_scale * self.recovery.lr_scale
+
+    def beta(self, step: Step) -> float:
+        """Its weight of the KL in a step."""
+        return step.beta if self.own_beta is None else self.own_beta * step.warmup
 
 
 @dataclass
@@ -112,7 +134,7 @@ class ModuleTrainer(NumberedModule[ModuleT]):
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.clip_grad_norm, norm, foreach=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * self.recovery.lr_scale
+            group["lr"] = self.lr(lr)
         nonfinite = (~norm.isfinite()).float()
         if not self.scaler.is_enabled():  # otherwise the scaler sets it
             self.optimizer.found_inf = nonfinite  # pyright: ignore[reportAttributeAccessIssue]
@@ -164,7 +186,7 @@ def train_step(
             with nullcontext() if is_last else unreduced(trainer.wrapped):
                 drawn = draws.draw("train", step.number, trainer, len(x), frames, first)
                 statistics[m].begin()
-                outcome: ModuleLoss = trainer.wrapped(x, drawn, step.beta)
+                outcome: ModuleLoss = trainer.wrapped(x, drawn, trainer.beta(step))
                 statistics[m].add(is_last)
                 if is_last and m > 0:
                     updates.append(trainers[m - 1].update(step.lr, statistics[m - 1]))
@@ -236,13 +258,13 @@ def unreduced(module: nn.Module) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def validation_step(
-    trainers: Sequence[NumberedModule], x: Tensor, frames: list[int], number: int, draws: RandomStreams, beta: float
+    trainers: Sequence[NumberedModule], x: Tensor, frames: list[int], number: int, draws: RandomStreams, step: Step
 ) -> list[dict[str, Tensor]]:
-    """Metrics of modules in eval mode on one batch (B, L, C). Latents are sampled as in training."""
+    """Metrics of modules in eval mode on batch `number`, (B, L, C). Latents are sampled as in training."""
     measured = []
     for trainer in trainers:
         drawn = draws.draw("validation", number, trainer, len(x), frames)
-        outcome: ModuleLoss = trainer.module(x, drawn, beta)
+        outcome: ModuleLoss = trainer.module(x, drawn, trainer.beta(step))
         measured.append(metrics_of(trainer.module, outcome, drawn.groups))
         x = outcome.latent
     return measured
@@ -269,16 +291,35 @@ def metrics_of(module: GreedyModule, outcome: ModuleLoss, groups: int) -> dict[s
 
 
 def prepare_module(
-    accelerator: Accelerator, number: int, module: ModuleT, optim: OptimConfig, compress: bool
+    accelerator: Accelerator,
+    number: int,
+    module: ModuleT,
+    optim: OptimConfig,
+    compress: bool,
+    **own: Unpack[OwnSettings],
 ) -> ModuleTrainer[ModuleT]:
-    """A module with its DDP wrapper, optimizer and scaler. `compress` sends gradients in bf16."""
+    """A module with its DDP wrapper, optimizer and scaler.
+
+    Args:
+        accelerator: of this process.
+        number: index in the encoder.
+        module: what is trained.
+        optim: the optimizer's settings.
+        compress: send gradients in bf16.
+        own: what `own_settings` returned for a greedy module.
+    """
     wrapped = under_ddp(accelerator, module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(  # pyright: ignore[reportPrivateImportUsage]
         accelerator.device.type, enabled=accelerator.mixed_precision == "fp16"
     )
     reduction = OverlappedReduction(wrapped, compress) if isinstance(wrapped, DistributedDataParallel) else None
-    return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction)
+    return ModuleTrainer(number, module, wrapped, optimizer, scaler, optim.clip_grad_norm, reduction, **own)
+
+
+def own_settings(config: ModuleConfig, optim: OptimConfig) -> OwnSettings:
+    """What a greedy module's configuration changes of its training, for `NumberedModule`."""
+    return {"lr_scale": 1.0 if config.lr is None else config.lr / optim.lr, "own_beta": config.beta}
 
 
 class LocalEngine:
@@ -297,9 +338,9 @@ class LocalEngine:
         self._accelerator, self._streams = accelerator, streams
         self._frames = config.model.num_frames(config.data.crop)
         self._passes = streams.groups.passes(config.train.groups_at_once) if streams.groups is not None else 1
-        compress = config.train.compress_gradients
+        optim, compress = config.optim, config.train.compress_gradients
         self._trainers = [
-            prepare_module(accelerator, number, module, config.optim, compress)
+            prepare_module(accelerator, number, module, optim, compress, **own_settings(module.config, optim))
             for number, module in enumerate(encoder.stack)
         ]
 

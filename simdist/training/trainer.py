@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor
@@ -218,7 +219,7 @@ class Trainer:
     def _validate(self) -> None:
         """Record the metrics of the test split."""
         last = self.step - 1
-        step = Step(self.step, self.schedule.lr(last), self.schedule.beta(last))
+        step = replace(Step.at(last, self.schedule), number=self.step)
         outcomes: list[list[dict[str, Tensor]]] = []
         self._agree()
         with closing(self.task.validation(self.schedule.stage(last), step)) as batches:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,10 @@ from torch import Tensor
 from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import LayerConfig, LossConfig, ModelConfig, ModuleConfig
 from simdist.core.errors import InputError
+from simdist.models.costs import module_costs
+from simdist.models.decoder import Decoder
 from simdist.models.encoder import GreedyEncoder
-from simdist.models.module import ConvLayer, ModuleLoss
+from simdist.models.module import ConvLayer, ModuleLoss, frame_by_frame
 
 FRAMES = {  # of REFERENCE: arXiv 2408.12936, 1905.11786, 1807.03748 and the thesis
     "sim_librispeech": [1023, 257, 128, 128],
@@ -221,3 +225,58 @@ def test_encode_takes_any_float_and_nothing_else() -> None:
         encoder.encode(audio.short())
     with pytest.raises(InputError, match="audio is ndarray"):
         encoder.encode(audio.numpy())  # pyright: ignore[reportArgumentType]
+
+
+def test_without_bptt_each_state_is_a_constant_for_the_next_frame() -> None:
+    """Against a loop over frames that detaches the state, as Löwe's code does."""
+    torch.manual_seed(0)
+    gru, cell = torch.nn.GRU(5, 4, batch_first=True).double(), torch.nn.GRUCell(5, 4).double()
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in gru.state_dict().items()})
+    ours, theirs = (torch.randn(3, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) for _ in "ab")
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    state, states = torch.zeros(3, 4, dtype=torch.float64), []
+    for frame in theirs.unbind(1):
+        state = cell(frame, state.detach())
+        states.append(state)
+    expected, found = torch.stack(states, dim=1), frame_by_frame(gru, ours)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, gru(ours)[0])  # the forward pass is the same
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    for name, parameter in cell.named_parameters():
+        torch.testing.assert_close(gru.get_parameter(f"{name}_l0").grad, parameter.grad)
+
+
+def test_bptt_is_a_setting_of_the_model() -> None:
+    config = read_config(CONFIGS / "sim_librispeech.yaml", CONFIGS / "debug.yaml")
+    audio = torch.randn(2, 1, 20_480, generator=torch.Generator().manual_seed(0))
+    nce, grads = [], []
+    for bptt in (True, False):
+        encoder = GreedyEncoder(replace(config.model, bptt=bptt), config.loss)
+        last = forward_all(encoder, audio, FRAMES["sim_librispeech"])[-1]
+        last.loss.backward()
+        nce.append(last.nce)
+        grads.append(encoder.stack[-1].gru.weight_hh_l0.grad)  # pyright: ignore[reportOptionalMemberAccess]
+    torch.testing.assert_close(*nce)
+    assert float((grads[0] - grads[1]).norm() / grads[0].norm()) > 0.01
+
+
+def test_a_module_may_have_a_width_of_its_own() -> None:
+    config = read_config(CONFIGS / "vgim_thesis.yaml")
+    first, second = config.model.modules
+    modules = (first, replace(second, width=48), ModuleConfig(layers=(LayerConfig(3, 1, 1),), width=20), second)
+    model = replace(config.model, modules=(*modules[:3], ModuleConfig(gru=True)))
+    encoder = GreedyEncoder(model, replace(config.loss, prediction_steps=4))
+    audio = torch.randn(2, 1, config.data.crop)
+    outcomes = forward_all(encoder, audio, model.num_frames(config.data.crop))
+    assert [outcome.latent.shape[2] for outcome in outcomes] == [32, 48, 20, 20]
+    assert [encoder.eval().encode(audio, module=m).shape[2] for m in range(4)] == [32, 48, 20, 256]
+    assert [model.channels(m) for m in range(4)] == [32, 48, 20, 20]
+    assert encoder.encode(audio, module=1, layer=0).shape[2] == model.channels(1, 0) == 48
+    config = replace(config, model=model, loss=replace(config.loss, prediction_steps=4))
+    for cost, module in zip(module_costs(config, 2), encoder.stack, strict=True):
+        assert cost.total.parameters == sum(p.numel() for p in module.parameters())
+    decoder = Decoder(model, 1, config.data.crop)
+    assert decoder(outcomes[1].latent).shape == audio.shape

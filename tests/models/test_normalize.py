@@ -65,7 +65,7 @@ def test_training_and_validation_normalize(preset: str) -> None:
         ]
         x, step = audio.transpose(1, 2), Step(0, 1e-3, 0.1, measure=True)
         measured = train_step(trainers, x, frames, step, streams).metrics
-        measured += validation_step(trainers, x, frames, 1, streams, 0.1)
+        measured += validation_step(trainers, x, frames, 1, streams, step)
         return [frozen_latent(trainers, x, 2, streams), *(metrics["nce"] for metrics in measured)]
 
     (normal, raw), (config, _) = encoders(preset), configs(preset)

@@ -491,6 +491,9 @@ def test_real_artificial_speech_has_the_lengths_and_labels_of_the_papers(shared:
     assert sum(map(len, reshuffled)) == sum(map(len, published))
     assert len(reshuffled[1]) == round(0.2 * sum(map(len, reshuffled)))
     assert not set(reshuffled[0].key) & set(reshuffled[1].key)
+    divided = [open_split(tmp_path / "out", f"syllables_reshuffled_{part}").index for part in ("fit", "validation")]
+    assert sorted(key for index in divided for key in index.key) == sorted(reshuffled[0].key)
+    assert len(divided[1]) == round(0.2 * len(reshuffled[0]))
     sessions = np.concatenate([index.labels["session"] for index in reshuffled])
     assert np.bincount(sessions).tolist() == [len(index) for index in published], "each published split is a session"
 

@@ -23,9 +23,10 @@ def module(number: int, nce: float, active: float) -> dict[str, float]:
 
 def test_idle_is_a_guess_without_an_active_dimension() -> None:
     modules = [module(0, GUESS, 0.0), module(1, GUESS, 3.0), module(2, 1.9, 0.0), module(3, GUESS * 1.005, 0.0)]
-    assert collapsed_modules({"modules": modules}, 10) == [0, 3]
-    assert collapsed_modules({"modules": modules}, 5) == []
-    assert collapsed_modules({"modules": [{"module": 0, "loss": 0.01}]}, 10) == []  # a decoder
+    assert collapsed_modules({"modules": modules}, [10] * 4) == [0, 3]
+    assert collapsed_modules({"modules": modules}, [5] * 4) == []
+    assert collapsed_modules({"modules": modules}, [5, 5, 5, 10]) == [3]
+    assert collapsed_modules({"modules": [{"module": 0, "loss": 0.01}]}, [10]) == []  # a decoder
 
 
 @pytest.mark.parametrize(("step", "total", "over"), [(99, 200, False), (100, 200, True), (400, 10_000, False)])

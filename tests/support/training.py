@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from simdist.config.load import CONFIGS
@@ -39,6 +40,12 @@ class StopAt(SignalHandler):
     @signal_number.setter
     def signal_number(self, value: int) -> None:
         assert value == 0
+
+
+def reset_accelerate() -> None:
+    """Accelerate's singletons as a new process has them."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def short_training(speech: Path, folder: Path, *more: str) -> list[str]:
