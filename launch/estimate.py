@@ -90,7 +90,7 @@ class MeasuredTimes:
     def train_hours(self, config: Config, length: Length, machine: Machine) -> float | None:
         """Hours of a training; None if none of its kind was measured, or its length is not known."""
         rate, steps = self.steps_per_s.get((kind_of_training(to_dict(config)), machine)), total_steps(length)
-        return None if rate is None or steps is None else steps / rate / 3600
+        return None if rate is None or steps is None else steps * length.own_share / rate / 3600
 
     def job_hours(self, job: Job, machine: Machine) -> float | None:
         """Hours of a job other than training."""

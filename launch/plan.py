@@ -27,6 +27,7 @@ from simdist.core.files import temporary_path, write_json
 from simdist.runs.folder import DONE
 
 from .naming import command
+from .shared_stages import shared_stages
 from .sweep_file import Kind, Stage, SweepFile
 from .variants import Variant, differing, expand, plain
 
@@ -94,6 +95,13 @@ class Length:
     """Parts that each go through all epochs: greedy modules of a stagewise run, else one."""
     full_batches: bool = False
     """Whether an epoch leaves out the clips that do not fill a batch."""
+    taken_over: int = 0
+    """Stages that another run trains for this one."""
+
+    @property
+    def own_share(self) -> float:
+        """Share of the steps that the run itself trains."""
+        return 1 - self.taken_over / self.stages
 
 
 @dataclass(frozen=True)
@@ -165,27 +173,41 @@ def build(sweep: SweepFile, runs: Path = RUNS, sweeps: Path = SWEEPS) -> tuple[P
             raise InputError(f"two jobs have the name {job.name}. List each label, module, loss and analysis once")
         jobs[job.name] = job
     varied = differing(list(variants.values()))
-    planned = {run: _planned_run(runs / run, variant, varied) for run, variant in variants.items()}
-    return Plan(sweep.name, folder, planned, jobs, varied), {run: variant.config for run, variant in variants.items()}
+    shared, sources = shared_stages({run: variant.config for run, variant in variants.items()})
+    configs = {**shared, **{run: variant.config for run, variant in variants.items()}}
+    planned = {}
+    for run, config in configs.items():
+        values = variants[run].varied if run in variants else {}
+        taken = len(configs[sources[run]].model.modules) if run in sources else 0
+        planned[run] = PlannedRun(
+            runs / run, {key: plain(values.get(key)) for key in varied}, _length(config, taken_over=taken)
+        )
+    return Plan(sweep.name, folder, planned, jobs, varied), configs
 
 
-def _planned_run(folder: Path, variant: Variant, varied: list[str]) -> PlannedRun:
-    data, train = variant.config.data, variant.config.train
+def _length(config: Config, taken_over: int) -> Length:
+    data, train = config.data, config.train
     split, full = Path(data.root) / data.train_split, data.epoch == "full_batches"
-    length = Length(split, train.epochs, data.batch_size, train.max_steps, variant.config.stages, full)
-    return PlannedRun(folder, {key: plain(variant.varied.get(key)) for key in varied}, length)
+    return Length(split, train.epochs, data.batch_size, train.max_steps, config.stages, full, taken_over)
 
 
 def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Path) -> Iterator[Job]:
     stages = list(sweep.stages.values())
     pack = next((stage for stage in stages if stage.kind == "pack"), None)
-    packing = {run: _pack(pack, variant) for run, variant in variants.items()} if pack else {}
+    packing = {run: _pack(pack, variant.config) for run, variant in variants.items()} if pack else {}
     packed = {job.name: job for job in packing.values()}
     yield from packed.values()
     names = list(packed)
+    shared, sources = shared_stages({run: variant.config for run, variant in variants.items()})
+    trained: dict[str, Job] = {}
+    for run, config in shared.items():
+        parents = (_pack(pack, config).name,) if pack else ()
+        trained[run] = _train(sweep, run, runs, folder, parents, trained.get(sources.get(run, "")))
+        yield trained[run]
+        names.append(trained[run].name)
     for run, variant in variants.items():
         parents = (packing[run].name,) if pack else ()
-        train = _train(sweep, run, runs / run, config_file(folder, run), parents)
+        train = _train(sweep, run, runs, folder, parents, trained.get(sources.get(run, "")))
         yield train
         names.append(train.name)
         of_stage: dict[str, list[str]] = {}
@@ -201,8 +223,8 @@ def _jobs(sweep: SweepFile, variants: dict[str, Variant], runs: Path, folder: Pa
         yield _report(report, folder, [runs / run for run in variants], names)
 
 
-def _pack(stage: Stage, variant: Variant) -> Job:
-    data = variant.config.data
+def _pack(stage: Stage, config: Config) -> Job:
+    data = config.data
     root = Path(data.root)
     splits = dict.fromkeys([data.train_split, data.test_split, *stage.splits])
     command = ("pack", stage.corpus, stage.source, data.root, *_words(stage))
@@ -211,9 +233,15 @@ def _pack(stage: Stage, variant: Variant) -> Job:
     return Job(name, stage.name, "pack", command, root, done, resources=stage.resources)
 
 
-def _train(sweep: SweepFile, run: str, folder: Path, config: Path, parents: tuple[str, ...]) -> Job:
+def _train(
+    sweep: SweepFile, run: str, runs: Path, sweep_folder: Path, parents: tuple[str, ...], source: Job | None
+) -> Job:
+    """The training of a run; `source` trains its first stages."""
     stage = next(stage for stage in sweep.stages.values() if stage.kind == "train")
-    command = ("train", "--config", str(config), "--run-dir", str(folder), *_words(stage))
+    folder, words = runs / run, _words(stage)
+    if source is not None:
+        parents, words = (*parents, source.name), (*words, "--stages-from", str(source.folder))
+    command = ("train", "--config", str(config_file(sweep_folder, run)), "--run-dir", str(folder), *words)
     return Job(
         f"{stage.name}/{run}", stage.name, "train", command, folder, (folder / DONE,), parents, stage.resources, run
     )
@@ -298,6 +326,7 @@ def write_plan(plan: Plan, configs: Mapping[str, Config]) -> None:
     for run, config in configs.items():
         text = yaml.dump(to_dict(config), Dumper=DUMPER, sort_keys=False)
         file = config_file(plan.folder, run)
+        file.parent.mkdir(exist_ok=True)
         if not file.exists() or file.read_text() != text:  # not synced: made again by the next command if it is lost
             temporary = temporary_path(file)
             temporary.write_text(text)

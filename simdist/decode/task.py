@@ -103,6 +103,10 @@ class DecoderTask:
     def learning(self, stage: int) -> Sequence[NumberedModule[Decoder]]:
         return self.modules
 
+    def beginning(self) -> None:
+        """A decoder starts from its initial weights."""
+        return
+
     def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:
         self.model.train()
         return self._data.loader.batches(first, last)

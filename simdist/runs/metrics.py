@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,14 @@ class MetricsLog:
         """Print a line on the terminal."""
         self._console.print(text, markup=False)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, inherited: Sequence[Mapping[str, Any]] = ()) -> None:
         """Remove records after `step`, whose steps are trained again.
 
         Lines that are no records are named and removed too; a copy of the file keeps them.
+
+        Args:
+            step: the last one that counts.
+            inherited: records of the steps up to there, where another run has taken them.
         """
         if not self._is_main:
             return
@@ -72,7 +76,7 @@ class MetricsLog:
                     damaged = True
         if damaged:
             self.log(f"warning: {path} is written again without these lines; {_keep_copy(path)} has them")
-        write_text(path, "".join(kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in inherited) or "".join(kept))
 
     def records(self, kind: str) -> list[MetricsRecord]:
         """All records of one kind."""

@@ -50,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="Print where a step's time goes and write RUN/profile/trace.json."
     )
+    parser.add_argument(
+        "--stages-from",
+        type=Path | None,
+        default=None,
+        help="Finished stagewise run that has the lower modules of this one, with the same settings and seed: take its "
+        "stages over instead of training them again. The result is the same. Sweeps do this by themselves.",
+    )
     from simdist.training.world import enter
 
     # torch asks Linux for huge pages then: on a CPU, a fifth of a small model's step goes to page faults without them
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         enter(os.environ)  # srun alone becomes a world of processes; contradictory variables end here
         if config.data.root == read_yaml(DEMO)["data"]["root"]:  # a corpus of somebody's own is never made up
             _make_demo_data(Path(config.data.root))
-        return train(config, parsed.run, parsed.force, stop, parsed.profile)
+        return train(config, parsed.run, parsed.force, stop, parsed.profile, parsed.stages_from)
 
 
 def train(
@@ -69,6 +76,7 @@ def train(
     force: bool = False,
     stop: SignalHandler | None = None,
     profile: bool = False,
+    stages_from: Path | None = None,
 ) -> int:
     """Train `config` in `folder`, from its newest checkpoint if it has one; returns the exit code."""
     from simdist.runs.folder import default_folder, open_run, saved_precision, with_precision
@@ -83,7 +91,7 @@ def train(
     config = with_trunk_name(with_precision(config, precision), folder)
     run = open_run(folder or default_folder(config), config, force)
     process = build_process(run, stop or SignalHandler(), wanted)
-    trainer = Trainer(run, EncoderTask(run, process), process)
+    trainer = Trainer(run, EncoderTask(run, process, stages_from), process)
     log = trainer.metrics.log
     if run.is_finished and not force:
         limit = "--train.max_steps" if trainer.schedule.is_cut_short else "--train.epochs"

@@ -21,7 +21,7 @@ from simdist.core.random_streams import stream_seed
 from simdist.data.loader import Batch, BatchLoader, open_clips
 from simdist.models.encoder import GreedyEncoder, check_fit
 from simdist.runs.folder import Run
-from simdist.train.trunk import Trunk, read_trunk
+from simdist.train.trunk import read_stages, read_trunk, shared_source
 from simdist.training.agreement import together
 from simdist.training.data import TrainingData
 from simdist.training.distributed import Process
@@ -29,6 +29,7 @@ from simdist.training.engines import build_engine
 from simdist.training.latents import LatentCache, identity_of, sampled
 from simdist.training.random_streams import RandomStreams
 from simdist.training.step import NumberedModule, Step, StepOutcome, frozen_latent, validation_step
+from simdist.training.task import Beginning
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,20 @@ class EncoderTask:
     Args:
         run: the run folder, with the resolved config.
         process: this process in its world.
+        stages_from: a run that has trained the lower modules; see `read_stages`.
 
     Raises:
         InputError: the data does not fit the config.
     """
 
-    def __init__(self, run: Run, process: Process) -> None:
+    def __init__(self, run: Run, process: Process, stages_from: Path | None = None) -> None:
         config = run.config
         self._run, self._config, self._process = run, config, process
         self._accelerator = process.accelerator
         self._data = TrainingData(config, process, validate=config.train.validate_every > 0)
         self._source = InputSource(self._data.loader, 0)
-        self.model = GreedyEncoder.from_config(config)
-        self._trunk = self._take_over_trunk()
-        self.model.to(self._accelerator.device)
+        self.model = GreedyEncoder.from_config(config).to(self._accelerator.device)
+        self._stages_from = stages_from
         self._frames = config.model.num_frames(config.data.crop)
         rank, device = self._accelerator.process_index, self._accelerator.device
         self._streams = RandomStreams(config.seed, rank, device, self._data.groups)
@@ -91,10 +92,8 @@ class EncoderTask:
     def describe(self) -> list[str]:
         parameters = sum(p.numel() for p in self.model.parameters())
         engine = f", {self._engine.name}" if self._engine.name else ""
-        frozen = ""
-        if count := self._config.train.trunk_modules:
-            step = "" if self._trunk is None else f"step {self._trunk.step:,} of "
-            frozen = f" ({count} frozen, from {step}{self._config.train.trunk})"
+        count, trunk = self._config.train.trunk_modules, self._config.train.trunk
+        frozen = f" ({count} of {trunk}, frozen)" if trunk is not None else ""
         return [
             f"world size {self._data.world_size} on {self._accelerator.device.type}{engine}, "
             f"precision {self._config.train.precision}",
@@ -105,6 +104,13 @@ class EncoderTask:
     def learning(self, stage: int) -> Sequence[NumberedModule]:
         first = len(self._frozen(stage))
         return self.modules[first : first + 1] if self._is_stagewise else self.modules[first:]
+
+    def beginning(self) -> Beginning | None:
+        if self._config.train.trunk is not None:
+            return read_trunk(self._config, self, self._process)
+        if self._stages_from is not None:
+            return read_stages(self._config, self._stages_from, self, self._process)
+        return None
 
     def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:
         self._source = self._open_source(stage, log)
@@ -151,14 +157,6 @@ class EncoderTask:
         """The trained modules below those that learn."""
         return self.modules[: self._config.train.trunk_modules + (stage if self._is_stagewise else 0)]
 
-    def _take_over_trunk(self) -> Trunk | None:
-        """Load the trunk's modules, unless the run has its own copy of them in a checkpoint."""
-        if self._config.train.trunk is None or self._process.cpu_group.gather(self._run.has_begun)[0]:
-            return None
-        trunk = read_trunk(self._config, self._process)
-        self.model.load_state_dict(self.model.state_dict() | trunk.weights)
-        return trunk
-
     def _set_modes(self, stage: int) -> None:
         """Put modules that learn in train mode; frozen ones normalize by their running statistics."""
         self.model.eval()
@@ -185,11 +183,11 @@ class EncoderTask:
         return InputSource(loader, len(frozen), cache.skipped)
 
     def _shared_latents(self, frozen: Sequence[NumberedModule], name: str) -> Path | None:
-        """Where the latents of a trunk are for all runs that have it, in its folder; None for others."""
-        folder, trunk = None, self._config.train.trunk
-        if trunk is not None and len(frozen) == self._config.train.trunk_modules and os.access(trunk, os.W_OK):
+        """Where the latents of modules of another run are, in its folder, for all runs that have them from it."""
+        folder, source = None, shared_source(self._config, self._stages_from, len(frozen))
+        if source is not None and os.access(source, os.W_OK):
             words = (identity_of(frozen, self._data.clips), self._config.seed, self._config.data.crop)
-            folder = Path(trunk) / "latents" / f"{name}-{stream_seed(*words):016x}"
+            folder = source / "latents" / f"{name}-{stream_seed(*words):016x}"
         return self._process.cpu_group.gather(folder)[0]
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,15 @@ from simdist.data.loader import Batch
 from simdist.training.checkpoint import Checkpoint
 from simdist.training.recovery import RecoveryState
 from simdist.training.step import NumberedModule, Step, StepOutcome
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run starts from that has no checkpoint of its own: another run's work."""
+
+    checkpoint: Checkpoint
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Records of metrics of the steps before, which the run's own continue."""
 
 
 class TrainingTask(Protocol):
@@ -59,6 +68,14 @@ class TrainingTask(Protocol):
 
     def learning(self, stage: int) -> Sequence[NumberedModule[Any]]:
         """The modules that learn in a stage, in the order of metrics and of `StepOutcome.nonfinite`."""
+        ...
+
+    def beginning(self) -> Beginning | None:
+        """What a run without a checkpoint starts from; None for its initial weights. Called on all ranks.
+
+        Raises:
+            InputError: on all ranks; what another run should provide does not fit.
+        """
         ...
 
     def batches(self, stage: int, first: int, last: int, log: Callable[[str], None]) -> Iterator[Batch]:

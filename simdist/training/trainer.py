@@ -55,6 +55,7 @@ class Trainer:
         """Measures the first steps, if set."""
         self.step = 0
         self._consumed = 0
+        self._inherited: list[dict[str, Any]] = []
         self._ranks = Agreement(process, config.data.max_bad_samples, self._record_corrupt_sample)
         retention = Retention(config.train.keep_last, config.train.keep_every)
         self._checkpointer = AsyncCheckpointer(run.checkpoints, retention, self._check_lease)
@@ -71,7 +72,7 @@ class Trainer:
             InputError: on all ranks, if any rank cannot continue; everything up to the last step is saved.
         """
         if self._is_main:
-            self.metrics.rewind(self.step)
+            self.metrics.rewind(self.step, self._inherited)
         with self.metrics.reporting(self.step), self._saving_at_the_end():
             self._validate_if_interrupted()
             while self.step < self.schedule.total_steps:
@@ -92,11 +93,14 @@ class Trainer:
                         self._save()
 
     def resume(self) -> int:
-        """Load the newest complete checkpoint, if there is one. Returns the step."""
+        """Load the newest complete checkpoint, or what the task begins with, if there is either. Returns the step."""
         checkpoint = shared_checkpoints.newest(self.run, self._process, self.metrics.log)
+        is_own = checkpoint is not None
+        if checkpoint is None and (beginning := self.task.beginning()) is not None:
+            checkpoint, self._inherited = beginning.checkpoint, beginning.records
         if checkpoint is not None:
             restore(self.task, checkpoint, self.run.folder)
-            if self._is_main:
+            if self._is_main and is_own:
                 self._checkpointer.prune(checkpoint.step)  # a process was killed before it came to that
             self.step, self._consumed = checkpoint.step, checkpoint.consumed
             self._ranks.corrupt = set(checkpoint.bad_samples)

@@ -57,9 +57,9 @@ def short_training(speech: Path, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def build_trainer(run: Run, stop: SignalHandler | None = None) -> Trainer:
+def build_trainer(run: Run, stop: SignalHandler | None = None, stages_from: Path | None = None) -> Trainer:
     process = build_process(run, stop or SignalHandler())
-    return Trainer(run, EncoderTask(run, process), process)
+    return Trainer(run, EncoderTask(run, process, stages_from), process)
 
 
 def break_at(trainer: Trainer, step: int) -> None:
@@ -77,11 +77,16 @@ def break_at(trainer: Trainer, step: int) -> None:
 
 
 def train(
-    config: Config, folder: Path, stop_at: int | None = None, question: int = 1, broken_at: int | None = None
+    config: Config,
+    folder: Path,
+    stop_at: int | None = None,
+    question: int = 1,
+    broken_at: int | None = None,
+    stages_from: Path | None = None,
 ) -> tuple[Trainer, int]:
     run = open_run(folder, config)
     stop = SignalHandler() if stop_at is None else StopAt(stop_at, run, question)
-    trainer = build_trainer(run, stop)
+    trainer = build_trainer(run, stop, stages_from)
     if broken_at is not None:
         break_at(trainer, broken_at)
     if isinstance(stop, StopAt):

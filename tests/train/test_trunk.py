@@ -12,7 +12,7 @@ import torch
 from simdist.config.schema import Config, identity
 from simdist.core.errors import InputError
 from simdist.loading import load_encoder
-from simdist.models.encoder import GreedyEncoder
+from simdist.models.encoder import GreedyEncoder, hash_weights
 from simdist.runs.folder import open_run
 from simdist.train.trunk import with_trunk_name
 from tests.support.training import build_trainer, lines, reset_accelerate, train, weights
@@ -146,7 +146,7 @@ def refusals(short: Config, trunk: Path, tmp_path: Path) -> list[tuple[Config, s
 def test_a_trunk_that_does_not_fit_is_refused(short: Config, trunk: Path, tmp_path: Path, number: int) -> None:
     config, message = refusals(short, trunk, tmp_path)[number]
     with pytest.raises(InputError, match=message):
-        build_trainer(open_run(tmp_path / "run", config))
+        build_trainer(open_run(tmp_path / "run", config)).resume()
     assert not (tmp_path / "run").exists()
 
 
@@ -157,3 +157,81 @@ def test_settings_of_a_trunk_belong_together(short: Config, trunk: Path, tmp_pat
         replace(short, train=replace(short.train, trunk=str(trunk), trunk_modules=4))
     with pytest.raises(InputError, match=r"train.trunk: .*nowhere is not a run folder .it does not exist"):
         on(tmp_path / "nowhere", short)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "cached"])
+def stagewise(short: Config, request: pytest.FixtureRequest) -> Config:
+    loop = replace(short.train, schedule="stagewise", cache_latents=request.param, max_steps=6)
+    return replace(short, train=loop)
+
+
+@pytest.fixture(scope="module")
+def lower(stagewise: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Modules 0 and 1 alone."""
+    reset_accelerate()
+    folder = tmp_path_factory.mktemp("runs") / "lower"
+    trainer, _ = train(with_modules(stagewise, 2), folder)
+    trainer.run.finish(trainer.step)
+    return folder
+
+
+def with_modules(config: Config, count: int) -> Config:
+    return replace(config, model=replace(config.model, modules=config.model.modules[:count]))
+
+
+def with_last(config: Config, lr: float) -> Config:
+    """A branch: its last module learns at another rate."""
+    *others, last = config.model.modules
+    return replace(config, model=replace(config.model, modules=(*others, replace(last, lr=lr))))
+
+
+@pytest.mark.parametrize("lr", [1e-3, 3e-4])
+def test_a_branch_equals_a_run_that_trained_every_stage(
+    stagewise: Config, lower: Path, tmp_path: Path, lr: float
+) -> None:
+    config = with_last(stagewise, lr)
+    alone, _ = train(config, tmp_path / "alone")
+    branch, _ = train(config, tmp_path / "branch", stages_from=lower)
+    assert (branch.step, branch.schedule.total_steps) == (24, 24)
+    assert hash_weights(branch.task.model) == hash_weights(alone.task.model)
+    assert lines(tmp_path / "branch") == lines(tmp_path / "alone")
+    assert branch.task.state()[0]["optimizer"]["state"][0]["step"] == 6  # moments of every module, as its own run's
+    assert train(config, tmp_path / "stopped", stop_at=14, stages_from=lower)[1] == 15
+    resumed, _ = train(config, tmp_path / "stopped")  # without the option: it has a checkpoint of its own
+    assert hash_weights(resumed.task.model) == hash_weights(alone.task.model)
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "alone")
+    if stagewise.train.cache_latents:
+        assert [path.name for path in (tmp_path / "branch" / "latents").iterdir()] == ["module_2"]
+        assert [path.name[:8] for path in (lower / "latents").iterdir() if path.is_dir()].count("module_1") == 1
+
+
+def test_a_branch_stopped_before_its_first_checkpoint_begins_again(
+    stagewise: Config, lower: Path, tmp_path: Path
+) -> None:
+    run = open_run(tmp_path / "run", stagewise)
+    trainer = build_trainer(run, stages_from=lower)
+    assert trainer.resume() == 12
+    run.write()
+    trainer.metrics.rewind(12, trainer._inherited)  # killed here
+    reset_accelerate()
+    train(stagewise, tmp_path / "run", stages_from=lower)
+    train(stagewise, tmp_path / "alone")
+    assert lines(tmp_path / "run") == lines(tmp_path / "alone")
+
+
+def test_stages_that_differ_are_not_taken_over(stagewise: Config, lower: Path, tmp_path: Path) -> None:
+    joint = replace(stagewise, train=replace(stagewise.train, schedule="joint", cache_latents=False))
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(lower, unfinished)
+    (unfinished / "DONE").unlink()
+    cases = [
+        (replace(stagewise, seed=1), lower, r"would come to .seed: 0 -> 1"),
+        (with_last(with_modules(stagewise, 2), 1.0), lower, "has 2 modules and this run 2. Name a run with fewer"),
+        (joint, lower, "train.schedule is joint, which has no stages"),
+        (stagewise, unfinished, "is not finished"),
+        (stagewise, tmp_path / "nowhere", "--stages-from: .*nowhere is not a run folder"),
+    ]
+    for number, (config, source, message) in enumerate(cases):
+        reset_accelerate()
+        with pytest.raises(InputError, match=message):
+            build_trainer(open_run(tmp_path / str(number), config), stages_from=source).resume()
