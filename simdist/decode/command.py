@@ -56,6 +56,7 @@ class DecodeCommand:
         precision = resolve_precision(wanted, saved)
         config = replace(config, train=replace(config.train, precision=precision))
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
+        self._calibration = frozen.calibration
         opened = open_run(folder, config, force, elsewhere=f"remove {folder} to start from scratch")
         self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
         self._process = build_process(self.run, stop, wanted)
@@ -105,6 +106,7 @@ class DecodeCommand:
                 "untrained": config.untrained,
                 "step": config.checkpoint,
                 "weights": config.encoder_weights,
+                **({"calibration": self._calibration.as_dict()} if self._calibration else {}),
             },
             "decoder": {
                 "width": config.width or self._encoder_run.config.model.width,

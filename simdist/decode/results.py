@@ -3,7 +3,8 @@
 `RUN/decoders/NAME/result.json`, format version 1:
 
     name, module, loss, latents     latents: sampled or deterministic
-    encoder      untrained, step, weights (hash)
+    encoder      untrained, step, weights (hash); calibration of an untrained encoder with BatchNorm: split,
+                 fingerprint, clips, batches
     decoder      width, parameters, steps
     data         train, test: split, fingerprint, clips; crop in samples
     quality      decoder, mean_signal: for each figure value (mean over test clips), interval (95 %, bootstrap over

@@ -52,7 +52,7 @@ class DecoderTask:
         self._data = TrainingData(config, process)
         self._passes = self._data.groups.passes(config.train.groups_at_once)
         self._frozen, self._architecture = frozen, model.model
-        frozen.encoder.to(accelerator.device)
+        frozen.prepare(accelerator.device)
         self.model = self._new_decoder().to(accelerator.device)
         self._loss = WaveformLoss(config.loss).to(accelerator.device)
         self._trainer = prepare_module(accelerator, 0, self.model, config.optim, config.train.compress_gradients)

@@ -16,11 +16,9 @@ from simdist.core.errors import InputError
 from simdist.core.files import replacing
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
-from simdist.data.splits import MANIFEST, open_split
 from simdist.models.encoder import GreedyEncoder
 from simdist.probe import plots
 from simdist.probe.cache import CacheEntry, FeatureCache, Features
-from simdist.probe.calibration import calibrated
 from simdist.probe.feature_extractors import (
     FeatureExtractor,
     mfcc_extractor,
@@ -45,6 +43,7 @@ from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds,
 from simdist.probe.training import utterances_per_epoch
 from simdist.probe.work_sharing import share
 from simdist.runs.folder import existing_run
+from simdist.training.calibration import calibrated, split_for
 
 PROBES = "probes"
 LOG_COLUMNS = 160  # width of a table in a log file
@@ -138,15 +137,12 @@ class ProbeCommand:
     def _untrained(self) -> FeatureExtractor:
         """The untrained encoder, with BatchNorm calibrated on the run's training split, or if missing on a probe's."""
         config, extractor = self.run.config, untrained_extractor(self.run.config)
-        folder = Path(self._settings.data_root or config.data.root) / config.data.train_split
-        there = (folder / MANIFEST).is_file()
-        split = open_split(folder.parent, folder.name) if there else self._data[0].pair.train
+        split = split_for(config, self._settings.data_root or config.data.root, lambda: self._data[0].pair.train)
         assert isinstance(extractor.network, GreedyEncoder)
         found = calibrated(extractor.network, config, split, self._device)
         if found is None:
             return extractor
-        identity = hashlib.sha256(f"{extractor.identity} {found}".encode()).hexdigest()  # not of rounded statistics
-        return replace(extractor, identity=identity, calibration=found.as_dict())
+        return replace(extractor, identity=found.identity(extractor.identity), calibration=found.as_dict())
 
     def _tasks(self, extractor: FeatureExtractor) -> list[ProbeTask]:
         modules = [0] if extractor.kind == "mfcc" else self._modules
