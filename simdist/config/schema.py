@@ -194,6 +194,11 @@ class ModelConfig:
         below = [each for config in self.modules[:module] for each in config.layers]
         return (*below, *own[: None if layer is None else layer + 1])
 
+    def layer_channels(self, module: int, layer: int | None = None) -> int:
+        """Channels of what `layers_up_to` the layer output; errors as there."""
+        has_conv = any(each.kind == "conv" for each in self.layers_up_to(module, layer))
+        return self.width if has_conv else 1  # a pooling of raw audio
+
     def num_frames(self, num_samples: int) -> list[int]:
         """Frames of each module's latent for a clip of `num_samples`. Raises ValueError if the clip is too short."""
         frames, counts = num_samples, []
@@ -204,6 +209,11 @@ class ModelConfig:
                     raise ValueError(f"a clip of {num_samples} samples is too short: module {m} outputs no frames")
             counts.append(frames)
         return counts
+
+
+def place_name(module: int, layer: int | None = None) -> str:
+    """`module 0`, or of a layer inside it `module 0, layer 3`."""
+    return f"module {module}" + ("" if layer is None else f", layer {layer}")
 
 
 @dataclass(frozen=True)

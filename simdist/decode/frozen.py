@@ -32,6 +32,8 @@ class FrozenEncoder:
     """What the BatchNorm statistics of an untrained encoder are from, once it is prepared."""
     calibrate: Callable[[torch.device], object] | None = None
     """Sets these statistics."""
+    layer: int | None = None
+    """Inside the module, whose output is decoded; None is the module's latent."""
 
     def prepare(self, device: torch.device) -> None:
         """Move the encoder to a device; an untrained one gets its BatchNorm statistics there."""
@@ -41,11 +43,11 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def latent(self, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, T, 1) audio -> (B, L, C) latent of the decoded module; before its GRU if it has one."""
+        """(B, T, 1) audio -> (B, L, C) latent of the decoded module, before its GRU if it has one, or of the layer."""
         x = audio
-        for module in self.encoder.stack[: self.module + 1]:
+        for module in self.encoder.stack[: self.module + (self.layer is None)]:
             x = (module.sample(x, generator) if self.is_sampled else module.encode(x)).latent
-        return x
+        return x if self.layer is None else self.encoder.stack[self.module].features(x, depth=self.layer + 1)
 
 
 def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[FrozenEncoder, DecodingConfig]:
@@ -78,5 +80,5 @@ def open_encoder(run: Path, config: Config, wanted: DecodingConfig) -> tuple[Fro
             f"Remove {run / DECODERS / wanted.folder_name} to train it from scratch on these"
         )
     encoder.eval().requires_grad_(False)
-    frozen = FrozenEncoder(encoder, wanted.module, wanted.latents == "sampled", calibration, calibrate)
+    frozen = FrozenEncoder(encoder, wanted.module, wanted.latents == "sampled", calibration, calibrate, wanted.layer)
     return frozen, replace(wanted, checkpoint=step, encoder_weights=weights)

@@ -70,8 +70,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.module, self._mirrored = module, mirrored(model, module, layer)
-        is_conv = any(each.kind == "conv" for each in model.layers_up_to(module, layer))
-        self.in_channels = model.width if is_conv else 1
+        self.in_channels = model.layer_channels(module, layer)
         lengths = self.lengths(crop)
         self.output_paddings = [
             longer - _unrounded(layer, shorter)
