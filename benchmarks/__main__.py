@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     threads, (load, _, _) = os.environ.get("OMP_NUM_THREADS", "all"), os.getloadavg()
     title = f"{os.cpu_count()} cores, OMP_NUM_THREADS={threads}, load average {load:.1f} at the start"
-    show(title, everything(arguments.artificial, arguments.extractor, arguments.rounds))
+    show(title, everything(arguments.artificial, arguments.source, arguments.rounds))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from rich.table import Table
 
 from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
-from simdist.probe.command import Command
+from simdist.probe.command import ProbeCommand
 from simdist.probe.examples import LiveExamples
-from simdist.probe.probe_task import Job
+from simdist.probe.probe_task import ProbeTask
 from simdist.probe.settings import ProbeSettings
 from simdist.probe.training import num_steps
 from simdist.runs.checkpoints import latest_checkpoint
@@ -43,8 +43,8 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=12, help="Steps of each probe that are timed from audio.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        jobs, seconds, wall = cached(copy_of(options.run, Path(folder) / "run"), options.data_root)
-        rows = [(job, *from_audio(job, options.sample)) for job in jobs]
+        tasks, seconds, wall = cached(copy_of(options.run, Path(folder) / "run"), options.data_root)
+        rows = [(task, *from_audio(task, options.sample)) for task in tasks]
     return report(rows, seconds, wall)
 
 
@@ -58,19 +58,19 @@ def copy_of(run: Path, folder: Path) -> Path:
     return folder
 
 
-def cached(run: Path, data_root: Path | None) -> tuple[list[Job], float, float]:
+def cached(run: Path, data_root: Path | None) -> tuple[list[ProbeTask], float, float]:
     """Do every probe; returns them, the processor's seconds and the clock's."""
     settings = ProbeSettings(run=run, all=True, unseen="drop", data_root=data_root)
-    command = Command(settings, build_accelerator("no"), SignalHandler())
+    command = ProbeCommand(settings, build_accelerator("no"), SignalHandler())
     begin, clock = time.process_time(), time.perf_counter()
-    jobs = command.work()
-    return jobs, time.process_time() - begin, time.perf_counter() - clock
+    tasks = command.work()
+    return tasks, time.process_time() - begin, time.perf_counter() - clock
 
 
-def from_audio(job: Job, sample: int) -> tuple[float, int]:
+def from_audio(task: ProbeTask, sample: int) -> tuple[float, int]:
     """Seconds a step takes when its batch is encoded from audio, and how many steps upstream takes."""
-    data, settings, device = job.data, job.settings, torch.device("cpu")
-    examples = LiveExamples(job.extractor, job.module, data.view, data.pair.train, data.train, device)
+    data, settings, device = task.data, task.settings, torch.device("cpu")
+    examples = LiveExamples(task.extractor, task.module, data.spec, data.pair.train, data.train, device)
     probe = Probe(examples.dimensions, len(data.train.names))
     optimizer = torch.optim.Adam(probe.parameters(), lr=settings.lr or 1e-3)
     order, size = examples.order(0, 0), settings.batch_size or 1
@@ -84,13 +84,13 @@ def from_audio(job: Job, sample: int) -> tuple[float, int]:
     return (time.process_time() - begin) / len(steps), num_steps(examples, settings)
 
 
-def report(rows: list[tuple[Job, float, int]], seconds: float, wall: float) -> int:
+def report(rows: list[tuple[ProbeTask, float, int]], seconds: float, wall: float) -> int:
     """Print what was measured; returns the exit code."""
     table = Table(title="probes from audio, as upstream trains them (processor seconds)")
     for column in ("label", "module", "s a step", "steps", "s in all"):
         table.add_column(column, justify="right")
-    for job, step, steps in rows:
-        table.add_row(job.data.label, str(job.module), f"{step:.3f}", f"{steps:,}", f"{step * steps:,.0f}")
+    for task, step, steps in rows:
+        table.add_row(task.data.label, str(task.module), f"{step:.3f}", f"{steps:,}", f"{step * steps:,.0f}")
     total = sum(step * steps for _, step, steps in rows)
     console = Console(width=100)
     console.print(table)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from simdist.config.decoder import DECODERS, DEFAULT_LOSS, LOSS_NAMES, DecodingConfig, decoder_command, folder_name
 from simdist.config.load import CONFIGS, read_config, read_tree
-from simdist.config.schema import Config
+from simdist.config.schema import Config, place_name
 from simdist.core.errors import InputError
 from simdist.models.decoder import Decoder, mirrored
 from simdist.models.encoder import GreedyEncoder, check_fit
@@ -64,7 +64,9 @@ def _encoder_of(checkpoint: Path, config: Config) -> GreedyEncoder:
     return encoder.eval()
 
 
-def load_decoder(run: str | Path, module: int, loss: str | None = None, untrained: bool = False) -> Decoder:
+def load_decoder(
+    run: str | Path, module: int, loss: str | None = None, untrained: bool = False, layer: int | None = None
+) -> Decoder:
     """Load a decoder that `simdist.decode` trained, ready to `decode(latent)`.
 
     Args:
@@ -72,46 +74,45 @@ def load_decoder(run: str | Path, module: int, loss: str | None = None, untraine
         module: the greedy module whose latent it decodes.
         loss: what it was trained with; None takes the only one there is, or `mse` of several.
         untrained: the one of the untrained encoder, the baseline.
+        layer: the layer inside the module whose output it decodes; None is the module's latent.
 
     Returns:
         The decoder in eval mode, on the CPU, in float32: (B, L, C) -> (B, 1, T) at 16 kHz.
 
     Raises:
-        InputError: no such run, module, loss or decoder; the last with the command that makes it.
+        InputError: no such run, module, layer, loss or decoder; the last with the command that makes it.
     """
     run = Path(run)
     config = existing_run(run).config
     if loss is not None and loss not in LOSS_NAMES:
         raise InputError(f"there is no decoder loss {loss!r}; the losses are {', '.join(LOSS_NAMES)}")
-    mirrored(config.model, module)
-    folder = find_decoder(run, module, loss, untrained)
+    mirrored(config.model, module, layer)
+    folder = find_decoder(run, module, loss, untrained, layer)
     settings = read_tree(DecodingConfig, folder / CONFIG)
-    decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed)
+    decoder = Decoder(config.model, module, settings.data.crop, settings.width, settings.seed, layer)
     load_chosen(folder, None, lambda found: load_weights(decoder, load_checkpoint(found).model, str(found)))
     return decoder.eval()
 
 
-def find_decoder(run: Path, module: int, loss: str | None, untrained: bool) -> Path:
+def find_decoder(run: Path, module: int, loss: str | None, untrained: bool, layer: int | None = None) -> Path:
     """The folder of the decoder that `load_decoder` means, whose arguments and errors these are."""
-    there = decoder_losses(run, module, untrained)
+    there, where = decoder_losses(run, module, untrained, layer), place_name(module, layer)
     if loss is None and there:
         loss = DEFAULT_LOSS if DEFAULT_LOSS in there else there[0]
         if len(there) > 1 and loss != DEFAULT_LOSS:
-            raise InputError(
-                f"run {run} has several decoders of module {module}; name the loss of one: {', '.join(there)}"
-            )
+            raise InputError(f"run {run} has several decoders of {where}; name the loss of one: {', '.join(there)}")
     if loss not in there:
         others = f" (it has one with {', '.join(there)})" if there else ""
-        which = f"of module {module}" + (f" with loss {loss}" if loss else "")
+        which = f"of {where}" + (f" with loss {loss}" if loss else "")
         which += " on the untrained encoder" * untrained
-        command = decoder_command(run, module, loss or DEFAULT_LOSS, untrained)
+        command = decoder_command(run, module, loss or DEFAULT_LOSS, untrained, layer)
         raise InputError(f"run {run} has no decoder {which}{others}; make it with `{command}`")
-    return run / DECODERS / folder_name(module, loss, untrained)
+    return run / DECODERS / folder_name(module, loss, untrained, layer)
 
 
-def decoder_losses(run: Path, module: int, untrained: bool = False) -> list[str]:
-    """Losses that a module has a decoder of."""
-    names = {name: run / DECODERS / folder_name(module, name, untrained) for name in LOSS_NAMES}
+def decoder_losses(run: Path, module: int, untrained: bool = False, layer: int | None = None) -> list[str]:
+    """Losses that a module, or a layer inside it, has a decoder of."""
+    names = {name: run / DECODERS / folder_name(module, name, untrained, layer) for name in LOSS_NAMES}
     return [name for name, folder in names.items() if (folder / CONFIG).is_file()]
 
 

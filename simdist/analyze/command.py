@@ -29,12 +29,13 @@ from simdist.analyze.result_writer import (
     ResultWriter,
     read_result,
 )
-from simdist.analyze.settings import AnalysisSettings
+from simdist.analyze.settings import AnalysisSettings, layer_of
+from simdist.config.schema import place_name
 from simdist.core.errors import InputError, counted
 from simdist.core.files import write_json
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
-from simdist.probe.settings import modules_in
+from simdist.probe.settings import places_in
 from simdist.runs.folder import Run
 from simdist.training.hardware import warn_of_cpu
 
@@ -62,7 +63,7 @@ class AnalyzeCommand:
         if not self._warned:  # once for several analyses
             warn_of_cpu(encoder.device.type, self._log, encoder.run.event, chosen=settings.device == "cpu")
             self._warned = True
-        return [self._one(which, encoder, m, settings, found) for m, found in self._plan(which, encoder, settings)]
+        return [self._one(which, encoder, *planned) for planned in self._plan(which, encoder, settings)]
 
     def _log(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -71,16 +72,19 @@ class AnalyzeCommand:
         """Raise the InputError that `work` would raise before it begins."""
         self._plan(which, open_encoder(settings), settings)
 
-    def _plan(self, which: str, encoder: EncoderUnderTest, settings: AnalysisSettings) -> list[tuple[int, Analysis]]:
-        """The modules to analyze; for `all`, those to which the analysis applies."""
+    def _plan(
+        self, which: str, encoder: EncoderUnderTest, settings: AnalysisSettings
+    ) -> list[tuple[int, AnalysisSettings, Analysis]]:
+        """What to analyze, module by module or layer by layer; for `all`, that to which the analysis applies."""
         module_name, _, class_name = ANALYSES[which].implementation.partition(":")
         kind = getattr(importlib.import_module(module_name), class_name)
-        wanted, planned, reasons = modules_in(settings.module, len(encoder.network.stack)), [], []
-        for module in wanted:
+        layers, planned, reasons = getattr(settings, "layer", None), [], []
+        for module, layer in places_in(settings.module, layers, encoder.run.config.model):
+            one = settings if layer is None else dataclasses.replace(settings, layer=str(layer))
             try:
-                planned.append((module, kind(encoder, module, settings)))
+                planned.append((module, one, kind(encoder, module, one)))
             except ModuleError as error:
-                if settings.module.strip() != "all":
+                if "all" not in (settings.module.strip(), (layers or "").strip()):
                     raise
                 reasons.append(error)
         if not planned:
@@ -94,7 +98,8 @@ class AnalyzeCommand:
     ) -> Path:
         identity = _identity(which, encoder, module, settings, found)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        folder = analysis_folder(encoder) / f"{which}-module{module}-step{encoder.step}-{digest}"
+        inside = f"-layer{identity['layer']}" if "layer" in identity else ""
+        folder = analysis_folder(encoder) / f"{which}-module{module}{inside}-step{encoder.step}-{digest}"
         if (folder / RESULT).exists() and not settings.force:
             self._tell(folder, "already done")
             return folder
@@ -126,7 +131,7 @@ class AnalyzeCommand:
 
     def _tell(self, folder: Path, state: str) -> None:
         result = read_result(folder)
-        self.console.print(f"module {result['module']} ({state}):")
+        self.console.print(f"{place_name(result['module'], result.get('layer'))} ({state}):")
         for line in result["summary"]:
             self.console.print(f"  {escape(line)}")
         self.console.print(f"  {counted(len(result['files']), 'file')} in {escape(str(folder))}")
@@ -158,9 +163,11 @@ def _identity(
         for item in dataclasses.fields(settings)
         if item.metadata.get("identity", True)
     }
+    layer = layer_of(settings)
     return {
         "analysis": which,
         "module": module,
+        **({} if layer is None else {"layer": layer}),
         "step": encoder.step,
         "weights": encoder.extractor.identity,
         "settings": chosen,

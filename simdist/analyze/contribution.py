@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from simdist.analyze import style
-from simdist.analyze.encoder_under_test import EncoderUnderTest, encode
+from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.fast_decoding import FastDecoder
 from simdist.analyze.latent_audio import DecodedAnalysis
 from simdist.analyze.registry import ContributionSettings
@@ -122,7 +122,7 @@ class Contribution(DecodedAnalysis):
         """See `Analysis`."""
         settings, dtype = self._settings, DTYPES[self._settings.precision]
         device = self.encoder.device
-        latents = encode(self.encoder, self.module, self.clips, writer.stop.check).mu.to(device)
+        latents = self.latents(writer.stop.check).to(device)
         decoder = FastDecoder(self.decoder, self.frames, dtype, self.clips.samples)
         scorer = Scorer.of(decoder, latents, self._sizes, settings.batch, dtype)
         noise = self._noise(scorer, latents)

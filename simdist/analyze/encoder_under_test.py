@@ -157,6 +157,24 @@ def encode(
     return Encoding(log_var=log_var, **joined)
 
 
+def latents_of(
+    encoder: EncoderUnderTest,
+    module: int,
+    layer: int | None,
+    clips: ClipSample,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """(N, L, C) on the CPU: the mean latent of a module, or what a layer inside it outputs."""
+    if layer is None:
+        return encode(encoder, module, clips, check).mu
+    parts = []
+    for begin in range(0, len(clips), BATCH):
+        check()
+        audio = clips.audio(slice(begin, begin + BATCH), encoder.device)
+        parts.append(encoder.network.encode(audio, module, layer=layer).float().cpu())
+    return torch.cat(parts)
+
+
 def frames_of(latents: Tensor, wanted: int, seed: int) -> npt.NDArray[np.float64]:
     """(N, L, C) -> (wanted, C) frames drawn at random, or all if there are fewer, in float64."""
     flat = latents.flatten(0, 1)  # (N, L, C) -> (N * L, C)

@@ -8,6 +8,8 @@ the prior does, so its audio says nothing about how frames follow each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,13 +18,13 @@ from torch import Tensor
 
 from simdist.analyze import style
 from simdist.analyze.distributions import why_not
-from simdist.analyze.encoder_under_test import EncoderUnderTest, choose_clips, encode
+from simdist.analyze.encoder_under_test import EncoderUnderTest, choose_clips, latents_of
 from simdist.analyze.registry import InterpolationSettings, SamplesSettings, TraversalSettings
 from simdist.analyze.result_writer import AnalysisResult, ModuleError, ResultWriter
-from simdist.analyze.settings import DecodedSettings, numbers
+from simdist.analyze.settings import DecodedSettings, layer_of, numbers
 from simdist.config.decoder import DecodingConfig, decoder_command
 from simdist.config.load import read_tree
-from simdist.config.schema import SAMPLE_RATE
+from simdist.config.schema import SAMPLE_RATE, place_name
 from simdist.core.errors import InputError
 from simdist.core.random_streams import stream_seed
 from simdist.loading import find_decoder, load_decoder
@@ -38,8 +40,8 @@ BATCH = 32  # latents decoded together
 BINS = 257  # of a drawn spectrum: neighboring frequencies are averaged, because single ones of a long clip are noise
 
 
-def open_decoder(encoder: EncoderUnderTest, module: int, loss: str | None) -> Decoder:
-    """The trained decoder of a module, on the subject's device.
+def open_decoder(encoder: EncoderUnderTest, module: int, loss: str | None, layer: int | None = None) -> Decoder:
+    """The trained decoder of a module, or of a layer inside it, on the subject's device.
 
     Raises:
         ModuleError: there is none (with the command that makes it), it is not finished, or it was trained on other
@@ -47,18 +49,19 @@ def open_decoder(encoder: EncoderUnderTest, module: int, loss: str | None) -> De
     """
     run = encoder.run.folder
     try:
-        mirrored(encoder.run.config.model, module)
-        folder = find_decoder(run, module, loss, untrained=False)
-        decoder = load_decoder(run, module, loss)
+        mirrored(encoder.run.config.model, module, layer)
+        folder = find_decoder(run, module, loss, False, layer)
+        decoder = load_decoder(run, module, loss, layer=layer)
     except InputError as error:
         raise ModuleError(str(error)) from error
     made = read_tree(DecodingConfig, folder / CONFIG)
+    command = decoder_command(run, module, made.loss, layer=layer)
     if not (folder / DONE).exists():
-        raise ModuleError(f"{folder} is not finished. Resume it with: {decoder_command(run, module, made.loss)}")
+        raise ModuleError(f"{folder} is not finished. Resume it with: {command}")
     if made.encoder_weights not in ("", hash_weights(encoder.network)[:16]):
         raise ModuleError(
             f"{folder} was trained on step {made.checkpoint} of the encoder, not on step {encoder.step}; name that "
-            f"one with --checkpoint, or train it from scratch: {decoder_command(run, module, made.loss)} --force"
+            f"one with --checkpoint, or train it from scratch: {command} --force"
         )
     return decoder.to(encoder.device)
 
@@ -73,12 +76,16 @@ class DecodedAnalysis:
         settings: DecodedSettings,
         keys: list[str] | None = None,
     ) -> None:
-        self.encoder, self.module = encoder, module
-        self.decoder = open_decoder(encoder, module, settings.loss)
+        self.encoder, self.module, self.layer = encoder, module, layer_of(settings)
+        self.decoder = open_decoder(encoder, module, settings.loss, self.layer)
         self.clips = choose_clips(encoder, settings, keys)
-        self.frames = encoder.run.config.model.num_frames(self.clips.samples)[module]
-        self.where = f"{encoder.run.folder.name}, module {module}"
+        self.frames = self.decoder.lengths(self.clips.samples)[0]
+        self.where = f"{encoder.run.folder.name}, {place_name(module, self.layer)}"
         self.inputs = [hash_weights(self.decoder), self.clips.split.manifest.fingerprint]
+
+    def latents(self, check: Callable[[], None] = lambda: None) -> Tensor:
+        """(N, L, C) of the clips, without noise, on the CPU; `check` is called between batches and may raise."""
+        return latents_of(self.encoder, self.module, self.layer, self.clips, check)
 
     def decode(self, latent: Tensor) -> Wave:
         """(B, L, C) -> (B, T) waveforms, as long as the clips."""
@@ -181,7 +188,7 @@ class Traversal(DecodedAnalysis):
         """(L, C)."""
         if self._settings.start == "zero":
             return torch.zeros(self.frames, self._width)
-        return encode(self.encoder, self.module, self.clips).mu[0]
+        return self.latents()[0]
 
     def _called(self) -> str:
         return "the zero latent" if self._settings.start == "zero" else self._settings.start
@@ -229,8 +236,8 @@ class Interpolation(DecodedAnalysis):
     def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         steps, keys = self._settings.steps, self.clips.keys[:2]
-        mu = encode(self.encoder, self.module, self.clips).mu
-        waves = list(self.decode(between(mu[0], mu[1], steps)))
+        latents = self.latents()
+        waves = list(self.decode(between(latents[0], latents[1], steps)))
         shares = np.linspace(0, 1, steps)
         names = [f"{100 * (1 - share):.0f} % {keys[0]}, {100 * share:.0f} % {keys[1]}" for share in shares]
         originals = self.clips.audio(slice(0, 2), torch.device("cpu"))[:, 0].numpy()
@@ -247,6 +254,8 @@ class Samples(DecodedAnalysis):
     """Latents drawn from N(0, I), decoded; an `Analysis`."""
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: SamplesSettings) -> None:
+        if settings.layer is not None:
+            raise InputError("--layer is not for samples: only a module's latent has a prior to draw from. Remove it")
         if encoder.module(module).log_var is None:
             raise ModuleError(
                 f"module {module} of {encoder.run.folder} has no prior to draw from ({why_not(encoder, module)}); "
@@ -264,7 +273,7 @@ class Samples(DecodedAnalysis):
         names = [f"draw {number} of N(0, I)" for number in range(count)]
         writer.figure("samples", draw_audio(waves, names, f"draws of the prior, decoded: {self.where}"))
         write_audio(writer, "samples", waves, names)
-        real = self.decode(encode(self.encoder, self.module, self.clips).mu)
+        real = self.decode(self.latents())
         ours, theirs = (float(np.sqrt((np.asarray(w, dtype=np.float64) ** 2).mean())) for w in (waves, real))
         line = f"RMS {ours:.3f}, of {len(real)} decoded clips {theirs:.3f}"
         return AnalysisResult({"samples": count, "rms": ours, "rms_of_decoded_clips": theirs}, [line])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.result_writer import ModuleError
+from simdist.config.schema import place_name
 from simdist.core.errors import InputError
 from simdist.models.probes import Probe
 from simdist.probe.results import RESULT, read_result
@@ -55,14 +56,15 @@ class TrainedProbe:
         return self.tensors()["output.weight"].double().numpy()
 
 
-def probes_of(encoder: EncoderUnderTest, module: int) -> list[TrainedProbe]:
-    """All finished probes of this very encoder's module, the newest first; few-label ones keep no weights."""
+def probes_of(encoder: EncoderUnderTest, module: int, layer: int | None = None) -> list[TrainedProbe]:
+    """All finished probes of this very encoder's module, or of a layer inside it, the newest first; few-label ones keep
+    no weights."""
     found = []
     for path in encoder.run.folder.glob(f"probes/*/{RESULT}"):
         result = read_result(path.parent)
         source = result["source"]
         same = source["kind"] == "trained" and source["weights"] == encoder.extractor.identity
-        if same and source["module"] == module and "test" in result:
+        if same and (source["module"], source.get("layer")) == (module, layer) and "test" in result:
             found.append(TrainedProbe(path.parent, result))
     return sorted(found, key=lambda probe: probe.result["finished"], reverse=True)
 
@@ -93,29 +95,31 @@ def has_one_weight_a_dimension(probe: TrainedProbe) -> bool:
     return result["probe"]["probe"] != "mlp" and result["view"]["pooling"] != "flatten"
 
 
-def named_probe(encoder: EncoderUnderTest, module: int, name: str) -> TrainedProbe:
+def named_probe(encoder: EncoderUnderTest, module: int, name: str, layer: int | None = None) -> TrainedProbe:
     """The probe in RUN/probes/NAME.
 
     Raises:
-        InputError: there is none, or it is of another module or encoder.
+        InputError: there is none, or it is of another module, layer or encoder.
     """
-    probes = probes_of(encoder, module)
+    probes = probes_of(encoder, module, layer)
     for probe in probes:
         if probe.name == name:
             return probe
     there = f"it has {', '.join(probe.name for probe in probes)}" if probes else "it has none"
-    where = f"module {module} of {encoder.run.folder} at step {encoder.step}"
+    where = f"{place_name(module, layer)} of {encoder.run.folder} at step {encoder.step}"
     raise ModuleError(f"{where} has no probe {name!r}; {there}")
 
 
-def newest_by_label(encoder: EncoderUnderTest, module: int, labels: str, wanted: Wanted) -> dict[str, TrainedProbe]:
+def newest_by_label(
+    encoder: EncoderUnderTest, module: int, labels: str, wanted: Wanted, layer: int | None = None
+) -> dict[str, TrainedProbe]:
     """For each label asked for (empty: for each there is) its newest probe that fits.
 
     Raises:
         ModuleError: a label has none; says which command makes it.
     """
     newest: dict[str, TrainedProbe] = {}
-    for probe in probes_of(encoder, module):
+    for probe in probes_of(encoder, module, layer):
         if wanted.fits(probe):
             newest.setdefault(probe.label, probe)
     asked = names_in(labels) or list(newest)
@@ -123,10 +127,11 @@ def newest_by_label(encoder: EncoderUnderTest, module: int, labels: str, wanted:
     if missing:
         run, label = encoder.run.folder, missing[0]
         bias = "with" if wanted.bias else "without"
+        inside = "" if layer is None else f" --layer {layer}"
         raise ModuleError(
-            f"module {module} of {run} at step {encoder.step} has no {wanted.kind} probe of {label} {bias} bias, "
-            f"{wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run-dir {run} --label {label} "
-            f"--module {module}{wanted.options(label)}"
+            f"{place_name(module, layer)} of {run} at step {encoder.step} has no {wanted.kind} probe of {label} "
+            f"{bias} bias, {wanted.pooling}-pooled; make it: accelerate launch -m simdist.probe --run-dir {run} "
+            f"--label {label} --module {module}{inside}{wanted.options(label)}"
         )
     return {label: newest[label] for label in asked}
 

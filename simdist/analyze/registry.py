@@ -171,6 +171,7 @@ and a decision map over the two most important ones.
 
   python -m simdist.probe --run-dir runs/sim --label vowel --bias false
   python -m simdist.analyze weights --run-dir runs/sim --label vowel
+  python -m simdist.analyze weights --run-dir runs/cpc --label vowel --layer all
   python -m simdist.analyze weights --run-dir runs/sim --others runs/sim_seed1,runs/sim_seed2""",
     heading="Weights of the probes",
     needs=("unbiased probe",),
@@ -201,6 +202,9 @@ class WeightsSettings(AnalysisSettings):
     """Plot this probe instead, with or without bias: the name of a folder in RUN/probes."""
     others: str = ""
     """More run folders, separated by commas, whose densities of weights are drawn into the same plot."""
+    layer: str | None = field(default=None, metadata=COMMAND)
+    """Layers inside the modules, whose probes are plotted: numbers from 0, such as 0,2; or all. Default: each module's
+    output."""
     origin: Literal["zero", "mean"] = "zero"
     """Value of the dimensions that the decision map does not vary: zero, or their mean over the training data."""
 
@@ -319,6 +323,7 @@ Decode latents drawn from N(0, I): audio, waveform and spectrum. Needs a decoder
   python -m simdist.analyze samples --run-dir runs/sim --module 0 --samples 6""",
     heading="Samples from the prior",
     needs=("prior", "decoder"),
+    unlisted=("layer",),
 )
 @dataclass(frozen=True)
 class SamplesSettings(DecodedSettings):

@@ -28,6 +28,12 @@ def numbers(option: str, text: str, kind: type = int) -> list[Any]:
         raise InputError(f"{option} is {text!r}; it must be numbers such as {example}") from None
 
 
+def layer_of(settings: AnalysisSettings) -> int | None:
+    """The one layer that the settings name, as an analysis gets them; None for a module's output."""
+    layer = getattr(settings, "layer", None)
+    return None if layer is None else int(layer)
+
+
 @dataclass(frozen=True)
 class AnalysisSettings:
     """Options of every analysis."""
@@ -74,6 +80,9 @@ class DecodedSettings(ClipSettings):
 
     loss: str | None = None
     """Which decoder of the module to use: the --loss it was trained with. Default: mse, or the only decoder."""
+    layer: str | None = field(default=None, metadata=COMMAND)
+    """Layers inside the modules, whose decoders to use: numbers from 0, such as 0,2; or all. Default: each module's
+    latent."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,9 @@ class CompareSettings:
 
     module: str = "all"
     """Greedy modules to compare: numbers from 0, such as 0,2; -1 for the last; or all."""
+    layer: str | None = None
+    """Layers inside the modules whose weights and contribution curves to compare: numbers from 0, such as 0,2; or all.
+    Default: each module's output."""
     label: str = ""
     """Labels whose probe weights are compared, such as syllable,vowel. Default: those that both runs have."""
     loss: str | None = None

@@ -25,6 +25,8 @@ from simdist.analyze.probes import (
 )
 from simdist.analyze.registry import WeightsSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
+from simdist.analyze.settings import layer_of
+from simdist.config.schema import place_name
 from simdist.core.errors import InputError
 from simdist.probe.settings import names_in
 
@@ -95,10 +97,10 @@ class Weights:
         for folder in names_in(settings.others):
             other = open_encoder(WeightsSettings(run=Path(folder), device="cpu"))
             for label, probe in self._probes.items():
-                found = newest_by_label(other, module, label, _wanted(settings))[label]
+                found = newest_by_label(other, module, label, _wanted(settings), layer_of(settings))[label]
                 check_same_classes(probe, found)
                 self._others.setdefault(label, {})[other.run.folder.name] = found
-        self._name, self._module = encoder.run.folder.name, module
+        self._name, self._where = encoder.run.folder.name, place_name(module, layer_of(settings))
         self.inputs = [probe.name for probe in self._probes.values()]
         self.inputs += [f"{run}/{p.name}" for found in self._others.values() for run, p in found.items()]
 
@@ -128,11 +130,11 @@ class Weights:
             for d in range(weights.shape[1])
         ]
         writer.table(f"weights-{label}", rows)
-        title = f"{label}, {self._name}, module {self._module}"
+        title = f"{label}, {self._name}, {self._where}"
         writer.figure(f"heat-map-{label}", plots.heat_map(scaled, probe.classes, title))
         writer.figure(f"most-important-{label}", plots.most_important(scaled, order, probe.classes, title))
         runs = {self._name: scaled} | {n: rescaled(p.weights()) for n, p in self._others.get(label, {}).items()}
-        writer.figure(f"density-{label}", plots.densities(runs, f"{label}, module {self._module}"))
+        writer.figure(f"density-{label}", plots.densities(runs, f"{label}, {self._where}"))
         if len(order) > 1:
             pair = (int(order[0]), int(order[1]))
             answers = decisions(probe, pair, self._settings.origin)
@@ -150,8 +152,8 @@ class Weights:
 
 def _find(encoder: EncoderUnderTest, module: int, settings: WeightsSettings) -> dict[str, TrainedProbe]:
     if not settings.folder:
-        return newest_by_label(encoder, module, settings.label, _wanted(settings))
-    probe = named_probe(encoder, module, settings.folder)
+        return newest_by_label(encoder, module, settings.label, _wanted(settings), layer_of(settings))
+    probe = named_probe(encoder, module, settings.folder, layer_of(settings))
     if not has_one_weight_a_dimension(probe):
         raise InputError(
             f"{probe.name} has no single weight a dimension (it is an mlp, or reads flattened frames); "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from simdist.config.schema import TUNING, Config, DataConfig, OptimConfig, TrainConfig, WandbConfig
+from simdist.config.schema import ADDED, TUNING, Config, DataConfig, OptimConfig, TrainConfig, WandbConfig
 
 DECODERS = "decoders"  # in a run's folder
 DecoderLoss = Literal["mse", "spectral", "fft", "mel", "stft", "mse+spectral", "mse+fft", "mse+mel", "mse+stft"]
@@ -30,6 +30,8 @@ class DecodingConfig:
 
     module: int = 0
     """Greedy module to decode, counted from 0."""
+    layer: int | None = field(default=None, metadata=ADDED, kw_only=True)
+    """Layer inside the module to decode, counted from 0, such as a convolution of CPC. Default: the module's latent."""
     loss: DecoderLoss = DEFAULT_LOSS
     """Distance between the decoded and the original waveform. `mse`: samples. `spectral`: STFT power. `fft`: magnitudes
     and phases of the whole clip's Fourier transform. `mel`: mel bands in dB. `stft`: STFT magnitudes at three
@@ -59,7 +61,7 @@ class DecodingConfig:
     """Experiment tracking."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("module", 0), ("examples", 0), ("seed", 0), ("width", 1)):
+        for name, lowest in (("module", 0), ("layer", 0), ("examples", 0), ("seed", 0), ("width", 1)):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}; it must be {lowest} or more")
@@ -76,13 +78,14 @@ class DecodingConfig:
 
     @property
     def folder_name(self) -> str:
-        """`2-mse+mel`, and `2-mse+mel-untrained` on the untrained encoder."""
-        return folder_name(self.module, self.loss, self.untrained)
+        """`2-mse+mel`, `2-mse+mel-untrained` on the untrained encoder, `0-layer2-mse` of a layer inside module 0."""
+        return folder_name(self.module, self.loss, self.untrained, self.layer)
 
 
-def folder_name(module: int, loss: str, untrained: bool = False) -> str:
+def folder_name(module: int, loss: str, untrained: bool = False, layer: int | None = None) -> str:
     """Name of a decoder's folder in RUN/decoders."""
-    return f"{module}-{loss}" + "-untrained" * untrained
+    inside = "" if layer is None else f"-layer{layer}"
+    return f"{module}{inside}-{loss}" + "-untrained" * untrained
 
 
 def defaults_for(config: Config) -> DecodingConfig:
@@ -100,7 +103,10 @@ def defaults_for(config: Config) -> DecodingConfig:
     )
 
 
-def decoder_command(run: Path, module: int, loss: str = DEFAULT_LOSS, untrained: bool = False) -> str:
+def decoder_command(
+    run: Path, module: int, loss: str = DEFAULT_LOSS, untrained: bool = False, layer: int | None = None
+) -> str:
     """The command that trains a decoder."""
-    command = f"accelerate launch -m simdist.decode --run-dir {run} --module {module} --loss {loss}"
+    inside = "" if layer is None else f" --layer {layer}"
+    command = f"accelerate launch -m simdist.decode --run-dir {run} --module {module}{inside} --loss {loss}"
     return command + " --untrained" * untrained

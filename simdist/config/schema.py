@@ -241,6 +241,11 @@ class ModelConfig:
         return counts
 
 
+def place_name(module: int, layer: int | None = None) -> str:
+    """`module 0`, or of a layer inside it `module 0, layer 3`."""
+    return f"module {module}" + ("" if layer is None else f", layer {layer}")
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """InfoNCE per module (arXiv 1807.03748, eq. 4), plus beta times the KL to N(0, I) with variational heads."""

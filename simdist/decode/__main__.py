@@ -27,16 +27,18 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 
 DESCRIPTION = """\
-Train a decoder from the latent of one greedy module of a frozen encoder to the waveform. It goes to
-RUN/decoders/MODULE-LOSS/, a folder with the same files as a run. Run the same command again to resume.
+Train a decoder from the latent of one greedy module of a frozen encoder to the waveform, or from the output of one
+layer inside it. It goes to RUN/decoders/MODULE-LOSS/ or RUN/decoders/MODULE-layerLAYER-LOSS/, a folder with the same
+files as a run. Run the same command again to resume.
 
 Examples:
   accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse
   accelerate launch -m simdist.decode --run-dir runs/sim --module 2 --loss mse --untrained
+  accelerate launch -m simdist.decode --run-dir runs/cpc --module 0 --layer 2 --loss mse
   accelerate launch -m simdist.decode --run-dir runs/vgim --module 0 --loss mse+mel --train.epochs 100 --optim.lr 1e-3
 
-The results of --untrained go to MODULE-LOSS-untrained/. When both decoders are finished, their result.json and tables
-compare them.
+The results of --untrained go to a folder that ends in -untrained. When both decoders are finished, their result.json
+and tables compare them.
 
 Exit codes: 0 finished; 1 failed (full disk, diverging losses, …); 2 wrong input; 75 preempted, hung or
 lost a rank (run the same command again to resume); 130 stopped with Ctrl-C and saved. `accelerate launch` turns every

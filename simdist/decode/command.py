@@ -11,6 +11,7 @@ from rich.console import Console
 
 from simdist.config.decoder import DECODERS, DecodingConfig, decoder_command
 from simdist.config.load import read_tree
+from simdist.config.schema import place_name
 from simdist.core.errors import EXIT_OK
 from simdist.core.files import replacing
 from simdist.core.progress import progress
@@ -45,7 +46,7 @@ class DecodeCommand:
 
     def __init__(self, encoder_run: Run, config: DecodingConfig, stop: SignalHandler, force: bool) -> None:
         self._encoder_run, self._force = encoder_run, force
-        mirrored(encoder_run.config.model, config.module)
+        mirrored(encoder_run.config.model, config.module, config.layer)
         folder, saved = encoder_run.folder / DECODERS / config.folder_name, None
         if (folder / CONFIG).is_file():
             begun = read_tree(DecodingConfig, folder / CONFIG)
@@ -56,6 +57,7 @@ class DecodeCommand:
         precision = resolve_precision(wanted, saved)
         config = replace(config, train=replace(config.train, precision=precision))
         frozen, config = open_encoder(encoder_run.folder, encoder_run.config, config)
+        self._calibration = frozen.calibration
         opened = open_run(folder, config, force, elsewhere=f"remove {folder} to start from scratch")
         self.run = replace(opened, title=f"{encoder_run.name}-decoder-{config.folder_name}")
         self._process = build_process(self.run, stop, wanted)
@@ -90,7 +92,8 @@ class DecodeCommand:
             examples = task.examples()
             if examples:
                 config = self.run.config
-                title = f"{config.folder_name}: module {config.module}, loss {config.loss}, step {self._trainer.step:,}"
+                where = place_name(config.module, config.layer)
+                title = f"{config.folder_name}: {where}, loss {config.loss}, step {self._trainer.step:,}"
                 with replacing(self.run.folder / PLOT) as temporary:
                     plot_examples(examples, title, temporary)
 
@@ -99,12 +102,14 @@ class DecodeCommand:
         train, test = (crops.clips.split.manifest for crops in (task.train_crops, task.test_crops))
         return {
             "module": config.module,
+            **({} if config.layer is None else {"layer": config.layer}),
             "loss": config.loss,
             "latents": config.latents,
             "encoder": {
                 "untrained": config.untrained,
                 "step": config.checkpoint,
                 "weights": config.encoder_weights,
+                **({"calibration": self._calibration.as_dict()} if self._calibration else {}),
             },
             "decoder": {
                 "width": config.width or self._encoder_run.config.model.width,
@@ -121,12 +126,13 @@ class DecodeCommand:
 
     def _show(self) -> None:
         config, folder = self.run.config, self._encoder_run.folder
-        self._console.print(as_table(results_of(folder, config.module)))
+        self._console.print(as_table(results_of(folder, config.module, config.layer)))
         for line in verdict(read_result(self.run.folder), folder, config):
             self._console.print(line, markup=False)
         self._console.print(f"decoder: {self.run.folder}; audio in {self.run.folder}/audio, plot in {PLOT}")
-        loss = "" if config.loss == "mse" else f', "{config.loss}"'
-        self._console.print(f'next, in Python: simdist.load_decoder("{folder}", {config.module}{loss}).decode(latent)')
+        which = "" if config.loss == "mse" else f', "{config.loss}"'
+        which += "" if config.layer is None else f", layer={config.layer}"
+        self._console.print(f'next, in Python: simdist.load_decoder("{folder}", {config.module}{which}).decode(latent)')
 
 
 def verdict(result: dict[str, Any] | None, run: Path, config: DecodingConfig) -> list[str]:
@@ -136,7 +142,7 @@ def verdict(result: dict[str, Any] | None, run: Path, config: DecodingConfig) ->
         called = "the untrained encoder" if name == "untrained" else "the mean signal"
         if comparison is None:
             if not config.untrained:
-                command = decoder_command(run, config.module, config.loss, untrained=True)
+                command = decoder_command(run, config.module, config.loss, untrained=True, layer=config.layer)
                 lines.append(f"against {called}: not trained yet; {command}")
             continue
         by = {

@@ -2,8 +2,9 @@
 
 `RUN/decoders/NAME/result.json`, format version 1:
 
-    name, module, loss, latents     latents: sampled or deterministic
-    encoder      untrained, step, weights (hash)
+    name, module, loss, latents     latents: sampled or deterministic; layer, where one inside the module is decoded
+    encoder      untrained, step, weights (hash); calibration of an untrained encoder with BatchNorm: split,
+                 fingerprint, clips, batches
     decoder      width, parameters, steps
     data         train, test: split, fingerprint, clips; crop in samples
     quality      decoder, mean_signal: for each figure value (mean over test clips), interval (95 %, bootstrap over
@@ -31,6 +32,7 @@ from typing import Any
 from rich.table import Table
 
 from simdist.config.decoder import DECODERS, LOSS_NAMES, folder_name
+from simdist.config.schema import place_name
 from simdist.core.files import write_json, write_text
 from simdist.decode.measuring import MeasuredQuality
 from simdist.decode.quality import BETTER_HIGH, UNITS, Clips, compare, summarize
@@ -55,7 +57,7 @@ def write_result(folder: Path, result: dict[str, Any], measured: MeasuredQuality
         "environment": environment,
     }
     write_json(folder / RESULT, whole)
-    _compare_with_untrained(folder.parent, result["module"], result["loss"])
+    _compare_with_untrained(folder.parent, result["module"], result["loss"], result.get("layer"))
 
 
 def _write_figures(path: Path, measured: MeasuredQuality) -> None:
@@ -79,15 +81,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def results_of(run: Path, module: int) -> list[dict[str, Any]]:
-    """All finished decoders of a module, trained before untrained."""
-    folders = [folder_name(module, loss, untrained) for loss in LOSS_NAMES for untrained in (False, True)]
+def results_of(run: Path, module: int, layer: int | None = None) -> list[dict[str, Any]]:
+    """All finished decoders of a module, or of a layer inside it, trained before untrained."""
+    folders = [folder_name(module, loss, untrained, layer) for loss in LOSS_NAMES for untrained in (False, True)]
     return [result for name in folders if (result := read_result(run / DECODERS / name)) is not None]
 
 
-def _compare_with_untrained(decoders: Path, module: int, loss: str) -> None:
+def _compare_with_untrained(decoders: Path, module: int, loss: str, layer: int | None) -> None:
     """Where both were measured on the same clips, write into the trained decoder's result how it compares."""
-    ours, theirs = (decoders / folder_name(module, loss, which) for which in (False, True))
+    ours, theirs = (decoders / folder_name(module, loss, which, layer) for which in (False, True))
     trained = read_result(ours)
     if trained is None or read_result(theirs) is None:
         return
@@ -99,9 +101,9 @@ def _compare_with_untrained(decoders: Path, module: int, loss: str) -> None:
 
 def as_table(results: list[dict[str, Any]]) -> Table:
     """One row a decoder of a module, and one for the mean signal."""
-    clips = results[0]["data"]["test"]["clips"]
+    clips, where = results[0]["data"]["test"]["clips"], place_name(results[0]["module"], results[0].get("layer"))
     table = Table(
-        title=f"module {results[0]['module']}: decoded test clips ({clips}), mean with 95 % interval",
+        title=f"{where}: decoded test clips ({clips}), mean with 95 % interval",
         caption="↑ larger is better, ↓ smaller is better",
     )
     table.add_column("decoder", no_wrap=True)

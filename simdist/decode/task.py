@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from simdist.config.decoder import DecodingConfig
-from simdist.config.schema import Config
+from simdist.config.schema import Config, place_name
 from simdist.core.errors import InputError
 from simdist.data.crops import CropReader
 from simdist.data.loader import Batch
@@ -52,7 +52,7 @@ class DecoderTask:
         self._data = TrainingData(config, process)
         self._passes = self._data.groups.passes(config.train.groups_at_once)
         self._frozen, self._architecture = frozen, model.model
-        frozen.encoder.to(accelerator.device)
+        frozen.prepare(accelerator.device)
         self.model = self._new_decoder().to(accelerator.device)
         self._loss = WaveformLoss(config.loss).to(accelerator.device)
         self._trainer = prepare_module(accelerator, 0, self.model, config.optim, config.train.compress_gradients)
@@ -96,7 +96,7 @@ class DecoderTask:
             f"world size {self._data.world_size} on {self._accelerator.device.type}, "
             f"precision {config.train.precision}",
             self._data.describe(),
-            f"{encoder}, frozen; {config.latents} latents of module {config.module}",
+            f"{encoder}, frozen; {config.latents} latents of {place_name(config.module, config.layer)}",
             f"decoder with {len(self.model.stack)} layers, {parameters / 1e6:.2f} M parameters, loss {config.loss}",
         ]
 
@@ -181,7 +181,7 @@ class DecoderTask:
 
     def _new_decoder(self) -> Decoder:
         config = self._config
-        return Decoder(self._architecture, config.module, config.data.crop, config.width, config.seed)
+        return Decoder(self._architecture, config.module, config.data.crop, config.width, config.seed, config.layer)
 
     def _latent(self, audio: Tensor, draws: RandomStreams, purpose: str, number: int) -> Tensor:
         with self._accelerator.autocast():

@@ -13,7 +13,7 @@ from simdist.core.errors import EXIT_OK
 from simdist.probe.settings import ProbeSettings
 
 DESCRIPTION = """\
-Train simple classifiers (probes) on the frozen features of each greedy module of an encoder.
+Train simple classifiers (probes) on the frozen features of each greedy module of an encoder, or of layers inside them.
 
 The corpus is encoded once for all modules and the features are cached, so that further probes take seconds. Each result
 goes to RUN/probes/NAME/. Finished probes are skipped. Several processes and jobs can work on one run.
@@ -24,6 +24,7 @@ vector (--pooling), which is one example. Phones are labels of frames: every 10 
 Examples:
   accelerate launch -m simdist.probe --run-dir runs/sim --label speaker --module 3
   accelerate launch -m simdist.probe --run-dir runs/sim --all --features trained,untrained,mfcc
+  accelerate launch -m simdist.probe --run-dir runs/cpc --label phone --module 0 --layer all
   accelerate launch -m simdist.probe --run-dir runs/sim --label phone --probe lbfgs
   accelerate launch -m simdist.probe --run-dir runs/sim --label phone --checkpoints all
   accelerate launch -m simdist.probe --run-dir runs/vgim --label syllable --examples-per-class 1,2,4,8,16,32,64,128

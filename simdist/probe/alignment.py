@@ -28,7 +28,7 @@ from simdist.data.splits import PHONE_HOP
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Where a module's frames lie in the audio, in samples."""
+    """Where the frames of a module or layer lie in the audio, in samples."""
 
     stride: int
     offset: float
@@ -38,15 +38,18 @@ class FrameGrid:
 MFCC_GRID = FrameGrid(PHONE_HOP, PHONE_WINDOW / 2)  # the labels' own windows
 
 
+def frame_grid(model: ModelConfig, module: int, layer: int | None = None) -> FrameGrid:
+    """The grid of a module, or of a layer inside it; heads are symmetric and a GRU adds none."""
+    stride, offset = 1, 0.0
+    for each in model.layers_up_to(module, layer):
+        offset += ((each.kernel - 1) / 2 - each.padding) * stride
+        stride *= each.stride
+    return FrameGrid(stride, offset)
+
+
 def frame_grids(model: ModelConfig) -> list[FrameGrid]:
-    """The grid of each module of an encoder; heads are symmetric and a GRU adds none."""
-    grids, stride, offset = [], 1, 0.0
-    for module in model.modules:
-        for layer in module.layers:
-            offset += ((layer.kernel - 1) / 2 - layer.padding) * stride
-            stride *= layer.stride
-        grids.append(FrameGrid(stride, offset))
-    return grids
+    """The grid of each module of an encoder."""
+    return [frame_grid(model, module) for module in range(len(model.modules))]
 
 
 def resolve_alignment(wanted: str, grid: FrameGrid) -> str:
@@ -57,7 +60,7 @@ def resolve_alignment(wanted: str, grid: FrameGrid) -> str:
     """
     if wanted == "front" and grid.stride != PHONE_HOP:
         raise InputError(
-            f"--align front needs frames {PHONE_HOP} samples apart, this module's are {grid.stride}; use --align center"
+            f"--align front needs frames {PHONE_HOP} samples apart, these are {grid.stride}; use --align center"
         )
     return wanted if wanted != "auto" else "front" if grid.stride == PHONE_HOP else "center"
 

@@ -1,8 +1,9 @@
 """Features on disk: encoded once, shared by every probe, rank and job that needs them.
 
     CACHE/KEY/entry.json              what it is, and the bytes it is to take when complete
-    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio, with their sha256; to be
-                                      resampled, one tensor `module_0` with the first module's Gaussians
+    CACHE/KEY/shard-00000.safetensors `module_0`, … (n, D) of about two minutes of audio, with their sha256; of a layer
+                                      one tensor `module_0_layer_2`; to be resampled, one tensor `module_0` with the
+                                      first module's Gaussians
     CACHE/locks/                      locks of shards, and of readers
 
 KEY is a hash of the extractor (weights and architecture), the split's fingerprint and the spec, so entries never mix
@@ -68,13 +69,17 @@ class Features:
     counts: list[list[int]]
     """Vectors of each row."""
 
-    def of_module(self, module: int) -> dict[int, Tensor]:
-        """Each row's (n, D)."""
+    def of_module(self, module: int, layer: int | None = None) -> dict[int, Tensor]:
+        """Each row's (n, D) of a module, or of the layer inside it that the entry holds."""
         found: dict[int, Tensor] = {}
         for tensors, rows, counts in zip(self.shards, self.rows, self.counts, strict=True):
-            parts = tensors[f"module_{module}"].split(counts)
+            parts = tensors[_tensor_name(module, layer)].split(counts)
             found |= dict(zip(rows, parts, strict=True))
         return found
+
+
+def _tensor_name(module: int, layer: int | None) -> str:
+    return f"module_{module}" + ("" if layer is None else f"_layer_{layer}")
 
 
 def shard_rows(split: Split) -> list[list[int]]:
@@ -179,7 +184,7 @@ class FeatureCache:
         found = dict(encode_rows(extractor, split, rows, [entry.spec for entry in entries], device))
         for place, entry in enumerate(entries):
             tensors = {
-                f"module_{module}": torch.cat([found[row][place][module] for row in rows])
+                _tensor_name(*entry.spec.place(module)): torch.cat([found[row][place][module] for row in rows])
                 for module in range(len(found[rows[0]][place]))
             }
             _check_finite(tensors, extractor)
@@ -290,13 +295,16 @@ def entry_bytes(entry: CacheEntry) -> int:
     """Bytes that an entry takes when complete."""
     spec, index = entry.spec, entry.split.index
     vectors = sum(num_vectors(entry.split, row, spec) for row in range(len(index)))
+    extractor, modules = entry.extractor, range(len(entry.extractor.dimensions))
+    places = [spec.layer] if spec.layer is not None else [(module, None) for module in modules]
+    channels = sum(extractor.channels(*place) for place in places)
     if spec.kind == "frames":
-        return 2 * vectors * sum(entry.extractor.dimensions)
-    samples, grids = spec.crop or int(index.num_samples.max()), entry.extractor.grids
+        return 2 * vectors * channels
+    samples, grids = spec.crop or int(index.num_samples.max()), [extractor.grid(*place) for place in places]
     if spec.kind == "gaussian":
-        return 4 * vectors * 2 * entry.extractor.dimensions[0] * (samples // grids[0].stride + 1)
+        return 4 * vectors * 2 * extractor.dimensions[0] * (samples // grids[0].stride + 1)
     length = max(1, samples // min(grid.stride for grid in grids) + 1) if spec.pooling == "flatten" else 1
-    return 4 * vectors * sum(entry.extractor.dimensions) * length
+    return 4 * vectors * channels * length
 
 
 def _same_audio(entry: CacheEntry) -> str:

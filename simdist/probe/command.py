@@ -12,15 +12,14 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
+from simdist.config.schema import place_name
 from simdist.core.errors import InputError
 from simdist.core.files import replacing
 from simdist.core.progress import progress
 from simdist.core.signals import SignalHandler
-from simdist.data.splits import MANIFEST, open_split
 from simdist.models.encoder import GreedyEncoder
 from simdist.probe import plots
 from simdist.probe.cache import CacheEntry, FeatureCache, Features
-from simdist.probe.calibration import calibrated
 from simdist.probe.feature_extractors import (
     FeatureExtractor,
     mfcc_extractor,
@@ -41,10 +40,19 @@ from simdist.probe.results import (
     mirror,
     read_result,
 )
-from simdist.probe.settings import ProbeSettings, checkpoints_of, feature_kinds, few_label_sizes, for_label, modules_of
+from simdist.probe.settings import (
+    Place,
+    ProbeSettings,
+    checkpoints_of,
+    feature_kinds,
+    few_label_sizes,
+    for_label,
+    places_in,
+)
 from simdist.probe.training import utterances_per_epoch
 from simdist.probe.work_sharing import share
 from simdist.runs.folder import existing_run
+from simdist.training.calibration import calibrated, split_for
 
 PROBES = "probes"
 LOG_COLUMNS = 160  # width of a table in a log file
@@ -72,7 +80,7 @@ class ProbeCommand:
             self.console.width = LOG_COLUMNS
         config = self.run.config
         self._kinds = feature_kinds(settings)
-        self._modules = modules_of(settings, len(config.model.modules))
+        self._places = places_in("all" if settings.all else settings.module, settings.layer, config.model)
         self._sizes = tuple(few_label_sizes(settings))
         self._check_combinations()
         wanted = find_splits(settings, config)
@@ -138,27 +146,24 @@ class ProbeCommand:
     def _untrained(self) -> FeatureExtractor:
         """The untrained encoder, with BatchNorm calibrated on the run's training split, or if missing on a probe's."""
         config, extractor = self.run.config, untrained_extractor(self.run.config)
-        folder = Path(self._settings.data_root or config.data.root) / config.data.train_split
-        there = (folder / MANIFEST).is_file()
-        split = open_split(folder.parent, folder.name) if there else self._data[0].pair.train
+        split = split_for(config, self._settings.data_root or config.data.root, lambda: self._data[0].pair.train)
         assert isinstance(extractor.network, GreedyEncoder)
         found = calibrated(extractor.network, config, split, self._device)
         if found is None:
             return extractor
-        identity = hashlib.sha256(f"{extractor.identity} {found}".encode()).hexdigest()  # not of rounded statistics
-        return replace(extractor, identity=identity, calibration=found.as_dict())
+        return replace(extractor, identity=found.identity(extractor.identity), calibration=found.as_dict())
 
     def _tasks(self, extractor: FeatureExtractor) -> list[ProbeTask]:
-        modules = [0] if extractor.kind == "mfcc" else self._modules
+        places: list[Place] = [(0, None)] if extractor.kind == "mfcc" else self._places
         tasks = []
         for data in self._data:
-            data = replace(data, spec=data.spec.for_extractor(extractor))
-            settings = for_label(self._settings, data.label)
-            for module in modules:
-                if data.spec.kind == "frames":
-                    grid_alignment(data.spec, extractor, module)
+            settings, of_modules = for_label(self._settings, data.label), data.spec.for_extractor(extractor)
+            for module, layer in places:
+                spec = of_modules if layer is None else of_modules.of_layer(module, layer)
+                if spec.kind == "frames":
+                    grid_alignment(spec, extractor, module)
                 tasks += [
-                    ProbeTask(extractor, module, data, replace(settings, seed=seed), self._sizes)
+                    ProbeTask(extractor, module, replace(data, spec=spec), replace(settings, seed=seed), self._sizes)
                     for seed in self._seeds(settings)
                 ]
         return tasks
@@ -193,8 +198,8 @@ class ProbeCommand:
             if not features:
                 run_task(task, self._context, None)
                 return
-            module = 0 if task.data.spec.resampled else task.module
-            train, test = (features[entry.key].of_module(module) for entry in _entries([task]))
+            place = (0, None) if task.data.spec.resampled else (task.module, task.layer)
+            train, test = (features[entry.key].of_module(*place) for entry in _entries([task]))
             (run_few_labels if task.sizes else run_task)(task, self._context, (train, test))
 
         share(tasks, self._context.is_done, self._context.lock, do, self._stop, int(self._first * len(tasks)))
@@ -243,11 +248,14 @@ class ProbeCommand:
         paths = []
         for label in dict.fromkeys(result["label"] for result in results):
             these = [own[0] for own in by_probe(results) if own[0]["label"] == label]  # of repetitions the first
-            start = {r["source"]["module"]: [r] for r in these if r["source"]["kind"] == "untrained"}  # step 0
-            lines = []
-            for module in self._modules:
-                trained = [r for r in these if r["source"]["kind"] == "trained" and r["source"]["module"] == module]
-                lines.append((f"module {module}", start.get(module, []) + trained))
+            of_kind: dict[tuple[str, Place], list[dict]] = {}
+            for found in these:
+                source = found["source"]
+                of_kind.setdefault((source["kind"], (source["module"], source.get("layer"))), []).append(found)
+            lines = [
+                (place_name(*place), of_kind.get(("untrained", place), []) + of_kind.get(("trained", place), []))
+                for place in self._places  # untrained: step 0
+            ]
             path = self._comparison("trajectory", label, these) / "trajectory.png"
             with replacing(path) as temporary:
                 plots.plot_trajectory(lines, label, these[0]["majority"]["accuracy"], temporary)

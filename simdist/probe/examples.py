@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from simdist.core.random_streams import stream_seed
 from simdist.data.crops import CropReader
 from simdist.data.order import epoch_order
 from simdist.data.splits import Split
-from simdist.models.encoder import GreedyEncoder
 from simdist.probe.alignment import align
-from simdist.probe.feature_extractors import FeatureExtractor, contexts
+from simdist.probe.feature_extractors import FeatureExtractor, contexts, layer_outputs
 from simdist.probe.feature_spec import FeatureSpec, as_audio, crop_of, grid_alignment, noise_for, num_vectors, pool
 from simdist.probe.labels import Targets
 
@@ -173,7 +172,7 @@ class LiveExamples:
 
     Args:
         extractor: encodes; its `network` decides whether in training mode.
-        module: whose frames.
+        module: whose frames, unless `spec` names a layer.
         spec: the features to keep of an utterance.
         split, targets: audio and classes.
         device: where it is encoded.
@@ -234,15 +233,18 @@ class LiveExamples:
         frames = self._frames(as_audio(clips, self._device), noise_for(self._view, self._device, *names))
         if self._view.kind == "pooled":
             return list(pool(frames, self._view.pooling)[:, None])  # B x (1, D)
-        how, grid = grid_alignment(self._view, self._source, self._module), self._source.grids[self._module]
+        how = grid_alignment(self._view, self._source, self._module)
+        grid = self._source.grid(*self._view.place(self._module))
         counts = [num_vectors(self._split, row, self._view) for row in rows]
         return [align(one, count, grid, how) for one, count in zip(frames, counts, strict=True)]
 
     def _frames(self, audio: Tensor, noise: torch.Generator | None) -> Tensor:
-        """(B, 1, T) -> (B, L, C) of the module; those above it are not computed."""
+        """(B, 1, T) -> (B, L, C) of the module or the layer; what is above it is not computed."""
         if self._source.kind == "mfcc":
             return self._source.encode(audio, noise)[0]
-        return contexts(cast(GreedyEncoder, self._source.network), audio, noise, self._module + 1)[-1]
+        if self._view.layer is not None:
+            return layer_outputs(self._source.encoder, audio, noise, [self._view.layer])[self._view.layer]
+        return contexts(self._source.encoder, audio, noise, self._module + 1)[-1]
 
 
 def match(features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simdist.config.schema import SAMPLE_RATE, Config, ModelConfig, to_dict
 from simdist.loading import load_encoder
 from simdist.models.encoder import GreedyEncoder, hash_weights
-from simdist.probe.alignment import MFCC_GRID, FrameGrid, frame_grids
+from simdist.probe.alignment import MFCC_GRID, FrameGrid, frame_grid, frame_grids
 from simdist.runs.checkpoints import step_of
 
 NUM_MFCC = 13  # with first and second differences 39 dimensions, as is usual in speech recognition
@@ -39,13 +39,18 @@ class Resampling:
         return torch.cat([mu.float(), log_var], dim=2)
 
     @torch.no_grad()
-    def draw(self, gaussians: Tensor, module: int, generator: torch.Generator) -> Tensor:
-        """(B, L, 2 C) of `gaussians` -> (B, L', C'), a sample of the context of `module`."""
-        first, *above = self.encoder.stack[: module + 1]
+    def draw(self, gaussians: Tensor, module: int, generator: torch.Generator, layer: int | None = None) -> Tensor:
+        """(B, L, 2 C) of `gaussians` -> (B, L', C'), a sample of the context of `module`, or of a layer inside it.
+
+        The first module's layers are below its Gaussians, so that nothing of them is random.
+        """
+        first, *above = self.encoder.stack[: module + 1 if layer is None else module]
         mu, log_var = gaussians.chunk(2, dim=2)
         encoding = first.sample_from(mu, log_var, generator)
         for greedy in above:
             encoding = greedy.sample(encoding.latent, generator)
+        if layer is not None:
+            return self.encoder.stack[module].features(encoding.latent, depth=layer + 1)
         return encoding.context
 
 
@@ -72,13 +77,27 @@ class FeatureExtractor:
     resampling: Resampling | None = None
     """How to draw latents again and again; None where none is variational."""
 
-    def where(self, module: int) -> str:
-        """Short name of a module, part of a result's name."""
+    def grid(self, module: int, layer: int | None = None) -> FrameGrid:
+        """Where the frames of a module, or of a layer inside it, lie."""
+        return self.grids[module] if layer is None else frame_grid(self.encoder.config, module, layer)
+
+    def channels(self, module: int, layer: int | None = None) -> int:
+        """Channels of the frames of a module, or of a layer inside it."""
+        return self.dimensions[module] if layer is None else self.encoder.config.channels(module, layer)
+
+    @property
+    def encoder(self) -> GreedyEncoder:
+        """The network, unless it is MFCC."""
+        return cast(GreedyEncoder, self.network)
+
+    def where(self, module: int, layer: int | None = None) -> str:
+        """Short name of a module, or of a layer inside it, part of a result's name."""
         if self.kind == "mfcc":
             return "mfcc"
+        inside = "" if layer is None else f"-layer{layer}"
         if self.kind == "trained":
-            return f"module{module}-step{self.step}"
-        return f"{self.kind}{module}"
+            return f"module{module}{inside}-step{self.step}"
+        return f"{self.kind}{module}{inside}"
 
 
 def encoder_extractor(
@@ -114,6 +133,30 @@ def contexts(encoder: GreedyEncoder, audio: Tensor, generator: torch.Generator |
         encoding = module.encode(latent) if generator is None else module.sample(latent, generator)
         found.append(encoding.context)
         latent = encoding.latent
+    return found
+
+
+def layer_outputs(
+    encoder: GreedyEncoder, audio: Tensor, generator: torch.Generator | None, wanted: Collection[tuple[int, int]]
+) -> dict[tuple[int, int], Tensor]:
+    """What layers inside modules output, each as `GreedyEncoder.encode` has it; carries gradient if enabled.
+
+    Args:
+        audio: (B, 1, T).
+        generator: samples variational latents of the modules below; None takes their means.
+        wanted: module and layer of each.
+
+    Returns:
+        (B, L, C) for each.
+    """
+    latent, found = audio.transpose(1, 2), {}  # (B, 1, T) -> (B, T, 1)
+    last = max(module for module, _ in wanted)
+    for number, module in enumerate(encoder.stack[: last + 1]):
+        for place in wanted:
+            if place[0] == number:
+                found[place] = module.features(latent, depth=place[1] + 1)
+        if number < last:
+            latent = (module.encode(latent) if generator is None else module.sample(latent, generator)).latent
     return found
 
 

@@ -1,15 +1,16 @@
 """Which features of an utterance a probe reads, and how to compute them from audio.
 
 Two kinds. `pooled`: one vector per clip, the frames' mean, maximum or all of them flattened; float32. `frames`:
-one vector per phone label; float16, half the disk. Both are made for all modules at once. Where latents are resampled,
-a third is stored, from which pooled features are drawn: `gaussian`, the first module's means and log-variances.
+one vector per phone label; float16, half the disk. Both are made for all modules at once, or for one layer inside a
+module. Where latents are resampled, a third is stored, from which pooled features are drawn: `gaussian`, the first
+module's means and log-variances.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from simdist.data.labels import PHONE_WINDOW, num_phone_frames
 from simdist.data.order import crop_start
 from simdist.data.splits import Split
 from simdist.probe.alignment import align, resolve_alignment
-from simdist.probe.feature_extractors import FeatureExtractor
+from simdist.probe.feature_extractors import FeatureExtractor, layer_outputs
 from simdist.probe.labels import SplitPair
 from simdist.probe.settings import FRAME_LABEL, ProbeSettings, for_label
 
@@ -48,10 +49,13 @@ class FeatureSpec:
     """Of crops and noise; 0 where there is neither."""
     resampled: bool = False
     """Whether each batch draws latents anew."""
+    layer: tuple[int, int] | None = None
+    """A module and a layer inside it, whose output alone is kept; None keeps every module's."""
 
     def described(self) -> dict[str, Any]:
-        """The fields; `resampled` only if it is, so that features of earlier versions keep their name."""
-        return {name: value for name, value in asdict(self).items() if name != "resampled" or value}
+        """The fields; the last two only if they are set, so that features of earlier versions keep their name."""
+        added = ("resampled", "layer")
+        return {name: value for name, value in asdict(self).items() if name not in added or value}
 
     def identity(self) -> str:
         return hashlib.sha256(json.dumps([VERSION, self.described()]).encode()).hexdigest()
@@ -64,9 +68,18 @@ class FeatureSpec:
 
     def for_extractor(self, extractor: FeatureExtractor) -> FeatureSpec:
         """Without sampling where an extractor has nothing to sample."""
-        if not self.resampled or extractor.resampling is not None:
-            return self
+        return self if not self.resampled or extractor.resampling is not None else self._deterministic()
+
+    def of_layer(self, module: int, layer: int) -> FeatureSpec:
+        """The same of one layer; below those of the first module nothing is sampled."""
+        return replace(self if module else self._deterministic(), layer=(module, layer))
+
+    def _deterministic(self) -> FeatureSpec:
         return replace(self, sampled=False, resampled=False, seed=self.seed if self.crop else 0)
+
+    def place(self, module: int) -> tuple[int, int | None]:
+        """A module and no layer, or the module and layer that are kept."""
+        return (module, None) if self.layer is None else self.layer
 
 
 def spec_for(settings: ProbeSettings, config: Config, label: str, pair: SplitPair) -> FeatureSpec:
@@ -151,8 +164,8 @@ def pool(frames: Tensor, pooling: str) -> Tensor:
 
 
 def grid_alignment(spec: FeatureSpec, extractor: FeatureExtractor, module: int) -> str:
-    """How this module's frames are aligned; an encoder of several frame rates is aligned module by module."""
-    return resolve_alignment(spec.align, extractor.grids[module])
+    """How the frames of this module, or of the layer that is kept, are aligned; frame rates differ between them."""
+    return resolve_alignment(spec.align, extractor.grid(*spec.place(module)))
 
 
 @torch.no_grad()
@@ -162,33 +175,56 @@ def encode_rows(
     """Encode utterances once for several feature specs.
 
     Yields:
-        A row and, for each spec, each module's (num_vectors, D) on the CPU; rows may come in another order.
+        A row and, for each spec, each module's (num_vectors, D) on the CPU, or that of its layer alone; rows may come
+        in another order.
     """
     reader = CropReader(split)
     whole = [spec for spec in specs if spec.crop is None]
+    cropped: dict[FeatureSpec, list[FeatureSpec]] = {}  # layers of the same crops
+    for spec in specs:
+        if spec.crop is not None:
+            cropped.setdefault(replace(spec, layer=None), []).append(spec)
     found: dict[int, dict[FeatureSpec, list[Tensor]]] = {row: {} for row in rows}
     for group in _batches(split, rows) if whole else []:
         audio = as_audio([reader.read_all(row) for row in group], device)
-        noise = noise_for(whole[0], device, split.manifest.split, str(split.index.key[group[0]]))
-        encoded = _encode(extractor, whole[0], audio, noise)  # one command samples all its features alike: they share
-        for place, row in enumerate(group):
-            frames = [module[place] for module in encoded]
-            found[row] |= {spec: _keep(extractor, split, row, spec, frames) for spec in whole}
+        names = (split.manifest.split, str(split.index.key[group[0]]))
+        made = _encode(extractor, whole, audio, lambda spec, names=names: noise_for(spec, device, *names))
+        for spec, encoded in made.items():
+            for place, row in enumerate(group):
+                found[row][spec] = _keep(extractor, split, row, spec, [frames[place] for frames in encoded])
     for row in rows:
-        for spec in specs:
-            if spec.crop is not None:
-                found[row][spec] = _encode_crops(extractor, split, row, spec, reader, device)
+        for same in cropped.values():
+            found[row] |= _encode_crops(extractor, split, row, same, reader, device)
         yield row, [found[row][spec] for spec in specs]
 
 
 def _encode(
-    extractor: FeatureExtractor, spec: FeatureSpec, audio: Tensor, noise: torch.Generator | None
-) -> list[Tensor]:
-    """(B, L, C) of every module, or of the Gaussians alone."""
-    if spec.kind != "gaussian":
-        return extractor.encode(audio, noise)
-    assert extractor.resampling is not None
-    return [extractor.resampling.gaussians(audio)]
+    extractor: FeatureExtractor,
+    specs: list[FeatureSpec],
+    audio: Tensor,
+    noise: Callable[[FeatureSpec], torch.Generator | None],
+) -> dict[FeatureSpec, list[Tensor]]:
+    """For each spec (B, L, C) of every module, of its layer alone, or of the Gaussians alone.
+
+    One command samples all its features alike, so each is computed once for all specs.
+    """
+    made: dict[FeatureSpec, list[Tensor]] = {}
+    gaussian = [spec for spec in specs if spec.kind == "gaussian"]
+    of_layers = [spec for spec in specs if spec.layer is not None]
+    of_modules = [spec for spec in specs if spec not in (*gaussian, *of_layers)]
+    if gaussian:
+        assert extractor.resampling is not None
+        found = [extractor.resampling.gaussians(audio)]
+        made |= dict.fromkeys(gaussian, found)
+    if of_layers:
+        layers = dict.fromkeys(spec.layer for spec in of_layers if spec.layer is not None)
+        deepest = max(of_layers, key=lambda spec: spec.layer or (0, 0))  # those of the first module have no noise
+        outputs = layer_outputs(extractor.encoder, audio, noise(deepest), layers)
+        made |= {spec: [outputs[spec.layer]] for spec in of_layers if spec.layer is not None}
+    if of_modules:
+        found = extractor.encode(audio, noise(of_modules[0]))
+        made |= dict.fromkeys(of_modules, found)
+    return made
 
 
 def _keep(extractor: FeatureExtractor, split: Split, row: int, spec: FeatureSpec, frames: list[Tensor]) -> list[Tensor]:
@@ -196,21 +232,28 @@ def _keep(extractor: FeatureExtractor, split: Split, row: int, spec: FeatureSpec
         return [pool(one[None], spec.pooling).cpu() for one in frames]
     count = num_vectors(split, row, spec)
     return [
-        align(one, count, extractor.grids[module], grid_alignment(spec, extractor, module)).half().cpu()
+        align(one, count, extractor.grid(*spec.place(module)), grid_alignment(spec, extractor, module)).half().cpu()
         for module, one in enumerate(frames)
     ]
 
 
 def _encode_crops(
-    extractor: FeatureExtractor, split: Split, row: int, spec: FeatureSpec, reader: CropReader, device: torch.device
-) -> list[Tensor]:
-    clips = [reader.read(row, *crop_of(split, row, spec, number)) for number in range(spec.crops)]
-    noise = noise_for(spec, device, split.manifest.split, str(split.index.key[row]), "crops")
-    parts = [
-        [pool(frames, spec.pooling).cpu() for frames in _encode(extractor, spec, part, noise)]
-        for part in as_audio(clips, device).split(max(1, BATCH_SAMPLES // (spec.crop or 1)))
-    ]
-    return [torch.cat(module) for module in zip(*parts, strict=True)]
+    extractor: FeatureExtractor,
+    split: Split,
+    row: int,
+    specs: list[FeatureSpec],
+    reader: CropReader,
+    device: torch.device,
+) -> dict[FeatureSpec, list[Tensor]]:
+    """The vectors of an utterance's crops, for specs that differ in their layer only."""
+    crop, crops = specs[0].crop or 1, specs[0].crops
+    clips = [reader.read(row, *crop_of(split, row, specs[0], number)) for number in range(crops)]
+    noise = noise_for(specs[0], device, split.manifest.split, str(split.index.key[row]), "crops")
+    parts: dict[FeatureSpec, list[list[Tensor]]] = {spec: [] for spec in specs}
+    for part in as_audio(clips, device).split(max(1, BATCH_SAMPLES // crop)):
+        for spec, encoded in _encode(extractor, specs, part, lambda _: noise).items():
+            parts[spec].append([pool(frames, spec.pooling).cpu() for frames in encoded])
+    return {spec: [torch.cat(one) for one in zip(*found, strict=True)] for spec, found in parts.items()}
 
 
 def _batches(split: Split, rows: list[int]) -> list[list[int]]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from simdist.config.schema import place_name
 from simdist.core.signals import SignalHandler
 from simdist.models.probes import Probe
 from simdist.probe.examples import CachedExamples, Examples, LiveExamples, ResampledExamples
@@ -64,7 +65,7 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """One probe of one module."""
+    """One probe of one module, or of a layer inside it."""
 
     extractor: FeatureExtractor
     module: int
@@ -72,6 +73,11 @@ class ProbeTask:
     settings: ProbeSettings
     sizes: tuple[int, ...] = ()
     """Few labels: numbers of examples per class; () trains on all."""
+
+    @property
+    def layer(self) -> int | None:
+        """Inside the module; None for its output."""
+        return self.data.spec.place(self.module)[1]
 
     @property
     def standardized(self) -> bool:
@@ -109,7 +115,7 @@ class ProbeTask:
     def name(self) -> str:
         """Name of the result's folder."""
         few = "few-labels-" if self.sizes else ""
-        where = self.extractor.where(self.module)
+        where = self.extractor.where(self.module, self.layer)
         return f"{few}{self.data.label}-{where}-{self.settings.probe}-{self.identity()[:8]}"
 
     @property
@@ -210,7 +216,7 @@ def interpolation(task: ProbeTask, fitted: dict[str, Any]) -> str | None:
     error, few = 1 - fitted["accuracy"], fitted["examples"] < fitted["dimensions"]
     if error >= (FEW_ERRORS if few else NO_ERRORS):
         return None
-    where = "MFCC" if task.extractor.kind == "mfcc" else f"{task.extractor.kind} module {task.module}"
+    where = "MFCC" if task.extractor.kind == "mfcc" else f"{task.extractor.kind} {place_name(task.module, task.layer)}"
     return (
         f"the L-BFGS probe of {task.data.label} on {where} interpolates its training examples "
         f"({fitted['dimensions']:,} features, {fitted['examples']:,} examples), so its accuracy depends on the penalty"
@@ -255,7 +261,8 @@ def cached_examples(
     width = 2 * resampling.encoder.stack[0].latent_channels
 
     def draw(gaussians: Tensor, noise: torch.Generator) -> Tensor:
-        return pool(resampling.draw(gaussians.unflatten(1, (-1, width)), task.module, noise), spec.pooling)
+        latents = gaussians.unflatten(1, (-1, width))  # (B, L * 2 C) -> (B, L, 2 C)
+        return pool(resampling.draw(latents, task.module, noise, task.layer), spec.pooling)
 
     return ResampledExamples(stored, draw, task.settings.seed, device)
 
@@ -273,6 +280,7 @@ def describe(task: ProbeTask, dimensions: int) -> dict[str, Any]:
         "source": {
             "kind": extractor.kind,
             "module": None if extractor.kind == "mfcc" else task.module,
+            **({} if task.layer is None else {"layer": task.layer}),
             "step": extractor.step,
             "weights": extractor.identity,
             "dimensions": dimensions,

@@ -10,10 +10,12 @@
 `result.json`, format version 1:
 
     name, label, classes            classes in the order of their numbers
-    source       kind (trained, untrained, mfcc, supervised), module, step, weights (hash), dimensions of a vector;
-                 calibration of an untrained encoder with BatchNorm: split, fingerprint, clips, batches
+    source       kind (trained, untrained, mfcc, supervised), module, layer where one inside the module was probed,
+                 step, weights (hash), dimensions of a vector; calibration of an untrained encoder with BatchNorm:
+                 split, fingerprint, clips, batches
     view         kind (pooled: a vector a clip; frames: a vector each 10 ms), pooling, crop in samples (null: whole
-                 utterance), crops of an utterance, align, sampled, seed; resampled where each batch draws latents anew
+                 utterance), crops of an utterance, align, sampled, seed; resampled where each batch draws latents anew;
+                 layer: module and layer, where one was probed
     protocol     thesis or paper where the settings are those, with what deviates from the one that was asked for
                  ("thesis, but epochs 50"); else null
     probe        kind and every setting that can change a number; drop_last, weight_decay and clip_grad_norm where on
@@ -49,7 +51,7 @@ import numpy as np
 from rich.table import Table
 from safetensors.torch import save_file
 
-from simdist.config.schema import identity, to_dict
+from simdist.config.schema import identity, place_name, to_dict
 from simdist.core.files import replacing, write_json, write_text
 from simdist.models.probes import Probe
 from simdist.probe.plots import plot_confusion
@@ -92,11 +94,11 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def describe_features(result: dict[str, Any]) -> str:
-    """What was probed, for people: `module 3, step 1,975`."""
+    """What was probed, for people: `module 3, step 1,975`, or `module 0, layer 3, step 1,975`."""
     extractor = result["source"]
     if extractor["kind"] == "mfcc":
         return "MFCC"
-    where = f"module {extractor['module']}"
+    where = place_name(extractor["module"], extractor.get("layer"))
     return f"{where}, step {extractor['step']:,}" if extractor["kind"] == "trained" else f"{extractor['kind']} {where}"
 
 
@@ -217,6 +219,7 @@ def mirror(run: Run, results: list[dict[str, Any]], plots: list[Path], log: Call
 def _as_metrics(result: dict[str, Any]) -> dict[str, float]:
     extractor = result["source"]
     where = extractor["kind"] if extractor["module"] is None else f"{extractor['kind']}/module_{extractor['module']}"
+    where += f"/layer_{extractor['layer']}" if "layer" in extractor else ""
     prefix = f"probe/{result['label']}/{where}/{result['probe']['probe']}"
     if "curve" in result:
         points = result["curve"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from simdist.config.schema import ADDED, DATA_ROOT, RUN_DIR, TUNING
+from simdist.config.schema import ADDED, DATA_ROOT, RUN_DIR, TUNING, ModelConfig
 from simdist.core.errors import InputError, require_option
 from simdist.runs.checkpoints import checkpoint_folders, choose_checkpoint
 
@@ -64,8 +64,11 @@ class ProbeSettings:
     vowel and session."""
     module: str = field(default="all", metadata=COMMAND)
     """Greedy modules to probe: numbers from 0, such as 0,2; -1 for the last; or all."""
+    layer: str | None = field(default=None, metadata=COMMAND)
+    """Layers inside these modules to probe, such as the convolutions of CPC: numbers from 0, such as 0,2; or all.
+    Default: each module's output, after its heads and its GRU."""
     all: bool = field(default=False, metadata=COMMAND)
-    """Probe every label of the shards but `session` at every module."""
+    """Probe every label of the shards but `session` at every module, or with --layer at these layers."""
     features: str = field(default="trained", metadata=COMMAND)
     """Input of the probes, such as trained,mfcc: the `trained` encoder, or as baselines the `untrained` encoder,
     `mfcc`, and a `supervised` encoder, which is trained together with the probe."""
@@ -256,9 +259,31 @@ def checkpoints_of(settings: ProbeSettings, run: Path) -> list[Path]:
     return [choose_checkpoint(run, step) for step in sorted(set(steps))]
 
 
-def modules_of(settings: ProbeSettings, num_modules: int) -> list[int]:
-    """The requested modules, from 0; see `modules_in`."""
-    return modules_in("all" if settings.all else settings.module, num_modules)
+Place = tuple[int, int | None]
+"""A module, and a layer inside it or None for the module's output."""
+
+
+def places_in(module: str, layer: str | None, model: ModelConfig) -> list[Place]:
+    """What `--module` and `--layer` name.
+
+    Raises:
+        InputError: a module or a layer that the encoder does not have; with all modules, a layer that none has.
+    """
+    modules = modules_in(module, len(model.modules))
+    if layer is None:
+        return [(number, None) for number in modules]
+    every = {number: range(len(model.modules[number].layers)) for number in modules}
+    if layer.strip() == "all":
+        found: list[Place] = [(number, own) for number in modules for own in every[number]]
+        if not found:
+            raise InputError(f"module {modules[0]} is a GRU alone and has no layers. Leave out --layer")
+        return found
+    wanted = numbers_in("--layer", layer, "layer numbers from 0 such as 0,2, or all")
+    for own in wanted:
+        lacking = [number for number in modules if own not in every[number]]
+        if lacking and (module.strip() != "all" or len(lacking) == len(modules)):
+            model.layers_up_to(lacking[0], own)  # raises
+    return [(number, own) for number in modules for own in wanted if own in every[number]]
 
 
 def modules_in(text: str, num_modules: int) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from simdist.analyze.registry import ANALYSES, OVER_SEEDS, Column, Table
+from simdist.report.measurements import LAYER
 from simdist.report.summary import (
     EMPTY,
     FEWEST_SEEDS,
@@ -17,9 +18,8 @@ from simdist.report.summary import (
     Statistic,
     group_label,
     plain,
-    telling_keys,
 )
-from simdist.report.tables import FIXED, Section, count_of, headings, most_of, over_seeds, text_of
+from simdist.report.tables import Section, count_of, headings, most_of, over_seeds, shown_keys, text_of
 
 HEADINGS = {"estimate": "estimator", "width": "dimensions"}  # of keys that are called otherwise than their columns
 
@@ -55,9 +55,10 @@ def _table(name: str, kind: Table, cells: Mapping[Cell, Statistic], heads: list[
     said = {cell: json.loads(cell.what) for cell in cells if cell.family == family}
     own = {c: w for c, w in said.items() if kind is DECODERS or w["analysis"] == name}
     columns = _columns(kind, own.values())
+    keys = [*kind.keys, *([LAYER] if any(LAYER in what for what in own.values()) else [])]
     lines: dict[tuple[tuple[Any, ...], tuple[Any, ...], int | None], dict[str, Statistic]] = {}
     for cell, what in own.items():
-        row = (tuple(what.get(key) for key in kind.keys), cell.group, cell.module)
+        row = (tuple(what.get(key) for key in keys), cell.group, cell.module)
         metric = f"{cell.metric} {what[kind.across]}" if kind.across else cell.metric
         lines.setdefault(row, {})[metric] = cells[cell]
     most = most_of({cell: cells[cell] for cell in own})
@@ -67,12 +68,12 @@ def _table(name: str, kind: Table, cells: Mapping[Cell, Statistic], heads: list[
         rows.append([*map(plain, group), *map(plain, what), str(module), str(most_of(values)), *texts])
     named = [
         *heads,
-        *(HEADINGS.get(key, key) for key in kind.keys),
+        *(HEADINGS.get(key, key) for key in keys),
         "module",
         "seeds",
         *(column.heading for column in columns),
     ]
-    return Section(name, over_seeds(kind.title, most), named, rows, len(heads) + len(kind.keys) + 1)
+    return Section(name, over_seeds(kind.title, most), named, rows, len(heads) + len(keys) + 1)
 
 
 def _text_of(column: Column, value: Statistic | None, most: int) -> str:
@@ -92,7 +93,7 @@ def difference_sections(comparisons: Sequence[Comparison], keys: Sequence[str]) 
     """The table of differences between encoders; [] where nothing could be compared."""
     if not comparisons:
         return []
-    settings = _telling_settings(comparisons)
+    settings = shown_keys([json.loads(what) for what in dict.fromkeys(item.what for item in comparisons)])
     rows = []
     for item in comparisons:
         said = json.loads(item.what)
@@ -109,8 +110,3 @@ def difference_sections(comparisons: Sequence[Comparison], keys: Sequence[str]) 
     )
     title = "Differences between encoders: test accuracy in points"
     return [Section("differences", title, columns, rows, len(names) + 3, note)]
-
-
-def _telling_settings(comparisons: Sequence[Comparison]) -> list[str]:
-    said = [json.loads(what) for what in dict.fromkeys(item.what for item in comparisons)]
-    return [*FIXED, *(key for key in telling_keys(said, first=FIXED, never=["chance"]) if key not in FIXED)]

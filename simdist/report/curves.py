@@ -14,6 +14,7 @@ import numpy as np
 from simdist.report.charts import MOST_POINTS, OTHER, Chart, Line, Panel, lines_of
 from simdist.report.collect import RunContent
 from simdist.report.files import SHAPELESS, UnreadableFile, finite, read_table, reason_of
+from simdist.report.measurements import LAYER
 from simdist.report.selection import Selection
 from simdist.report.summary import Cell, Statistic, plain, telling_keys
 from simdist.runs.records import MetricsRecord, is_finite
@@ -182,11 +183,13 @@ def _accuracy_panel(title: str, lines: list[Line], xlabel: str, chance: float, i
 
 
 def _called(said: Mapping[str, Any], whats: Sequence[str]) -> str:
-    """A probe in a few words: its label and features, and what tells it from the others on the chart."""
-    told = telling_keys([json.loads(what) for what in whats], first=["label", "features"], never=["chance"])
-    extra = [f"{key.rpartition('.')[2]} {plain(said.get(key))}" for key in told if key not in ("label", "features")]
+    """A probe in a few words: its label, features and layer, and what tells it from the others on the chart."""
+    first = ["label", "features", LAYER]
+    told = telling_keys([json.loads(what) for what in whats], first=first, never=["chance"])
+    extra = [f"{key.rpartition('.')[2]} {plain(said.get(key))}" for key in told if key not in first]
     features = [] if said["features"] == "trained" else [said["features"]]
-    return ", ".join([said["label"], *features, *extra])
+    layer = [f"layer {said[LAYER]}"] if LAYER in said else []
+    return ", ".join([said["label"], *features, *layer, *extra])
 
 
 def distribution_charts(
@@ -248,22 +251,24 @@ def _of_analyses(
     read: Callable[[Path], Iterator[tuple[str, Curve]]],
     problems: list[UnreadableFile],
 ) -> list[tuple[str, list[Line]]]:
-    """Titles and lines of panels, one for each label and module, out of the tables of one analysis."""
-    found: dict[tuple[str, int], dict[str, Curve]] = {}
+    """Titles and lines of panels, one for each label and module or layer, out of the tables of one analysis."""
+    found: dict[tuple[str, tuple[int, int]], dict[str, Curve]] = {}
+    names: dict[tuple[int, int], str] = {}
     for run in runs:
         for finding in run.findings:
             if finding.kind != kind:
                 continue
             try:
                 for label, curve in read(finding.folder):
-                    found.setdefault((label, finding.module), {})[run.record.name] = curve
+                    found.setdefault((label, finding.place), {})[run.record.name] = curve
+                    names[finding.place] = finding.where
             except (OSError, *SHAPELESS) as error:
                 problems.append(UnreadableFile(finding.folder, f"has a table that cannot be read ({reason_of(error)})"))
     made = []
-    for (label, module), curves in sorted(found.items()):
+    for (label, place), curves in sorted(found.items()):
         lines: list[Line] = []
         for group, own in selection.runs_of(runs).items():
             of_group = [(run.record.name, *curves[run.record.name]) for run in own if run.record.name in curves]
             lines += lines_of(selection.place(group), selection.label(group), of_group)
-        made.append((f"{label}, module {module}" if label else f"module {module}", lines))
+        made.append((f"{label}, {names[place]}" if label else names[place], lines))
     return made

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simdist.analyze.registry import ANALYSES
+from simdist.config.schema import place_name
 from simdist.report.files import SHAPELESS, UnreadableFile, flat, read_result, reason_of
 from simdist.runs.records import AnalysisNumber, AnalysisRecord, DecoderResult, ProbeResult, RecordError, parse
 
@@ -27,7 +28,7 @@ class Measurement:
     family: Family
     what: dict[str, Any]
     """What was measured: the split of a loss; a probe's label, features, settings; the examples per class; a decoder's
-    loss; the name of an analysis."""
+    loss; the name of an analysis; `layer`, where one inside the module was."""
     module: int | None
     """None for what has no module, such as MFCC."""
     metric: str
@@ -40,6 +41,7 @@ class Measurement:
 
 PROBES, RESULT = "probes", "result.json"
 SEEDS = ("seed", "view.seed", "probe.seed")
+LAYER = "layer"  # key of `Measurement.what`
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def _of_result(run: str, result: ProbeResult) -> Iterator[Measurement]:
 def _what(result: ProbeResult) -> dict[str, Any]:
     """A probe without what differs from seed to seed: label, features, and every setting."""
     settings = flat({"view": result.view, "probe": result.probe})
-    kept = {key: value for key, value in settings.items() if key not in SEEDS}
+    kept = {key: value for key, value in settings.items() if key not in (*SEEDS, "view.layer")}
     split = None if result.data is None or result.data.test.split is None else Path(result.data.test.split).name
-    told = {"protocol": result.protocol, "split": split}
+    told = {LAYER: result.source.layer, "protocol": result.protocol, "split": split}
     told = {key: value for key, value in told.items() if value is not None}
     return {"label": result.label, "features": result.source.kind, **told, **kept, "chance": result.chance}
 
@@ -145,6 +147,8 @@ class ModuleResult:
     kind: str
     """`decoder`, or the analysis: `distributions`, `weights`, …"""
     module: int
+    layer: int | None
+    """Inside the module; None for its output."""
     step: int
     """Of the encoder."""
     summary: list[str] = field(default_factory=list)
@@ -154,10 +158,20 @@ class ModuleResult:
     is_untrained: bool = False
     """Whether a decoder is one of the untrained encoder."""
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Module and layer, in order: a module's output before its layers."""
+        return self.module, -1 if self.layer is None else self.layer
+
+    @property
+    def where(self) -> str:
+        """`module 0`, or `module 0, layer 3`."""
+        return place_name(self.module, self.layer)
+
 
 def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> list[ModuleResult]:
-    """Decoders, and of each analysis of each module the newest one at the latest checkpoint."""
-    newest: dict[tuple[str, int], tuple[tuple[int, float], ModuleResult]] = {}
+    """Decoders, and of each analysis of each module or layer the newest one at the latest checkpoint."""
+    newest: dict[tuple[str, tuple[int, int]], tuple[tuple[int, float], ModuleResult]] = {}
     for path in sorted(folder.glob(f"{ANALYSIS}/*")):
         if not path.is_dir() or path.name.startswith(f"{COMPARISON}-"):
             continue
@@ -172,7 +186,7 @@ def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> lis
         except SHAPELESS as error:
             problems.append(UnreadableFile(path / RESULT, f"is not the result of an analysis ({reason_of(error)})"))
             continue
-        key = (found.kind, found.module)
+        key = (found.kind, found.place)
         if key not in newest or age > newest[key][0]:
             newest[key] = (age, found)
     return [*_decoders(folder, run, problems), *(found for _, found in newest.values())]
@@ -188,8 +202,13 @@ def _analysis(run: str, path: Path, result: AnalysisRecord) -> ModuleResult:
             what, metric, value = parse(number, AnalysisNumber)
         except RecordError as error:
             raise RecordError(f"{number[1]}: {str(error).partition(': ')[2]}") from error
-        measured.append(Measurement(run, "analysis", {"analysis": kind, **what}, module, metric, value))
-    return ModuleResult(run, path, kind, module, result.step, result.summary, measured)
+        what = {"analysis": kind, **_inside(result.layer), **what}
+        measured.append(Measurement(run, "analysis", what, module, metric, value))
+    return ModuleResult(run, path, kind, module, result.layer, result.step, result.summary, measured)
+
+
+def _inside(layer: int | None) -> dict[str, Any]:
+    return {} if layer is None else {LAYER: layer}
 
 
 def _decoders(folder: Path, run: str, problems: list[UnreadableFile]) -> Iterator[ModuleResult]:
@@ -209,11 +228,11 @@ def _decoders(folder: Path, run: str, problems: list[UnreadableFile]) -> Iterato
 
 def _decoder(run: str, path: Path, result: DecoderResult) -> ModuleResult:
     encoder, module, measured = result.encoder, result.module, []
-    own = {"loss": result.loss, "features": "untrained" if encoder.untrained else "trained"}
+    own = {"loss": result.loss, "features": "untrained" if encoder.untrained else "trained", **_inside(result.layer)}
     for who, figures in result.quality.items():
         what = own if who == "decoder" else {"loss": MEAN_SIGNAL, "features": "none"}
         for metric, score in figures.items():
             if score.value is not None:
                 measured.append(Measurement(run, "decoder", what, module, metric, score.value))
     step = encoder.step or 0
-    return ModuleResult(run, path, "decoder", module, step, [], measured, result.loss, encoder.untrained)
+    return ModuleResult(run, path, "decoder", module, result.layer, step, [], measured, result.loss, encoder.untrained)

@@ -126,17 +126,19 @@ class AudioSet:
     """`traversal`, `interpolation` or `samples`."""
     section: str
     run: str
-    module: int
+    where: str
+    """The module, or the layer inside it."""
     tracks: list[Track]
     summary: list[str]
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Test clips of one module: the original and the output of each decoder."""
+    """Test clips of one module or layer: the original and the output of each decoder."""
 
     run: str
-    module: int
+    where: str
+    """The module, or the layer inside it."""
     columns: list[str]
     """`original`, then the decoders."""
     rows: list[tuple[str, list[Sound | None]]]
@@ -147,7 +149,7 @@ def audio_sets(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> li
     """Audio of these runs' analyses."""
     made = []
     for run in runs:
-        for finding in sorted(run.findings, key=lambda finding: finding.module):
+        for finding in sorted(run.findings, key=lambda finding: finding.place):
             if any(finding.folder.glob("*-sounds.csv")):
                 try:
                     tracks = [track for track in _tracks(finding, problems) if track.sounds]
@@ -162,7 +164,7 @@ def audio_sets(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> li
                             finding.kind,
                             section_of(finding.kind),
                             run.record.name,
-                            finding.module,
+                            finding.where,
                             tracks,
                             finding.summary,
                         )
@@ -198,16 +200,16 @@ def value_of(kind: str, sound: str) -> str:
 
 
 def reconstructions(runs: Sequence[RunContent], problems: list[UnreadableFile]) -> list[Reconstructions]:
-    """Of each run and module the clips that its decoders wrote, at their last step."""
+    """Of each run and module or layer the clips that its decoders wrote, at their last step."""
     made = []
     for run in runs:
         decoders = [finding for finding in run.findings if finding.kind == "decoder"]
-        for module in sorted({finding.module for finding in decoders}):
-            own = [finding for finding in decoders if finding.module == module]
+        for place in sorted({finding.place for finding in decoders}):
+            own = [finding for finding in decoders if finding.place == place]
             rows = list(_clips(own, problems))
             if rows:
                 columns = ["original", *(_decoder_name(finding) for finding in own)]
-                made.append(Reconstructions(run.record.name, module, columns, rows))
+                made.append(Reconstructions(run.record.name, own[0].where, columns, rows))
     return made
 
 
@@ -243,7 +245,8 @@ class FigureSet:
     section: str
     """The part of the page where it stands."""
     run: str
-    module: int
+    where: str
+    """The module, or the layer inside it."""
     pictures: list[tuple[str, str]]
     """Titles and data URIs."""
 
@@ -273,4 +276,4 @@ def section_of(kind: str) -> str:
 
 def _figure_set(finding: ModuleResult) -> FigureSet:
     section = section_of(finding.kind)
-    return FigureSet(finding.kind, section, finding.run, finding.module, [])
+    return FigureSet(finding.kind, section, finding.run, finding.where, [])

@@ -17,6 +17,7 @@ from simdist.analyze.registry import ANALYSES, RegisteredAnalysis
 from simdist.config.decoder import DEFAULT_LOSS, decoder_command
 from simdist.probe.settings import FRAME_LABEL, PROTOCOLS, ProbeSettings, for_label
 from simdist.report.collect import RunContent
+from simdist.report.measurements import LAYER
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 SETTINGS = ("bias", "epochs", "lr", "batch_size", "drop_last", "weight_decay", "clip_grad_norm", "hidden", "l2")
@@ -135,12 +136,16 @@ def _plain_curves(run: RunContent) -> list[str] | None:
 
 def _probe_title(said: dict[str, Any]) -> str:
     words = [said["label"], said.get("probe.probe"), said.get("view.pooling")]
+    words += [f"layer {said[LAYER]}"] if LAYER in said else []
     return ", ".join(str(word) for word in words if word) + (", no bias" if said.get("probe.bias") is False else "")
 
 
 def _probe(run: RunContent, said: dict[str, Any], lacking: set[int | None]) -> list[str]:
     """The command for the modules that lack this probe."""
-    there = sorted(m for m in lacking if m is not None and m < max(len(_modules(run)), 1))
+    modules, layer = _modules(run), said.get(LAYER)
+    there = sorted(m for m in lacking if m is not None and m < max(len(modules), 1))
+    if layer is not None:
+        there = [m for m in there if m < len(modules) and layer < len(modules[m].get("layers") or ())]
     return [probe_command(run, said, there)] if there else []
 
 
@@ -154,6 +159,7 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
     """
     label = said["label"]
     words = ["--run-dir", run.record.folder, "--label", label, "--module", ",".join(map(str, modules))]
+    words += ["--layer", said[LAYER]] if LAYER in said else []
     probe = {key.removeprefix("probe."): value for key, value in said.items() if key.startswith("probe.")}
     named: Any = said.get("protocol", "").partition(",")[0]
     protocol = named if label in PROTOCOLS.get(named, {}) else None
@@ -204,10 +210,10 @@ def _losses(runs: Sequence[RunContent], module: int) -> list[str]:
 
 
 def _decoded(run: RunContent) -> dict[int, list[str]]:
-    """Losses of the trained encoder's decoders by module."""
+    """Losses of the trained encoder's decoders of whole modules, by module."""
     found: dict[int, list[str]] = {}
     for finding in run.findings:
-        if finding.kind == "decoder" and not finding.is_untrained:
+        if finding.kind == "decoder" and not finding.is_untrained and finding.layer is None:
             found.setdefault(finding.module, []).append(finding.loss)
     return found
 
@@ -223,7 +229,8 @@ def _analysis(run: RunContent, entry: RegisteredAnalysis, losses: Mapping[int, S
     if any(finding.kind == entry.name for finding in run.findings):
         return []
     command = f"python -m simdist.analyze {entry.name} --run-dir {_quoted(run)}"
-    if "unbiased probe" in entry.needs and not any(m.what.get("probe.bias") is False for m in run.measurements):
+    unbiased = [m for m in run.measurements if m.what.get("probe.bias") is False and LAYER not in m.what]
+    if "unbiased probe" in entry.needs and not unbiased:
         return [f"{_plain_probe(run, '--all', '--bias', 'false')} && {command}"]
     if "decoder" not in entry.needs:
         return [command]

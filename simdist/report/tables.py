@@ -9,6 +9,7 @@ from typing import Any
 
 from simdist.analyze.registry import OVER_SEEDS
 from simdist.report.collect import ENCODER_METRICS, RunContent
+from simdist.report.measurements import LAYER
 from simdist.report.selection import Selection
 from simdist.report.summary import EMPTY, Cell, Comparison, Statistic, key_of, plain, telling_keys, winners
 
@@ -183,8 +184,14 @@ def _few_labels(cells: Mapping[Cell, Statistic], heads: list[str]) -> Section:
 def _settings(cells: Mapping[Cell, Statistic], never: Sequence[str] = ()) -> list[str]:
     """The probe settings to show: the fixed ones, and those in which probes of one kind differ."""
     said = [json.loads(what) for what in dict.fromkeys(cell.what for cell in cells)]
-    told = telling_keys(said, first=FIXED, never=["chance", *never])
-    return [*FIXED, *(key for key in told if key not in FIXED)]
+    return shown_keys(said, never)
+
+
+def shown_keys(said: Sequence[Mapping[str, Any]], never: Sequence[str] = ()) -> list[str]:
+    """The fixed keys, the layer where one was probed, and those in which probes of one kind differ."""
+    first = [*FIXED, *([LAYER] if any(LAYER in one for one in said) else [])]
+    told = telling_keys(said, first=first, never=["chance", *never])
+    return [*first, *(key for key in told if key not in first)]
 
 
 def _by_label(cells: Mapping[Cell, Statistic]) -> list[Cell]:
@@ -311,8 +318,9 @@ def common_settings(runs: Sequence[RunContent]) -> list[tuple[str, str]]:
 
 
 def is_plain(said: Mapping[str, Any]) -> bool:
-    """Whether a probe's settings are those of the paper: a linear probe with bias on a trained encoder."""
-    return said["probe.probe"] == "linear" and said["features"] == "trained" and said.get("probe.bias") is not False
+    """Whether a probe's settings are those of the paper: a linear probe with bias on a trained encoder's module."""
+    is_linear = said["probe.probe"] == "linear" and said.get("probe.bias") is not False
+    return is_linear and said["features"] == "trained" and LAYER not in said
 
 
 def _table_of_runs(runs: Sequence[RunContent], selection: Selection) -> Section:

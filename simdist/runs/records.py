@@ -132,6 +132,8 @@ class ProbeSource(Struct, frozen=True):
     module: Count | None
     """None for what has no module, such as MFCC."""
     step: Count | None
+    layer: Count | None = None
+    """Inside the module; None for its output."""
 
 
 class Score(Struct, frozen=True):
@@ -223,6 +225,8 @@ class AnalysisRecord(Struct, frozen=True):
     values: dict[str, Any]
     """Of its kind; `simdist.analyze.registry` names the numbers in it."""
     summary: list[Word]
+    layer: Count | None = None
+    """Inside the module; None for its output."""
 
 
 AnalysisNumber = tuple[dict[Word, Word | bool | int | Finite | None], Word, Finite]
@@ -249,6 +253,8 @@ class DecoderResult(Struct, frozen=True):
     loss: Word
     encoder: DecodedEncoder
     quality: dict[Word, dict[Word, DecoderScore]]
+    layer: Count | None = None
+    """Inside the module; None for its latent."""
 
 
 class CorpusSize(Struct, frozen=True):

@@ -31,9 +31,11 @@ from simdist.decode.frozen import open_encoder
 from simdist.decode.measuring import Crops
 from simdist.decode.quality import UNITS
 from simdist.decode.task import DecoderTask
+from simdist.models.encoder import GreedyEncoder, hash_weights
 from simdist.models.waveform_losses import LOSSES
 from simdist.runs.checkpoints import latest_checkpoint
 from simdist.runs.folder import existing_run, open_run
+from simdist.training.calibration import calibrated
 from simdist.training.checkpoint import load_checkpoint
 from simdist.training.distributed import Process
 
@@ -220,6 +222,29 @@ def test_trained_against_untrained(
         assert comparison["difference"] == pytest.approx(values[0] - values[1], rel=1e-6, abs=1e-9)
     assert "mse, untrained encoder" in capsys.readouterr().out
     assert simdist.load_decoder(run_folder, 0, untrained=True).module == 0
+
+
+def test_an_untrained_encoder_is_calibrated(run_folder: Path, settings: Settings, train: Train) -> None:
+    """Like that of the probes: with statistics of no data, its latents are small, and a decoder would read rounding."""
+    run, cpu, wanted = existing_run(run_folder), torch.device("cpu"), settings(steps=1, module=2, untrained=True)
+    frozen, opened = open_encoder(run_folder, run.config, replace(wanted, latents="deterministic"))
+    frozen.prepare(cpu)
+    audio, plain = training_clips(run_folder)[:8], GreedyEncoder.from_config(run.config).eval()
+    raw = plain.encode(audio, 2)
+    split = open_split(run.config.data.root, "train")
+    found = calibrated(plain, run.config, split, cpu)
+    assert found is not None
+    latent = frozen.latent(audio.transpose(1, 2), torch.Generator())
+    assert torch.equal(latent, plain.encode(audio, 2))
+    spread, before = (x.flatten(0, 1).std(0).mean() for x in (latent, raw))  # over clips and frames
+    assert spread > 10 * before
+    folder = train(run_folder, wanted)
+    encoder = json.loads((folder / "result.json").read_text())["encoder"]
+    assert encoder["calibration"] == found.as_dict()
+    assert encoder["weights"] == opened.encoder_weights != hash_weights(GreedyEncoder.from_config(run.config))[:16]
+    train(run_folder, settings(steps=1, module=2))
+    trained = json.loads((run_folder / "decoders" / "2-mse" / "result.json").read_text())["encoder"]
+    assert "calibration" not in trained
 
 
 def test_a_decoder_stays_with_its_encoder(run_folder: Path, settings: Settings, train: Train) -> None:

@@ -13,8 +13,10 @@ import pytest
 from launch.estimate import total_steps
 from launch.plan import build, config_file, find_sweeps, read_plan, write_plan
 from launch.variants import expand
+from simdist.config.parser import fields_from
 from simdist.config.schema import to_dict
 from simdist.core.errors import InputError
+from simdist.probe.settings import ProbeSettings
 from simdist.runs.schedule import Schedule
 from tests.support.sweeps import SMALL, of_kind, small_plan, sweep_file
 
@@ -75,6 +77,25 @@ def test_commands_are_accepted_by_what_they_call(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         run(probe_command.main, list(job.command[1:]))
     assert "is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("layer", "word"), [([1, 3], "1,3"), (2, "2"), ("all", "all")])
+def test_layers_are_an_option_of_probes(layer: object, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One job probes them; jobs without layers keep their names and identities."""
+    from simdist.core.console import run
+    from simdist.probe import __main__ as probe_command
+
+    stage = {"labels": ["speaker"], "modules": [0]}
+    layers = {"kind": "probe", **stage, "options": {"layer": layer}}
+    plan = small_plan(stages={"probe": stage, "layers": layers}, seeds=[0], grid={})
+    assert plan.jobs["probe/small-ab6b8a37/speaker-module0"].identity == "e0ff6061cfae55f1"
+    job = plan.jobs["layers/small-ab6b8a37/speaker-module0"]
+    assert job.command[-2:] == ("--layer", word)
+    with pytest.raises(SystemExit):
+        run(probe_command.main, list(job.command[1:]))
+    assert "is not a run folder" in capsys.readouterr().err
+    settings = fields_from(ProbeSettings, probe_command._parser(), probe_command._parser().parse_args(job.command[1:]))
+    assert settings.layer == word
 
 
 def test_labels_and_modules_decide_how_many_jobs_probe_a_run() -> None:

@@ -55,5 +55,5 @@ def test_front_cuts_the_surplus_from_the_front() -> None:
 def test_front_is_for_frames_of_10_ms() -> None:
     assert resolve_alignment("auto", FrameGrid(160, 20.0)) == "front"
     assert resolve_alignment("auto", FrameGrid(20, 10.0)) == "center"
-    with pytest.raises(InputError, match="this module's are 20; use --align center"):
+    with pytest.raises(InputError, match="these are 20; use --align center"):
         resolve_alignment("front", FrameGrid(20, 10.0))

@@ -284,3 +284,16 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert "accelerate launch -m simdist.probe --run-dir" in shown
     for field in ("--examples-per-class", "--pooling", "--checkpoints"):
         assert field in shown
+
+
+def test_the_result_says_what_an_untrained_encoder_is_calibrated_with(probe: Probe, speech: Path) -> None:
+    options = ("--label=speaker", "--module=0,3", "--epochs=1", "--crops=1", "--features=untrained,supervised")
+    results = probe(*options, "--batch-size=8")
+    split = open_split(speech, "train")
+    for result in results:
+        found = result["source"].get("calibration")
+        if result["source"]["kind"] == "untrained":
+            assert (found["split"], found["fingerprint"]) == ("train", split.manifest.fingerprint)
+        else:
+            assert found is None
+    assert probe(*options, "--batch-size=8") == []

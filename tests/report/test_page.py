@@ -177,6 +177,48 @@ def test_the_command_of_a_missing_probe_follows_its_protocol(tmp_path: Path) -> 
     assert command.endswith("--label vowel --module 1 --protocol thesis --epochs 50")
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_of_a_missing_probe_names_its_layer(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "runs" / "first", thesis_config(), 0.5, lines=3)
+    write_run(tmp_path / "runs" / "second", replace(thesis_config(), seed=1), 0.5, lines=3)
+    for layer in (0, 9):  # the second is of a run that had more layers: no command can make it
+        path = write_probe(first, "vowel", 1, 0.7, 3, bias=True, epochs=100)
+        result = json.loads(path.read_text())
+        result["source"]["layer"], result["view"]["layer"] = layer, [1, layer]
+        path.parent.rename(path.parent.parent / f"layer{layer}")
+        (path.parent.parent / f"layer{layer}" / path.name).write_text(json.dumps(result))
+    report_command.report([tmp_path / "runs"], tmp_path / "out")
+    found = commands((tmp_path / "out" / "report.html").read_text())
+    (command,) = [line for line in found if "--layer" in line]
+    assert "runs/second --label vowel --module 1 --layer 0" in command
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_decoders_and_analyses_of_a_layer_are_told_from_the_modules(tmp_path: Path) -> None:
+    folder = bare_run(tmp_path / "runs" / "one")
+    write_analyses(folder)
+    report_command.report([tmp_path / "runs"], tmp_path / "before")
+    assert not re.search(r"layer 1|<th[^>]*>layer<", text_of(tmp_path / "before"))
+    kinds = ("decoders/0-mse", *(f"analysis/{kind}-" for kind in ("weights", "contribution", "traversal")))
+    for kind in kinds:
+        (whole,) = (path for path in folder.glob("*/*") if str(path.relative_to(folder)).startswith(kind))
+        inside = Path(shutil.copytree(whole, whole.with_name(f"{whole.name}-layer1")))
+        result = json.loads((inside / "result.json").read_text())
+        (inside / "result.json").write_text(json.dumps(result | {"layer": 1}))
+    report_command.report([tmp_path / "runs"], tmp_path / "out")
+    page = text_of(tmp_path / "out")
+    assert sorted(row[2] for row in rows_of(page, "decoders") if row[0] == "mse") == ["1", "–"]
+    for name, place in (("weights", 1), ("contribution", 0)):
+        assert sorted(row[place] for row in rows_of(page, name)) == ["1", "–"], name
+    assert page.count("<h3>one, module 0, layer 1</h3>") == page.count("<h3>one, module 0</h3>") == 1
+    assert "<h4>one, module 0, layer 1</h4>" in page
+    assert "Figures of one, module 0, layer 1: weights" in page
+
+
+def text_of(out: Path) -> str:
+    return (out / "report.html").read_text()
+
+
 def bare_run(folder: Path, seed: int = 0) -> Path:
     """A run that was just begun."""
     folder.mkdir(parents=True)

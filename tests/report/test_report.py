@@ -228,3 +228,33 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
             run(report_command.main, words)
         assert code.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_probes_of_layers_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Next to those of modules, or alone; without any there is none."""
+    folder = make_run(tmp_path / "runs", "cpc", 0, 0.1, 0.5)
+    out = tmp_path / "out"
+    report(tmp_path / "runs", "--out", out, capsys=capsys)
+    assert "layer" not in (out / "report.md").read_text()
+    (whole,) = folder.glob("probes/*/result.json")
+    result = json.loads(whole.read_text())
+    for layer, accuracy in ((0, 0.3), (3, 0.4)):
+        result["source"]["layer"], result["view"]["layer"] = layer, [1, layer]
+        result["test"]["accuracy"]["value"] = accuracy
+        path = folder / "probes" / f"layer{layer}" / "result.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(result))
+    text = report(tmp_path / "runs", "--out", out, capsys=capsys)
+    table = (out / "report.md").read_text()
+    assert "| label | features | probe | layer | seeds | module 1 | chance |" in table
+    found = re.findall(r"\| phone \| trained \| linear \| (\S+) \| 1 \| ([\d.]+) ", table)
+    assert sorted(found) == [("0", "30.0"), ("3", "40.0"), ("–", "50.0")]
+    overview = (out / "report.md").read_text().partition("## Probes")[0]
+    assert "40.0" not in overview
+    assert "phone" in text
+    whats = [json.loads(row["what"]) for row in rows(out / "results.csv", family="probe", metric="accuracy")]
+    assert sorted(str(what.get("layer")) for what in whats) == ["0", "3", "None"]
+    whole.unlink()
+    (folder / "probes" / "layer0" / "result.json").unlink()
+    report(tmp_path / "runs", "--out", out, capsys=capsys)
+    assert "| probe | layer | seeds |" in (out / "report.md").read_text()

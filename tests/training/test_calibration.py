@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from simdist.config.load import CONFIGS, read_config
 from simdist.config.schema import Config
 from simdist.data.splits import open_split
 from simdist.models.encoder import GreedyEncoder, hash_weights
-from simdist.probe.calibration import calibrated, norms_of, set_statistics
 from simdist.probe.feature_extractors import contexts
+from simdist.training.calibration import calibrated, norms_of, set_statistics
 
 CPU = torch.device("cpu")
 
@@ -96,16 +95,3 @@ def test_an_encoder_without_batch_norm_has_nothing_to_calibrate() -> None:
     assert norms_of(encoder) == []
     split: object = None  # is not read
     assert calibrated(encoder, config, split, CPU) is None  # pyright: ignore[reportArgumentType]
-
-
-def test_the_result_says_so(probe: Callable[..., list[dict]], speech: Path) -> None:
-    options = ("--label=speaker", "--module=0,3", "--epochs=1", "--crops=1", "--features=untrained,supervised")
-    results = probe(*options, "--batch-size=8")
-    split = open_split(speech, "train")
-    for result in results:
-        found = result["source"].get("calibration")
-        if result["source"]["kind"] == "untrained":
-            assert (found["split"], found["fingerprint"]) == ("train", split.manifest.fingerprint)
-        else:
-            assert found is None
-    assert probe(*options, "--batch-size=8") == []
