@@ -164,16 +164,23 @@ def parts(plan: Plan, names: Iterable[str]) -> list[list[Job]]:
     """The jobs in the order in which they are submitted: parents first, and what can be one array together.
 
     Of several runs, each part of a stage (`speaker-module3` of a probe) is a list of its own, so that a task and the
-    tasks that it waits for can have the same index; of a single run, the whole stage is one.
+    tasks that it waits for can have the same index; of a single run, the whole stage is one. Jobs that wait for others
+    of their own stage, as trainings do for those of shared modules, come in lists after those.
     """
     jobs = [plan.jobs[name] for name in names]
     together = len({job.run for job in jobs if job.run is not None}) <= 1
-    found: dict[tuple[str, str], list[Job]] = {}
+    found: dict[tuple[str, int, str], list[Job]] = {}
     for job in jobs:
         part = "" if together or job.run is None else job.name.removeprefix(f"{job.stage}/{job.run}")
-        found.setdefault((job.stage, part), []).append(job)
+        found.setdefault((job.stage, _level(plan, job), part), []).append(job)
     stages = list(dict.fromkeys(job.stage for job in plan.jobs.values()))
-    return [found[key] for key in sorted(found, key=lambda key: stages.index(key[0]))]  # stable: parts keep their order
+    return [found[key] for key in sorted(found, key=lambda key: (stages.index(key[0]), key[1]))]  # else as they came
+
+
+def _level(plan: Plan, job: Job) -> int:
+    """How many jobs of its own stage must be done one after the other before this one."""
+    parents = (plan.jobs[name] for name in job.parents)
+    return max((1 + _level(plan, parent) for parent in parents if parent.stage == job.stage), default=0)
 
 
 def arrays(jobs: Sequence[Job], ids: Mapping[str, JobId], limits: Limits, throttle: int) -> list[JobArray]:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from launch.plan import Plan, read_plan
+from launch.scheduler import JobId, arrays, parts
 from launch.shared_stages import shared_stages
 from launch.sweep import main as sweep
 from launch.variants import Variant, expand
+from simdist.cluster.discovery import Limits
 from simdist.config.load import read_config
 from simdist.config.schema import Config, identity, to_dict
 from simdist.core.errors import EXIT_OK
@@ -91,6 +93,23 @@ def test_names_of_runs_do_not_change_and_joint_runs_share_nothing() -> None:
     assert set(joint.values()) == {None}
     one = small_plan(grid={"loss.beta": [0.1, 0.2]}, config=STAGEWISE, stages={"report": None})
     assert set(sources(one).values()) == {None}  # the first module differs already
+
+
+def test_on_slurm_a_branch_waits_for_the_run_that_trains_its_stages() -> None:
+    """Two seeds: three arrays of trainings, each after the one before, index by index where that is one for one."""
+    plan = planned()
+    ids: dict[str, JobId] = {}
+    waits: dict[str, tuple[JobId, ...]] = {}
+    for number, jobs in enumerate(parts(plan, plan.jobs)):
+        for place, array in enumerate(arrays(jobs, ids, Limits(), 16)):
+            for index, job in zip(array.indices or (None,), array.jobs, strict=False):
+                waits[job.name] = (*array.after_success, *array.after_same_index)
+                ids[job.name] = JobId(f"{number}{place}" + (f"_{index}" if index is not None else ""))
+    assert len(ids) == len(plan.jobs)
+    for job in plan.jobs.values():
+        if job.kind == "train":
+            parents = {ids[parent] for parent in job.parents}
+            assert {id.array for id in waits[job.name]} == {id.array for id in parents}, job.name
 
 
 @pytest.mark.usefixtures("fresh_process")
