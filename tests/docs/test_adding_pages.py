@@ -90,6 +90,19 @@ def test_another_stack(speech: Path, tmp_path: Path) -> None:
     assert modules_in_metrics(tmp_path / "run") == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.usefixtures("fresh_process")
+def test_other_modules_on_a_trunk(speech: Path, tmp_path: Path) -> None:
+    (tmp_path / "wide_top.yaml").write_text(file_of("adding_a_module.md", "wide_top.yaml"))
+    base = read_config(CONFIGS / "sim_librispeech.yaml")
+    assert train(small(base, speech), tmp_path / "sim") == 0
+    config = small(read_config(CONFIGS / "sim_librispeech.yaml", tmp_path / "wide_top.yaml"), speech)
+    taken = {"trunk": str(tmp_path / "sim"), "trunk_modules": 2, "cache_latents": True}
+    assert train(replace(config, train=replace(config.train, **taken)), tmp_path / "top") == 0
+    assert modules_in_metrics(tmp_path / "top") == [2, 3]
+    assert len(load_encoder(tmp_path / "top").stack) == 4
+    assert list((tmp_path / "sim" / "latents").glob("module_1-*/train/*.tar"))
+
+
 def modules_in_metrics(folder: Path) -> list[int]:
     """Those of the last line of a run's metrics; each with a finite loss."""
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

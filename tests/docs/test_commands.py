@@ -50,6 +50,7 @@ STAND_INS = {  # files that an earlier command of the page makes, words for any 
     "PROFILE": "gpu",
     "COMMAND": "train",
     "five_modules.yaml": "configs/debug.yaml",  # test_adding_pages.py runs them with their own
+    "wide_top.yaml": "configs/debug.yaml",
     "averaged.yaml": "configs/debug.yaml",
     "runs/imported/config.yaml": "configs/sim_librispeech.yaml",
     "slurm/profiles/mine.yaml": "slurm/profiles/gpu.yaml",
@@ -351,14 +352,20 @@ def test_what_does_not_exist_is_noticed(command: str, capsys: pytest.CaptureFixt
         understand(shlex.split(command))
 
 
-def test_the_sweep_file_of_the_docs_is_one(tmp_path: Path) -> None:
+def test_the_sweep_files_of_the_docs_are_some(tmp_path: Path) -> None:
+    from launch.plan import build
     from launch.sweep_file import read_sweep
     from simdist.analyze.registry import ANALYSES
 
-    (text,) = (block.text for block in blocks(ROOT / "docs" / "tasks" / "sweeps.md", "yaml"))
-    (tmp_path / "sweep.yaml").write_text(text)
-    sweep = read_sweep(str(tmp_path / "sweep.yaml"), [])
-    analyses = [name for stage in sweep.stages.values() for name in stage.which]
+    sweeps = []
+    for block in blocks(ROOT / "docs" / "tasks" / "sweeps.md", "yaml"):
+        (tmp_path / "sweep.yaml").write_text(block.text)
+        sweeps.append(read_sweep(str(tmp_path / "sweep.yaml"), []))
+    first, shared = sweeps
+    plan, _ = build(shared)
+    trained = [job.run for job in plan.jobs.values() if job.kind == "train" and job.run is not None]
+    assert (len(trained), sum("modules_0-2" in run for run in trained)) == (12, 3)
+    analyses = [name for stage in first.stages.values() for name in stage.which]
     assert analyses
     assert set(analyses) <= set(ANALYSES)
 
