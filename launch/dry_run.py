@@ -99,6 +99,7 @@ def planned_arrays(plan: Plan, names: Iterable[str], throttle: int, limits: Limi
         for array in made:
             first = array.jobs[0]
             name = f"<{first.name if len(array.jobs) == 1 else first.name.replace(f'/{first.run}', '')}>"
+            name = name.replace("_", "-")  # what follows an underscore is a task's index
             numbers = [f"{name}_{index}" for index in array.indices] or [name]
             ids |= {job.name: JobId(number) for job, number in zip(array.jobs, numbers, strict=True)}
         found += made

@@ -160,6 +160,7 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
     label = said["label"]
     words = ["--run-dir", run.record.folder, "--label", label, "--module", ",".join(map(str, modules))]
     words += ["--layer", said[LAYER]] if LAYER in said else []
+    words += _splits(run, said.get("split"))
     probe = {key.removeprefix("probe."): value for key, value in said.items() if key.startswith("probe.")}
     named: Any = said.get("protocol", "").partition(",")[0]
     protocol = named if label in PROTOCOLS.get(named, {}) else None
@@ -189,6 +190,15 @@ def probe_command(run: RunContent, said: dict[str, Any], modules: Sequence[int])
     if probe.get("repetitions", usual.repetitions) != usual.repetitions:
         words += ["--repetitions", probe["repetitions"]]
     return "accelerate launch -m simdist.probe " + _words(*words)
+
+
+def _splits(run: RunContent, test: str | None) -> list[str]:
+    """The options that name the splits of a probe, unless they are the run's own; `test` is the one to test on."""
+    pairs = {"test": "train", "validation": "fit"}
+    ending = next((ending for ending in pairs if test is not None and test.endswith(ending)), None)
+    if test is None or ending is None or test == run.record.config.get("data.test_split"):
+        return []
+    return ["--train-split", test.removesuffix(ending) + pairs[ending], "--test-split", test]
 
 
 def _decoder(run: RunContent, module: int, losses: Sequence[str]) -> list[str] | None:

@@ -178,6 +178,28 @@ def test_the_command_of_a_missing_probe_follows_its_protocol(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_command_of_a_missing_probe_names_its_splits(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "runs" / "first", thesis_config(), 0.5, lines=3)
+    write_run(tmp_path / "runs" / "second", replace(thesis_config(), seed=1), 0.5, lines=3)
+    path = write_probe(first, "vowel", 1, 0.7, 3, epochs=7)
+    result = json.loads(path.read_text())
+    reshuffled = "syllables_reshuffled_"
+    options = {
+        "test": "",
+        f"{reshuffled}test": f" --train-split {reshuffled}train --test-split {reshuffled}test",
+        f"{reshuffled}validation": f" --train-split {reshuffled}fit --test-split {reshuffled}validation",
+    }
+    for test, named in options.items():
+        result["data"] = {"train": {"labels": 9}, "test": {"split": f"data/{test}"}}
+        path.write_text(json.dumps(result))
+        report_command.report([tmp_path / "runs"], tmp_path / "out")
+        found = commands((tmp_path / "out" / "report.html").read_text())
+        (command,) = [line for line in found if "simdist.probe" in line and "&&" not in line]
+        assert f"--module 1{named} --" in command
+        assert ("--train-split" in command) == bool(named)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_of_a_missing_probe_names_its_layer(tmp_path: Path) -> None:
     first = write_run(tmp_path / "runs" / "first", thesis_config(), 0.5, lines=3)
     write_run(tmp_path / "runs" / "second", replace(thesis_config(), seed=1), 0.5, lines=3)
