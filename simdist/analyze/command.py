@@ -29,7 +29,7 @@ from simdist.analyze.result_writer import (
     ResultWriter,
     read_result,
 )
-from simdist.analyze.settings import AnalysisSettings, layer_of
+from simdist.analyze.settings import PAPER, AnalysisSettings, definition_of, layer_of
 from simdist.config.schema import place_name
 from simdist.core.errors import InputError, counted
 from simdist.core.files import write_json
@@ -99,6 +99,7 @@ class AnalyzeCommand:
         identity = _identity(which, encoder, module, settings, found)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         inside = f"-layer{identity['layer']}" if "layer" in identity else ""
+        inside += f"-{identity['definition']}" if "definition" in identity else ""
         folder = analysis_folder(encoder) / f"{which}-module{module}{inside}-step{encoder.step}-{digest}"
         if (folder / RESULT).exists() and not settings.force:
             self._tell(folder, "already done")
@@ -163,11 +164,12 @@ def _identity(
         for item in dataclasses.fields(settings)
         if item.metadata.get("identity", True)
     }
-    layer = layer_of(settings)
+    layer, definition = layer_of(settings), definition_of(settings)
     return {
         "analysis": which,
         "module": module,
         **({} if layer is None else {"layer": layer}),
+        **({} if definition != PAPER else {"definition": definition}),
         "step": encoder.step,
         "weights": encoder.extractor.identity,
         "settings": chosen,

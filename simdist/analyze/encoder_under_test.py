@@ -24,7 +24,7 @@ from simdist.data.splits import Split, open_split
 from simdist.models.encoder import GreedyEncoder
 from simdist.models.module import Encoding, GreedyModule
 from simdist.probe.feature_extractors import FeatureExtractor, trained_extractor
-from simdist.probe.feature_spec import as_audio
+from simdist.probe.feature_spec import FeatureSpec, as_audio, noise_for
 from simdist.runs.checkpoints import load_chosen
 from simdist.runs.folder import Run, existing_run
 
@@ -173,6 +173,12 @@ def latents_of(
         audio = clips.audio(slice(begin, begin + BATCH), encoder.device)
         parts.append(encoder.network.encode(audio, module, layer=layer).float().cpu())
     return torch.cat(parts)
+
+
+def sampled(mu: Tensor, log_var: Tensor, seed: int) -> Tensor:
+    """One draw of (N, L, C) latents, on the CPU, decided by the seed."""
+    noise = noise_for(FeatureSpec("frames", sampled=True, seed=seed), torch.device("cpu"), "analysis")
+    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=noise)
 
 
 def frames_of(latents: Tensor, wanted: int, seed: int) -> npt.NDArray[np.float64]:

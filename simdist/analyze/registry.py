@@ -16,6 +16,7 @@ from simdist.analyze.settings import (
     AnalysisSettings,
     ClipSettings,
     DecodedSettings,
+    Definition,
     LabelSettings,
     numbers,
 )
@@ -205,14 +206,19 @@ class WeightsSettings(AnalysisSettings):
     layer: str | None = field(default=None, metadata=COMMAND)
     """Layers inside the modules, whose probes are plotted: numbers from 0, such as 0,2; or all. Default: each module's
     output."""
+    definition: Definition = field(default="simdist", metadata=COMMAND)
+    """How each class's weights are scaled to [-1, 1]: `simdist`, by its largest magnitude, so that zero stays zero; or
+    `paper`, from its minimum to its maximum."""
     origin: Literal["zero", "mean"] = "zero"
     """Value of the dimensions that the decision map does not vary: zero, or their mean over the training data."""
 
 
 def _contribution(values: Values) -> Iterator[Number]:
     for point in values["curve"]:
-        for metric in ("median", "lower_quartile", "upper_quartile"):
-            yield {"replaced": point["dimensions"]}, metric, point[metric]
+        yield {"replaced": point["dimensions"]}, "remaining", point["median" if "median" in point else "ratio"]
+        for metric in ("median", "lower_quartile", "upper_quartile", "ratio", "error"):
+            if metric in point:
+                yield {"replaced": point["dimensions"]}, metric, point[metric]
 
 
 @register(
@@ -224,13 +230,14 @@ Compute the interpolation contribution score: how close a decoded clip gets to a
 which they differ most are replaced. Needs a decoder.
 
   python -m simdist.decode --run-dir runs/sim --module 0 --loss mse
-  python -m simdist.analyze contribution --run-dir runs/sim --module 0 --clips 200""",
+  python -m simdist.analyze contribution --run-dir runs/sim --module 0 --clips 200
+  python -m simdist.analyze contribution --run-dir runs/sim --module 0 --definition paper""",
     heading="Contribution of dimensions",
     needs=("decoder",),
     measurements=_contribution,
     table=Table(
-        f"Contribution: remaining error by dimensions replaced, medians, {OVER_SEEDS}",
-        (Column("median", "", digits=3),),
+        f"Contribution: remaining error by dimensions replaced, medians of pairs (paper: ratio of means), {OVER_SEEDS}",
+        (Column("remaining", "", digits=3),),
         across="replaced",
     ),
 )
@@ -241,6 +248,9 @@ class ContributionSettings(DecodedSettings):
     sizes: str = "2,4,8,16,32,64,128,256,512"
     """How many dimensions to replace, one point of the curve each: numbers from 1, such as 2,4,8. One above the
     latent's width replaces all."""
+    definition: Definition = field(default="simdist", metadata=COMMAND)
+    """Which score: `simdist`, each pair's remaining error as a share of that with nothing replaced, on means; or
+    `paper`, the mean remaining error over the mean with nothing replaced, on samples, beside the errors."""
     precision: Literal["float32", "bf16"] = "float32"
     """Precision of decoding. bf16 is about twice as fast; the command warns if it is too coarse."""
     batch: int = field(default=16, metadata=TUNING)
@@ -338,7 +348,8 @@ class SamplesSettings(DecodedSettings):
 
 
 def _total_correlation(values: Values) -> Iterator[Number]:
-    for estimate in ("kde", "kde_standardized", "gaussian"):
+    estimates = [name for name in ("kde", "kde_standardized", "gaussian") if name == "kde" or "draws" not in values]
+    for estimate in estimates:  # the paper's draws have the first only
         for point in values[estimate]:
             for metric in ("total_correlation", "shuffled", "excess"):
                 yield {"estimate": estimate, "width": point["dimensions"]}, metric, point[metric]
@@ -354,7 +365,8 @@ Gaussian kernels and in closed form for a Gaussian latent. Each is compared with
 dimensions.
 
   python -m simdist.analyze total-correlation --run-dir runs/sim
-  python -m simdist.analyze total-correlation --run-dir runs/sim --latents sampled --frames 4000""",
+  python -m simdist.analyze total-correlation --run-dir runs/sim --latents sampled --frames 4000
+  python -m simdist.analyze total-correlation --run-dir runs/sim --definition paper --sizes 10,50,100,512""",
     measurements=_total_correlation,
     table=Table(
         f"Total correlation: {OVER_SEEDS}",
@@ -379,6 +391,9 @@ class TotalCorrelationSettings(ClipSettings):
     """Standard deviation of the Gaussian kernels."""
     latents: Literal["deterministic", "sampled"] = "deterministic"
     """What to use of a variational module: the mean of its Gaussian (`deterministic`), or one sample of it."""
+    definition: Definition = field(default="simdist", metadata=COMMAND)
+    """Which frames: `simdist`, --frames of --clips, once; or `paper`, 5 sampled frames of each of 1,000 clips, three
+    draws, by kernels only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,15 @@ def numbers(option: str, text: str, kind: type = int) -> list[Any]:
         raise InputError(f"{option} is {text!r}; it must be numbers such as {example}") from None
 
 
+Definition = Literal["simdist", "paper"]
+PAPER: Definition = "paper"
+
+
+def definition_of(settings: AnalysisSettings) -> Definition:
+    """Whose definition of a score is asked for; `simdist` where there is only one."""
+    return getattr(settings, "definition", "simdist")
+
+
 def layer_of(settings: AnalysisSettings) -> int | None:
     """The one layer that the settings name, as an analysis gets them; None for a module's output."""
     layer = getattr(settings, "layer", None)

@@ -4,11 +4,15 @@ TC(z) = sum_d H(z_d) - H(z). Two estimates: entropies by Gaussian kernels of ban
 and the closed form of a Gaussian with the latent's covariance. In many dimensions a kernel estimate mostly says how few
 frames there are, so each is compared with the same estimate after every dimension was shuffled over the frames, which
 makes them independent: what it says then is its bias.
+
+The paper's code (`--definition paper`) takes 5 sampled frames of each of 1,000 clips, by kernels, and draws three
+times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +21,17 @@ from matplotlib.axes import Axes
 from scipy.special import logsumexp
 
 from simdist.analyze import style
-from simdist.analyze.encoder_under_test import EncoderUnderTest, choose_clips, encode, frames_of
+from simdist.analyze.encoder_under_test import EncoderUnderTest, choose_clips, encode, frames_of, sampled
 from simdist.analyze.registry import TotalCorrelationSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
-from simdist.analyze.settings import numbers
+from simdist.analyze.settings import PAPER, numbers
 from simdist.core.errors import InputError
 from simdist.core.random_streams import stream_seed
-from simdist.probe.feature_spec import FeatureSpec, noise_for
 
 Matrix = npt.NDArray[np.float64]
 CHUNK = 500  # frames whose distances to all others are in memory together
 ESTIMATES = ("kde", "kde_standardized", "gaussian")
+SIGNALS, FRAMES_EACH, DRAWS = 1000, 5, 3  # of the paper's code
 
 
 def gaussian_total_correlation(x: Matrix) -> float:
@@ -96,7 +100,8 @@ class TotalCorrelation:
 
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: TotalCorrelationSettings) -> None:
         self._subject, self._module, self._settings = encoder, module, settings
-        self._clips = choose_clips(encoder, settings)
+        is_paper = settings.definition == PAPER
+        self._clips = choose_clips(encoder, replace(settings, clips=SIGNALS) if is_paper else settings)
         self._variational = encoder.module(module).log_var is not None
         if settings.latents == "sampled" and not self._variational:
             raise InputError(
@@ -108,6 +113,8 @@ class TotalCorrelation:
     def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         settings = self._settings
+        if settings.definition == PAPER:
+            return self._as_published(writer)
         x = self._frames(writer)
         if len(x) < 3:
             raise InputError(f"{len(x)} frames are too few for a correlation; raise --clips or --frames")
@@ -124,6 +131,36 @@ class TotalCorrelation:
         writer.figure("total-correlation", figure)
         return AnalysisResult({"frames": len(x), **values}, _summary(values))
 
+    def _as_published(self, writer: ResultWriter) -> AnalysisResult:
+        """Mean and standard deviation over three draws of noise and frames."""
+        settings = self._settings
+        encoding = encode(self._subject, self._module, self._clips, writer.stop.check)
+        draws: list[list[dict[str, Any]]] = []
+        frames = 0
+        for number in range(DRAWS):
+            seed = stream_seed(settings.seed, "total correlation", number)
+            latents = encoding.context
+            if encoding.log_var is not None:
+                latents = sampled(encoding.mu, encoding.log_var, seed)
+            x = frames_of_each(latents.double().numpy(), FRAMES_EACH, seed)
+            order = np.argsort(_bits(x.shape[1], seed, "dimensions"), kind="stable")
+            widths = sorted({min(width, x.shape[1]) for width in numbers("--sizes", settings.sizes)})
+            draws.append(_kernel_points(x[:, order], widths, settings.bandwidth, seed, writer, "kde"))
+            frames = len(x)
+        points = [_over_draws(of_width) for of_width in zip(*draws, strict=True)]
+        writer.table("total-correlation", [{"estimate": "kde", **point} for point in points])
+        where = f"{self._subject.run.folder.name}, module {self._module}"
+        figure = style.new_figure(5, 3.4)
+        draw_estimate(figure.subplots(), "kde", {where: points})
+        figure.suptitle(f"total correlation, the paper's definition: {where}", fontsize=10)
+        writer.figure("total-correlation", figure)
+        last = points[-1]
+        line = (
+            f"kde, {last['dimensions']} dimensions: {last['total_correlation']:.2f} ± {last['deviation']:.2f} nats "
+            f"over {DRAWS} draws of {frames:,} frames, {last['shuffled']:.2f} when shuffled"
+        )
+        return AnalysisResult({"frames": frames, "draws": DRAWS, "kde": points}, [line])
+
     def _frames(self, writer: ResultWriter) -> Matrix:
         encoding = encode(self._subject, self._module, self._clips, writer.stop.check)
         if self._settings.latents == "deterministic" or encoding.log_var is None:
@@ -131,12 +168,21 @@ class TotalCorrelation:
         return frames_of(sampled(encoding.mu, encoding.log_var, self._settings.seed), self._settings.frames, 0)
 
 
-def sampled(mu: Any, log_var: Any, seed: int) -> Any:
-    """One draw of (N, L, C) latents, on the CPU, decided by the seed."""
-    import torch
+def frames_of_each(latents: npt.NDArray[np.float64], wanted: int, seed: int) -> Matrix:
+    """(N * wanted, C): so many frames, or all there are, of each of (N, L, C) latents, drawn by the seed."""
+    count, length, channels = latents.shape
+    bits = _bits(count * length, seed, "frames of each").reshape(count, length)
+    chosen = np.sort(np.argsort(bits, axis=1, kind="stable")[:, :wanted], axis=1)  # (N, wanted)
+    return np.take_along_axis(latents, chosen[:, :, None], axis=1).reshape(-1, channels)
 
-    noise = noise_for(FeatureSpec("frames", sampled=True, seed=seed), torch.device("cpu"), "analysis")
-    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=noise)
+
+def _over_draws(points: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """Means over draws of one width, and the standard deviation of the total correlation."""
+    means = {
+        key: float(np.mean([point[key] for point in points])) for key in ("total_correlation", "shuffled", "excess")
+    }
+    deviation = float(np.std([point["total_correlation"] for point in points], ddof=1))
+    return {"dimensions": points[0]["dimensions"], **means, "deviation": deviation}
 
 
 def estimates(
@@ -145,25 +191,31 @@ def estimates(
     """Each estimate of the first so many dimensions of (n, d) vectors, and of the same shuffled."""
     apart = shuffled(x, seed)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ESTIMATES}
-    scaled = {"kde": (x, apart), "kde_standardized": (standardized(x), standardized(apart))}
-    for name, (together, alone) in scaled.items():
-        with writer.bar(f"{name} entropies", x.shape[1], "dimensions") as advance:
-
-            def step(advance: Callable[[int], None] = advance) -> None:
-                writer.stop.check()
-                advance(1)
-
-            marginals = marginal_entropies(together, bandwidth, step)  # shuffling leaves them as they are
-        for width in widths:
-            writer.stop.check()
-            value, bias = (
-                kernel_total_correlation(part[:, :width], bandwidth, marginals[:width]) for part in (together, alone)
-            )
-            found[name].append(_point(width, value, bias))
+    for name, scale in (("kde", lambda frames: frames), ("kde_standardized", standardized)):
+        found[name] = _kernel_points(scale(x), widths, bandwidth, seed, writer, name)
     for width in widths:
         value, bias = (gaussian_total_correlation(part[:, :width]) for part in (x, apart))
         found["gaussian"].append(_point(width, value, bias))
     return found
+
+
+def _kernel_points(
+    x: Matrix, widths: list[int], bandwidth: float, seed: int, writer: ResultWriter, name: str
+) -> list[dict[str, Any]]:
+    """The kernel estimate of the first so many dimensions of (n, d) vectors, and of the same shuffled."""
+    with writer.bar(f"{name} entropies", x.shape[1], "dimensions") as advance:
+
+        def step() -> None:
+            writer.stop.check()
+            advance(1)
+
+        marginals = marginal_entropies(x, bandwidth, step)  # shuffling leaves them as they are
+    points, apart = [], shuffled(x, seed)
+    for width in widths:
+        writer.stop.check()
+        value, bias = (kernel_total_correlation(part[:, :width], bandwidth, marginals[:width]) for part in (x, apart))
+        points.append(_point(width, value, bias))
+    return points
 
 
 def draw_estimate(axes: Axes, name: str, runs: dict[str, list[dict[str, Any]]]) -> None:

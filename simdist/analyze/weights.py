@@ -1,7 +1,8 @@
 """Weights of linear probes: which latent dimensions say what (arXiv 2408.12936, interpretability).
 
 A probe without bias on time-averaged latents gives each class one weight a dimension. Each class's weights are divided
-by the largest of them in magnitude, so that they lie in [-1, 1], zero stays zero and signs stay.
+by the largest of them in magnitude, so that they lie in [-1, 1], zero stays zero and signs stay. The paper's plots
+(`--definition paper`) stretch each class from its minimum to its maximum instead.
 """
 
 from __future__ import annotations
@@ -25,36 +26,40 @@ from simdist.analyze.probes import (
 )
 from simdist.analyze.registry import WeightsSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
-from simdist.analyze.settings import layer_of
+from simdist.analyze.settings import PAPER, Definition, layer_of
 from simdist.config.schema import place_name
 from simdist.core.errors import InputError
 from simdist.probe.settings import names_in
 
 Matrix = npt.NDArray[np.float64]
 SMALL = 0.1  # a rescaled weight below it hardly counts
+_SCALE = {"simdist": "of a class's largest", PAPER: "of half a class's range from its middle"}
 GRID = 201  # points per side of a decision map
 REACH = 3.0  # of a decision map, in units of the latent: three standard deviations of the prior
 
 
-def rescaled(weights: Matrix) -> Matrix:
-    """(K, C) weights, each class divided by its largest magnitude: in [-1, 1]."""
+def rescaled(weights: Matrix, definition: Definition = "simdist") -> Matrix:
+    """(K, C) weights, each class in [-1, 1]: over its largest magnitude, or as the paper, from minimum to maximum."""
+    if definition == PAPER:
+        low, high = weights.min(axis=1, keepdims=True), weights.max(axis=1, keepdims=True)
+        return np.where(high > low, 2 * (weights - low) / np.where(high > low, high - low, 1.0) - 1, 0.0)
     largest = np.abs(weights).max(axis=1, keepdims=True)
     return weights / np.where(largest > 0, largest, 1.0)
 
 
-def importance(weights: Matrix) -> Matrix:
+def importance(weights: Matrix, definition: Definition = "simdist") -> Matrix:
     """(C,) a dimension's mean magnitude over the classes of (K, C) weights, rescaled."""
-    return np.abs(rescaled(weights)).mean(axis=0)
+    return np.abs(rescaled(weights, definition)).mean(axis=0)
 
 
-def concentration(weights: Matrix) -> dict[str, float]:
+def concentration(weights: Matrix, definition: Definition = "simdist") -> dict[str, float]:
     """How much a few dimensions decide.
 
     Returns:
         `small_share` of rescaled weights below 0.1 in magnitude, their excess `kurtosis` (0: Gaussian), and
         `dimensions_for_90_percent` of the sum of importances.
     """
-    scaled, important = rescaled(weights), np.sort(importance(weights))[::-1]
+    scaled, important = rescaled(weights, definition), np.sort(importance(weights, definition))[::-1]
     enough = np.cumsum(important) >= 0.9 * important.sum()
     return {
         "small_share": float((np.abs(scaled) < SMALL).mean()),
@@ -114,14 +119,15 @@ class Weights:
             top = ", ".join(str(number) for number in found["most_important"][:5])
             summary.append(
                 f"{label}: most important dimensions {top}; {100 * found['small_share']:.0f} % of weights below "
-                f"{SMALL} of a class's largest; 90 % of the importance in {found['dimensions_for_90_percent']} of "
-                f"{found['dimensions']} dimensions"
+                f"{SMALL} {_SCALE[self._settings.definition]}; 90 % of the importance in "
+                f"{found['dimensions_for_90_percent']} of {found['dimensions']} dimensions"
             )
         return AnalysisResult({"labels": values}, summary)
 
     def _one(self, label: str, probe: TrainedProbe, writer: ResultWriter) -> dict[str, Any]:
         weights = probe.weights()
-        scaled, important = rescaled(weights), importance(weights)
+        definition = self._settings.definition
+        scaled, important = rescaled(weights, definition), importance(weights, definition)
         order = np.argsort(-important, kind="stable")
         rows = [
             {"dimension": int(d), "importance": float(important[d])}
@@ -133,7 +139,9 @@ class Weights:
         title = f"{label}, {self._name}, {self._where}"
         writer.figure(f"heat-map-{label}", plots.heat_map(scaled, probe.classes, title))
         writer.figure(f"most-important-{label}", plots.most_important(scaled, order, probe.classes, title))
-        runs = {self._name: scaled} | {n: rescaled(p.weights()) for n, p in self._others.get(label, {}).items()}
+        runs = {self._name: scaled} | {
+            name: rescaled(p.weights(), definition) for name, p in self._others.get(label, {}).items()
+        }
         writer.figure(f"density-{label}", plots.densities(runs, f"{label}, {self._where}"))
         if len(order) > 1:
             pair = (int(order[0]), int(order[1]))
@@ -145,8 +153,8 @@ class Weights:
             "dimensions": int(weights.shape[1]),
             "most_important": order[:10].tolist(),
             "accuracy": probe.result["test"]["accuracy"]["value"],
-            **concentration(weights),
-            "others": {name: concentration(p.weights()) for name, p in self._others.get(label, {}).items()},
+            **concentration(weights, definition),
+            "others": {name: concentration(p.weights(), definition) for name, p in self._others.get(label, {}).items()},
         }
 
 

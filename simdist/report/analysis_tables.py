@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from simdist.analyze.registry import ANALYSES, OVER_SEEDS, Column, Table
-from simdist.report.measurements import LAYER
+from simdist.report.measurements import DEFINITION, LAYER
 from simdist.report.summary import (
     EMPTY,
     FEWEST_SEEDS,
@@ -55,7 +55,7 @@ def _table(name: str, kind: Table, cells: Mapping[Cell, Statistic], heads: list[
     said = {cell: json.loads(cell.what) for cell in cells if cell.family == family}
     own = {c: w for c, w in said.items() if kind is DECODERS or w["analysis"] == name}
     columns = _columns(kind, own.values())
-    keys = [*kind.keys, *([LAYER] if any(LAYER in what for what in own.values()) else [])]
+    keys = [*kind.keys, *(key for key in (LAYER, DEFINITION) if any(key in what for what in own.values()))]
     lines: dict[tuple[tuple[Any, ...], tuple[Any, ...], int | None], dict[str, Statistic]] = {}
     for cell, what in own.items():
         row = (tuple(what.get(key) for key in keys), cell.group, cell.module)

@@ -41,7 +41,7 @@ class Measurement:
 
 PROBES, RESULT = "probes", "result.json"
 SEEDS = ("seed", "view.seed", "probe.seed")
-LAYER = "layer"  # key of `Measurement.what`
+LAYER, DEFINITION = "layer", "definition"  # keys of `Measurement.what`
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class ModuleResult:
 
 def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> list[ModuleResult]:
     """Decoders, and of each analysis of each module or layer the newest one at the latest checkpoint."""
-    newest: dict[tuple[str, tuple[int, int]], tuple[tuple[int, float], ModuleResult]] = {}
+    newest: dict[tuple[str, tuple[int, int], str | None], tuple[tuple[int, float], ModuleResult]] = {}
     for path in sorted(folder.glob(f"{ANALYSIS}/*")):
         if not path.is_dir() or path.name.startswith(f"{COMPARISON}-"):
             continue
@@ -186,7 +186,7 @@ def read_findings(folder: Path, run: str, problems: list[UnreadableFile]) -> lis
         except SHAPELESS as error:
             problems.append(UnreadableFile(path / RESULT, f"is not the result of an analysis ({reason_of(error)})"))
             continue
-        key = (found.kind, found.place)
+        key = (found.kind, found.place, result.definition)
         if key not in newest or age > newest[key][0]:
             newest[key] = (age, found)
     return [*_decoders(folder, run, problems), *(found for _, found in newest.values())]
@@ -202,7 +202,8 @@ def _analysis(run: str, path: Path, result: AnalysisRecord) -> ModuleResult:
             what, metric, value = parse(number, AnalysisNumber)
         except RecordError as error:
             raise RecordError(f"{number[1]}: {str(error).partition(': ')[2]}") from error
-        what = {"analysis": kind, **_inside(result.layer), **what}
+        of_whom = {} if result.definition is None else {DEFINITION: result.definition}
+        what = {"analysis": kind, **_inside(result.layer), **of_whom, **what}
         measured.append(Measurement(run, "analysis", what, module, metric, value))
     return ModuleResult(run, path, kind, module, result.layer, result.step, result.summary, measured)
 

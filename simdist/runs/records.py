@@ -227,6 +227,8 @@ class AnalysisRecord(Struct, frozen=True):
     summary: list[Word]
     layer: Count | None = None
     """Inside the module; None for its output."""
+    definition: Word | None = None
+    """`paper` for a score as the authors' code computes it; None for ours."""
 
 
 AnalysisNumber = tuple[dict[Word, Word | bool | int | Finite | None], Word, Finite]

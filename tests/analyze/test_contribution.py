@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from simdist.analyze.command import AnalyzeCommand
-from simdist.analyze.contribution import PROGRESS, Scorer, summarize
+from simdist.analyze.contribution import PROGRESS, Scorer, ratios_of_means, scores_of, summarize
+from simdist.analyze.encoder_under_test import sampled
 from simdist.analyze.fast_decoding import FastDecoder
 from simdist.analyze.registry import ContributionSettings
 from simdist.core.signals import SignalHandler, StoppedError
@@ -59,6 +60,45 @@ def test_scores_are_those_of_the_definition(analyze: Analyze, sim: Path, speech:
     assert curve[-1]["mean"] == 0
 
 
+def test_the_papers_curve_is_a_ratio_of_means_on_samples(analyze: Analyze, sim: Path, speech: Path) -> None:
+    options = ("--module=2", f"--sizes={','.join(map(str, SIZES))}", "--definition=paper", "--seed=3")
+    (result,) = analyze("contribution", sim, *options)
+    assert result["definition"] == "paper"
+    assert "-paper-step" in result["folder"].name
+    assert result["folder"].joinpath("contribution.png").is_file()
+    stored, clips = np.load(result["folder"] / "scores.npz"), all_clips(speech)
+    mu, log_var = module_outputs(sim, 2, torch.cat([clips[key] for key in stored["keys"].tolist()]))
+    assert log_var is not None
+    latents = list(sampled(mu, log_var, 3).split(1))
+    decoder, sums, pairs = load_decoder(sim, 2), np.zeros(1 + len(SIZES)), 0
+    for a in latents:
+        for b in latents:
+            if a is b:
+                continue
+            target, pairs = decoder.decode(b, 5120).double(), pairs + 1
+            order = (a.mean(1) - b.mean(1)).square()[0].argsort(descending=True)
+            for place, size in enumerate((0, *SIZES)):
+                mixed = a.clone()
+                mixed[:, :, order[:size]] = b[:, :, order[:size]]
+                sums[place] += float((decoder.decode(mixed, 5120).double() - target).square().mean())
+    curve = result["values"]["curve"]
+    assert [point["dimensions"] for point in curve] == [0, *SIZES]
+    assert [point["error"] for point in curve] == pytest.approx((sums / pairs).tolist(), rel=1e-3, abs=1e-9)
+    assert [point["ratio"] for point in curve] == pytest.approx((sums / sums[0]).tolist(), rel=1e-3, abs=1e-6)
+    (ours,) = analyze("contribution", sim, "--module=2", f"--sizes={','.join(map(str, SIZES))}", "--seed=3")
+    assert "definition" not in ours
+    assert ours["folder"] != result["folder"]
+
+
+def test_a_ratio_of_means_is_no_mean_of_ratios() -> None:
+    errors = np.full((2, 2, 2), np.nan)  # nothing replaced, and one dimension
+    errors[0, 1], errors[1, 0] = (4.0, 1.0), (1.0, 0.5)
+    start, one = ratios_of_means(errors, [1])
+    assert (start["ratio"], start["error"]) == (1.0, 2.5)
+    assert (one["ratio"], one["error"]) == (pytest.approx(1.5 / 5), 0.75)
+    assert summarize(scores_of(errors), [1])[0]["mean"] == pytest.approx((0.25 + 0.5) / 2)
+
+
 def test_bf16_is_near_float32(sim: Path, speech: Path) -> None:
     """With a decoder without biases, whose sounds differ by as much as they are loud."""
     decoder = load_decoder(sim, 2)
@@ -70,7 +110,8 @@ def test_bf16_is_near_float32(sim: Path, speech: Path) -> None:
         Scorer.of(FastDecoder(decoder, 32, dtype), latents, [2, 4], 8, dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    assert np.allclose(coarse.row(1), fine.row(1), atol=0.02, equal_nan=True)
+    found, expected = (scores_of(scorer.row(1)[None])[0] for scorer in (coarse, fine))
+    assert np.allclose(found, expected, atol=0.02, equal_nan=True)
     assert coarse.noise(fine.decoded) < 0.01
     assert fine.noise(fine.decoded) == 0
 

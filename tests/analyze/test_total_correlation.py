@@ -11,6 +11,7 @@ import torch
 from sklearn.neighbors import KernelDensity
 
 from simdist.analyze.total_correlation import (
+    frames_of_each,
     gaussian_total_correlation,
     kernel_entropy,
     kernel_total_correlation,
@@ -86,3 +87,28 @@ def test_sampled_latents_need_a_distribution(analyze: Analyze, fails: Callable[.
     assert sampled["values"]["gaussian"] != plain["values"]["gaussian"]
     printed = fails("total-correlation", f"--run-dir={gim}", "--latents=sampled")
     assert "has no distribution to sample from (model.head is 'mu'); use --latents deterministic" in printed
+
+
+def test_the_papers_definition_is_three_draws_of_five_frames_of_each_clip(analyze: Analyze, sim: Path) -> None:
+    (result,) = analyze("total-correlation", sim, "--module=1", "--definition=paper", "--sizes=2,8", "--clips=2")
+    values = result["values"]
+    clips = values["frames"] // 5
+    assert values["frames"] == 5 * clips
+    assert clips > 2  # --clips is of our definition
+    assert values["draws"] == 3
+    assert set(values) == {"frames", "draws", "kde"}
+    assert [point["dimensions"] for point in values["kde"]] == [2, 8]
+    assert all(point["deviation"] > 0 for point in values["kde"])
+    (again,) = analyze("total-correlation", sim, "--module=1", "--definition=paper", "--sizes=2,8", "--force")
+    assert again["values"] == values
+
+
+def test_frames_of_each_takes_as_many_of_every_clip() -> None:
+    latents = np.arange(2 * 7 * 3, dtype=float).reshape(2, 7, 3)
+    found = frames_of_each(latents, 4, 1)
+    assert found.shape == (8, 3)
+    of_clip = [sorted(int(row[0]) // 3 for row in part) for part in (found[:4], found[4:])]
+    assert all(len(set(frames)) == 4 for frames in of_clip)
+    assert (max(of_clip[0]) < 7, min(of_clip[1]) >= 7) == (True, True)
+    assert len(frames_of_each(latents, 9, 1)) == 14
+    assert not np.array_equal(found, frames_of_each(latents, 4, 2))

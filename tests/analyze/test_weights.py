@@ -26,6 +26,12 @@ def test_each_class_is_rescaled_by_its_largest_magnitude() -> None:
     assert importance(weights) == pytest.approx([0.5 / 3, 2 / 3, 0.75 / 3])
 
 
+def test_by_the_papers_definition_each_class_is_stretched_from_its_minimum_to_its_maximum() -> None:
+    weights = np.array([[1.0, 2.0, 5.0], [-4.0, 0.0, 4.0], [3.0, 3.0, 3.0]])
+    assert rescaled(weights, "paper").tolist() == [[-1.0, -0.5, 1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert importance(weights, "paper").tolist() == pytest.approx([2 / 3, 0.5 / 3, 2 / 3])
+
+
 def test_concentration_counts() -> None:
     weights = np.array([[1.0, 0.05, -0.05, 0.0]])
     found = concentration(weights)
