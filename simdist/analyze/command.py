@@ -163,6 +163,7 @@ def _identity(
         item.name: getattr(settings, item.name)
         for item in dataclasses.fields(settings)
         if item.metadata.get("identity", True)
+        and not (item.metadata.get("omitted") and getattr(settings, item.name) == item.default)
     }
     layer, definition = layer_of(settings), definition_of(settings)
     return {

@@ -9,6 +9,7 @@ the prior does, so its audio says nothing about how frames follow each other.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -236,18 +237,38 @@ class Interpolation(DecodedAnalysis):
     def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""
         steps, keys = self._settings.steps, self.clips.keys[:2]
-        latents = self.latents()
-        waves = list(self.decode(between(latents[0], latents[1], steps)))
+        first, second = self.latents()[:2]
         shares = np.linspace(0, 1, steps)
         names = [f"{100 * (1 - share):.0f} % {keys[0]}, {100 * share:.0f} % {keys[1]}" for share in shares]
-        originals = self.clips.audio(slice(0, 2), torch.device("cpu"))[:, 0].numpy()
-        waves = [originals[0], *waves, originals[1]]
         names = [f"original {keys[0]}", *names, f"original {keys[1]}"]
-        writer.figure("interpolation", draw_audio(waves, names, f"interpolation: {self.where}"))
-        write_audio(writer, "interpolation", waves, names)
-        rms = [float(np.sqrt((wave.astype(np.float64) ** 2).mean())) for wave in waves]
-        line = f"from {keys[0]} to {keys[1]} in {steps} steps; RMS {', '.join(f'{value:.3f}' for value in rms[1:-1])}"
-        return AnalysisResult({"keys": keys, "shares": shares.tolist(), "rms": rms}, [line])
+        originals = self.clips.audio(slice(0, 2), torch.device("cpu"))[:, 0].numpy()
+        levels: dict[int | None, list[float]] = {}
+        for count in numbers("--dimensions", self._settings.dimensions) or [None]:
+            end = second if count is None else with_most_different(first, second, count)
+            waves = [originals[0], *self.decode(between(first, end, steps)), originals[1]]
+            stem = "interpolation" if count is None else f"interpolation-{count:03d}"
+            moving = "" if count is None else f" of the {count} most different dimensions"
+            writer.figure(stem, draw_audio(waves, names, f"interpolation{moving}: {self.where}"))
+            write_audio(writer, stem, waves, names)
+            levels[count] = [float(np.sqrt((wave.astype(np.float64) ** 2).mean())) for wave in waves]
+            writer.stop.check()
+        lines = [
+            f"from {keys[0]} to {keys[1]} in {steps} steps{'' if count is None else f', {count} dimensions'}; "
+            f"RMS {', '.join(f'{value:.3f}' for value in rms[1:-1])}"
+            for count, rms in levels.items()
+        ]
+        values: dict[str, Any] = {"keys": keys, "shares": shares.tolist()}
+        if None in levels:
+            return AnalysisResult(values | {"rms": levels[None]}, lines)
+        return AnalysisResult(values | {"rms_by_dimensions": {str(n): rms for n, rms in levels.items()}}, lines)
+
+
+def with_most_different(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """The first of two (L, C) latents with the second's values in the dimensions whose time averages differ most."""
+    order = (first.mean(0) - second.mean(0)).square().argsort(descending=True, stable=True)
+    mixed = first.clone()
+    mixed[:, order[:count]] = second[:, order[:count]]
+    return mixed
 
 
 class Samples(DecodedAnalysis):

@@ -20,6 +20,7 @@ from simdist.analyze.settings import (
     LabelSettings,
     numbers,
 )
+from simdist.config.schema import OMITTED
 from simdist.core.errors import require_option
 
 Settings = TypeVar("Settings", bound=AnalysisSettings)
@@ -317,10 +318,48 @@ class InterpolationSettings(DecodedSettings):
     """Keys of two clips in the split: KEY_A,KEY_B. Default: two drawn at random."""
     steps: int = 5
     """Number of points on the line, both ends included."""
+    dimensions: str = field(default="", metadata=OMITTED)
+    """Move only so many dimensions, those in which the clips' time averages differ most; a line of sounds for each
+    number, such as 2,8,32. Default: all dimensions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_option(self.steps > 1, "steps", self.steps, "at least 2")
+        sizes = numbers("--dimensions", self.dimensions)
+        require_option(min(sizes, default=1) > 0, "dimensions", self.dimensions, "numbers of 1 or more such as 2,8,32")
+
+
+@register(
+    "masking",
+    "simdist.analyze.masking:Masking",
+    short="Set dimensions to zero, decode, and write audio.",
+    about="""\
+Decode clips with dimensions of the latent set to zero: each alone, some of them, or all but some. Says how much of the
+sound changes, and writes audio, waveform and spectrum. Needs a decoder.
+
+  python -m simdist.analyze masking --run-dir runs/sim --module 0
+  python -m simdist.analyze masking --run-dir runs/sim --module 0 --mask 3,9
+  python -m simdist.analyze masking --run-dir runs/sim --module 0 --keep 3,9""",
+    heading="Masked dimensions",
+    needs=("decoder",),
+)
+@dataclass(frozen=True)
+class MaskingSettings(DecodedSettings):
+    """Options of `masking`."""
+
+    mask: str = ""
+    """Latent dimensions to set to zero together, such as 3,9. Without this and --keep, each is set to zero alone."""
+    keep: str = ""
+    """Latent dimensions to keep; all others are set to zero."""
+    clips: int = 8
+    """Number of clips to decode, drawn at random. If the split has fewer, all of them. Audio is of the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_option(not (self.mask and self.keep), "keep", self.keep, "left out where --mask is given")
+        for name in ("mask", "keep"):
+            value = getattr(self, name)
+            require_option(min(numbers(f"--{name}", value), default=0) >= 0, name, value, "numbers from 0 such as 3,9")
 
 
 @register(

@@ -51,7 +51,7 @@ def test_the_table_is_read() -> None:
 
 def test_a_row_names_ours_or_says_why_it_is_not_here() -> None:
     missing = [ours.removeprefix(MISSING) for ours in OURS if ours.startswith(MISSING)]
-    assert len(missing) > 5
+    assert len(missing) >= 3
     assert all(len(why.split()) > 2 for why in missing)
     assert not [
         ours for ours in OURS if re.search("not (here|available|needed)", ours) and not ours.startswith(MISSING)
