@@ -251,7 +251,7 @@ class ContributionSettings(DecodedSettings):
     latent's width replaces all."""
     definition: Definition = field(default="simdist", metadata=COMMAND)
     """Which score: `simdist`, each pair's remaining error as a share of that with nothing replaced, on means; or
-    `paper`, the mean remaining error over the mean with nothing replaced, on samples, beside the errors."""
+    `paper`, the mean remaining error over the mean with nothing replaced, on samples, along with the errors."""
     precision: Literal["float32", "bf16"] = "float32"
     """Precision of decoding. bf16 is about twice as fast; the command warns if it is too coarse."""
     batch: int = field(default=16, metadata=TUNING)

@@ -29,7 +29,7 @@ def with_trunk_name(config: Config, folder: Path | None) -> Config:
 
     Args:
         config: the experiment.
-        folder: of the run, which may exist already; it goes on without its trunk.
+        folder: of the run, which may exist already; then it needs its trunk no more.
 
     Raises:
         InputError: the trunk is not a run folder.
