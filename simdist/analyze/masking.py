@@ -16,9 +16,11 @@ from torch import Tensor
 from simdist.analyze import style
 from simdist.analyze.encoder_under_test import EncoderUnderTest
 from simdist.analyze.latent_audio import BATCH, DecodedAnalysis, draw_audio, write_audio
+from simdist.analyze.probes import Wanted, newest_by_label
 from simdist.analyze.registry import MaskingSettings
 from simdist.analyze.result_writer import AnalysisResult, ResultWriter
 from simdist.analyze.settings import numbers
+from simdist.analyze.weights import importance
 from simdist.core.errors import InputError
 
 MOST_HEARD = 4  # dimensions whose masking is written as audio where each is masked alone
@@ -37,13 +39,27 @@ class Masking(DecodedAnalysis):
     def __init__(self, encoder: EncoderUnderTest, module: int, settings: MaskingSettings) -> None:
         super().__init__(encoder, module, settings)
         self._width = self.decoder.in_channels
-        mask, keep = numbers("--mask", settings.mask), numbers("--keep", settings.keep)
-        for name, wanted in (("mask", mask), ("keep", keep)):
-            if not all(number < self._width for number in wanted):
-                given = getattr(settings, name)
-                raise InputError(f"--{name} is {given!r}; this latent has dimensions 0 to {self._width - 1}")
+        mask, called = self._named("mask", settings.mask)
+        keep, kept = self._named("keep", settings.keep)
         self._masked = [d for d in range(self._width) if d not in keep] if keep else mask
-        self._called = f"all but {settings.keep}" if keep else settings.mask
+        self._called = f"all but {kept}" if keep else called
+        if keep and not self._masked:
+            raise InputError(f"--keep {settings.keep} keeps all {self._width} dimensions; leave out some")
+
+    def _named(self, option: str, given: str) -> tuple[list[int], str]:
+        """The dimensions that --mask or --keep names, and what to call them."""
+        label, has_probe, count = (part.strip() for part in given.partition(":"))
+        if not has_probe:
+            dimensions = numbers(f"--{option}", given)
+            if not all(number < self._width for number in dimensions):
+                raise InputError(f"--{option} is {given!r}; this latent has dimensions 0 to {self._width - 1}")
+            return dimensions, given
+        wanted = Wanted("linear", "mean", bias=False)
+        probe = newest_by_label(self.encoder, self.module, label, wanted, self.layer)[label]
+        self.inputs.append(probe.name)
+        order = np.argsort(-importance(probe.weights()), kind="stable")
+        dimensions = order[: int(count)].tolist()
+        return dimensions, f"{','.join(map(str, dimensions))} (the most important to {label})"
 
     def work(self, writer: ResultWriter) -> AnalysisResult:
         """See `Analysis`."""

@@ -339,7 +339,8 @@ sound changes, and writes audio, waveform and spectrum. Needs a decoder.
 
   python -m simdist.analyze masking --run-dir runs/sim --module 0
   python -m simdist.analyze masking --run-dir runs/sim --module 0 --mask 3,9
-  python -m simdist.analyze masking --run-dir runs/sim --module 0 --keep 3,9""",
+  python -m simdist.analyze masking --run-dir runs/sim --module 0 --keep 3,9
+  python -m simdist.analyze masking --run-dir runs/sim --module 0 --keep vowel:4""",
     heading="Masked dimensions",
     needs=("decoder",),
 )
@@ -348,9 +349,10 @@ class MaskingSettings(DecodedSettings):
     """Options of `masking`."""
 
     mask: str = ""
-    """Latent dimensions to set to zero together, such as 3,9. Without this and --keep, each is set to zero alone."""
+    """Latent dimensions to set to zero together, such as 3,9; or vowel:4, the four most important to the mean-pooled,
+    bias-free linear probe of vowels. Without this and --keep, each is set to zero alone."""
     keep: str = ""
-    """Latent dimensions to keep; all others are set to zero."""
+    """Latent dimensions to keep, such as 3,9 or vowel:4; all others are set to zero."""
     clips: int = 8
     """Number of clips to decode, drawn at random. If the split has fewer, all of them. Audio is of the first."""
 
@@ -359,7 +361,13 @@ class MaskingSettings(DecodedSettings):
         require_option(not (self.mask and self.keep), "keep", self.keep, "left out where --mask is given")
         for name in ("mask", "keep"):
             value = getattr(self, name)
-            require_option(min(numbers(f"--{name}", value), default=0) >= 0, name, value, "numbers from 0 such as 3,9")
+            label, has_probe, count = value.partition(":")
+            if has_probe:
+                is_right = "," not in label and label.strip() and count.isdecimal() and int(count) > 0
+                require_option(bool(is_right), name, value, "LABEL:COUNT such as vowel:4, or numbers such as 3,9")
+            else:
+                is_right = min(numbers(f"--{name}", value), default=0) >= 0
+                require_option(is_right, name, value, "numbers from 0 such as 3,9")
 
 
 @register(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from simdist.analyze.latent_audio import with_most_different
 from simdist.analyze.masking import masked
@@ -60,10 +61,30 @@ def test_each_dimension_alone(analyze: Analyze, sim: Path, speech: Path) -> None
     assert len(names) == 2 + 4  # the original, the whole latent, and four masks
 
 
+@pytest.mark.parametrize("option", ["keep", "mask"])
+def test_the_most_important_dimensions_of_a_probe(analyze: Analyze, sim: Path, option: str) -> None:
+    (result,) = analyze("masking", sim, "--module=0", f"--{option}=speaker:3")
+    tensors = [load_file(path) for path in sim.glob("probes/speaker-module0-*/probe.safetensors")]
+    (weights,) = (found["output.weight"].numpy() for found in tensors if "output.bias" not in found)
+    most = np.argsort(-(np.abs(weights) / np.abs(weights).max(axis=1, keepdims=True)).mean(axis=0))[:3].tolist()
+    others = [d for d in range(8) if d not in most]
+    assert result["values"]["masked"] == (others if option == "keep" else most)
+    (probe,) = (name for name in result["inputs"] if name.startswith("speaker-module0-"))
+    assert "output.bias" not in load_file(sim / "probes" / probe / "probe.safetensors")
+    called = f"{','.join(map(str, most))} (the most important to speaker): "
+    assert result["summary"][0].startswith("without dimensions " + "all but " * (option == "keep") + called)
+
+
 def test_wrong_dimensions_are_named(fails: Callable[..., str], sim: Path) -> None:
     run = f"--run-dir={sim}"
     assert "--mask is '8'; this latent has dimensions 0 to 7" in fails("masking", run, "--module=2", "--mask=8")
     assert "--keep is '1'; it must be left out where --mask is given" in fails("masking", run, "--mask=1", "--keep=1")
+    for wrong in ("speaker:0", "speaker:two", ":3", "speaker,phone:3"):
+        assert f"--keep is {wrong!r}; it must be LABEL:COUNT" in fails("masking", run, f"--keep={wrong}")
+    everything = "--keep 0,1,2,3,4,5,6,7 keeps all 8 dimensions; leave out some"
+    assert everything in fails("masking", run, "--module=2", "--keep=0,1,2,3,4,5,6,7")
+    missing = fails("masking", run, "--module=2", "--mask=speaker:3")
+    assert missing.endswith("--label speaker --module 2 --bias false")
 
 
 def test_only_the_most_different_dimensions_move(analyze: Analyze, sim: Path, speech: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import cast
 
 import pytest
 import yaml
 
 from simdist.analyze import __main__ as analyze
 from simdist.analyze.registry import ANALYSES
+from simdist.config.decoder import DecodingConfig
+from simdist.config.load import tree_from
 from simdist.config.parser import Parser
 from simdist.decode.__main__ import main as decode
 from simdist.probe import __main__ as probe
+from simdist.runs.schedule import Schedule
 from simdist.train.__main__ import main as train
 from tests.docs.test_commands import UnderstoodError, parsing_only, understand
 from tests.support import ROOT
@@ -106,6 +111,23 @@ def test_every_loss_of_a_decoder_exists() -> None:
     named = re.findall(r"`(?:--loss )?([\w+]+)`", row)
     assert named == ["mse", "spectral", "mse+spectral", "fft", "mse+fft", "mel", "mse+mel"]
     assert set(named) <= set(LOSSES)
+
+
+def test_the_thesis_decoders_learn_as_their_row_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate that the command on the right trains with, epoch after epoch, is the one on the left."""
+    ((theirs, ours),) = ((theirs, ours) for code, theirs, ours in ROWS if code == "thesis" and "train_auto" in theirs)
+    first, factor = map(float, re.findall(r"\d+\.\d+", theirs))
+    (command,) = inline_commands_in(ours, FILE.name)
+    monkeypatch.chdir(ROOT)
+    with parsing_only(), pytest.raises(UnderstoodError) as understood:
+        decode(command.words[3:])
+    config = tree_from(cast(Parser, understood.value.parser), understood.value.parsed, DecodingConfig)
+    config = replace(config, data=replace(config.data, batch_size=8, epoch="all"))
+    rates = Schedule(config, 80)  # ten steps an epoch
+    assert [rates.lr(step) for step in (0, 9, 10, 20)] == pytest.approx(
+        [first, first, first * factor, first * factor**2]
+    )
+    assert config.loss == "mel"
 
 
 def test_pages_that_are_named_exist() -> None:
